@@ -1,0 +1,178 @@
+"""Settings: what a result depends on, validated before any work, and the profiles that hold them.
+
+A stage's settings contain the settings of the stages before it, so a distilled set names its
+experts and its experts name their data. `key` hashes the whole nest: two results share a key exactly when
+they were asked for in the same way. Nothing that cannot change a result (workers, progress, folders) is in here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PROFILES = Path(__file__).parent / "profiles"
+FORMAT = 1  # part of every key: raise it when a change of code changes results
+
+Count = Annotated[int, Field(ge=1)]
+Size = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Strategy = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+
+
+class Refusal(ValueError):
+    """Bad input: says what was found, what was expected and what to do."""
+
+
+class Settings(BaseModel):
+    """Frozen, strict, closed: an unknown key or a wrong type is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    stage: ClassVar[str] = ""
+
+
+def key(settings: Settings) -> str:
+    """16 hexadecimal digits that name `settings`, whatever the order in which they were written."""
+    text = json.dumps([FORMAT, settings.stage, settings.model_dump()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def generator(*names: int | str) -> torch.Generator:
+    """A random generator of its own for each use: `generator(seed, "augment", step)`.
+
+    Adding a use shifts no other, and any step can be drawn again without drawing those before it.
+    """
+    digest = hashlib.sha256(repr(names).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class Data(Settings):
+    """Which images, cut how, shown in which space."""
+
+    name: str
+    seed: int = 0  # of the split and of everything drawn while the set is made
+    zca: bool = False
+
+
+class Network(Settings):
+    architecture: Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap"] = "convnet"
+    width: Count = 128
+    depth: Count = 3  # of a convnet; the others have their own
+
+
+class Expert(Settings):
+    """One expert network: its recipe, and the seed of its initialisation, batches and augmentation."""
+
+    stage: ClassVar[str] = "experts"
+    data: Data
+    network: Network = Network()
+    optimiser: Literal["sgd", "momentum", "adam"] = "momentum"
+    lr: Positive = 0.003
+    weight_decay: Size = 0.001
+    batch: Count = 256
+    epochs: Count = 50  # E
+    drop: Positive = 0.6  # lr factor after epoch index E // 2 + 1, where the optimiser restarts
+    ramp: Literal["none", "loss", "lr"] = "none"  # clipping loss; "lr" is its control, a plain warm-up
+    ramp_epochs: Count = 10  # epochs until the factor, 0.5 at first, is 1
+    penalty: Literal["none", "per_pixel", "per_sample"] = "none"
+    penalty_weight: Size = 2.0  # lambda
+    penalty_target: Size = 1.0  # the norm that the penalty pulls towards
+    strategies: Annotated[tuple[Strategy, ...], Field(strict=False)] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+    seed: int = 0
+
+
+class Selection(Settings):
+    """Images to start from, or to train on as they are: a coreset is an initialisation with nothing after it."""
+
+    stage: ClassVar[str] = "selections"
+    data: Data
+    method: Literal["noise", "real", "representative", "herding", "k_center", "all"]
+    ipc: Count = 1  # images per class
+    expert: Expert | None = None  # whose features the selection looks at
+    features: Literal["logits", "penultimate"] = "logits"
+    centres: Count | None = None  # k-means centres a class; None: as many as images
+    lr: Positive = 0.01  # to train on the selection with: nothing is learned here
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.method in ("representative", "herding", "k_center") and self.expert is None:
+            raise ValueError(f"initialisation '{self.method}' looks at an expert's features, but no expert is given: set `expert`")
+        if self.centres and (self.method != "representative" or self.ipc % self.centres):
+            raise ValueError(
+                f"centres = {self.centres} with ipc = {self.ipc}: expected a divisor of ipc, with 'representative'; leave `centres` out to have one centre an image"
+            )
+        return self
+
+
+class Distillation(Settings):
+    """The outer loop, its student and what it follows."""
+
+    stage: ClassVar[str] = "sets"
+    experts: Expert  # their recipe; expert i takes seed i
+    n_experts: Count = 100
+    start: Selection
+    inner_steps: Count = 20  # N
+    matched_epochs: Count = 2  # M
+    start_epochs: Count = 20  # T_max: s ~ U{0 ... T_max - 1}
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # mu of the inner loop
+    batch: Count | None = None  # synthetic images an inner step; None: all
+    balance: bool = False  # balanced inner-loop loss
+    perturbation: Size = 0.0  # alpha; 0: none
+    perturbation_form: Literal["elementwise", "norm_matched"] = "elementwise"
+    intermediate: Literal["none", "equal", "adaptive"] = "none"
+    lr_images: Positive = 1000.0
+    lr_lr: Size = 1e-5  # of the inner lr, in the published unit (a step on a, not on log a)
+    a0: Positive = 0.01
+    iterations: Count = 5000
+    checks: Count = 10  # looks at the validation split, evenly spaced, the last at the end
+    check_epochs: Count = 300
+    gradient: Literal["adjoint", "unroll"] = "adjoint"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self):
+        n, m, t, e = self.inner_steps, self.matched_epochs, self.start_epochs, self.experts.epochs
+        if n < m:
+            raise ValueError(f"inner_steps N = {n} is below matched_epochs M = {m}: every matched epoch needs a step of its own; raise N or lower M")
+        if t - 1 + m > e:
+            raise ValueError(
+                f"start_epochs T_max = {t} with matched_epochs M = {m} reaches expert epoch {t - 1 + m}, but the experts have {e}: lower T_max or M, or train longer"
+            )
+        if self.experts.data != self.start.data:
+            raise ValueError(f"experts saw {self.experts.data} but the start images come from {self.start.data}: give both the same data")
+        if self.checks > self.iterations:
+            raise ValueError(f"checks = {self.checks} is above iterations = {self.iterations}: lower it")
+        return self
+
+
+class Evaluation(Settings):
+    """Fresh networks trained on a set, and what they score."""
+
+    stage: ClassVar[str] = "rows"
+    of: Distillation | Selection
+    network: Network
+    networks: Count = 5
+    epochs: Count = 1000
+    batch: Count = 256
+    weight_decay: Size = 5e-4
+    factors: Annotated[tuple[Positive, ...], Field(strict=False)] = (0.1, 0.3, 1.0)  # of a, chosen on validation
+    search_networks: Count = 1  # networks a factor while choosing
+    looks: Count = 5  # looks at the accuracy along the way, for the best-of columns
+    strategies: Annotated[tuple[Strategy, ...], Field(strict=False)] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def complain(error: ValidationError, where: str) -> Refusal:
+    """Pydantic's findings as one message: where, what was found, what was expected."""
+    lines = []
+    for e in error.errors():
+        place = ".".join(str(p) for p in e["loc"]) or "settings"
+        found = "" if e["type"] in ("missing", "value_error") else f" (found {e['input']!r})"
+        advice = "unknown key: check its spelling, or remove it" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
+        lines.append(f"  {place}: {advice}{found}")
+    return Refusal(f"{where} cannot be used:\n" + "\n".join(lines))

@@ -1,0 +1,129 @@
+"""The outer loop: images S and inner lr a that make a student land where the experts went (METHOD sections 3 to 5).
+
+S <- S - lr_images v_S, v <- 0.5 v + dL/dS; log a likewise, so a stays positive: a step on log a of lr_lr / a0^2 is, at a0, the
+published step lr_lr on a. K classes, n = K * IPC images (n, c, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import augment
+from .config import Distillation, generator
+from .fit import Diverged
+from .flat import Flat, perturb
+from .matching import balance, matched_steps, objective
+from .unroll import GRADIENTS, Loss
+
+MOMENTUM = 0.5
+
+Segment = Callable[[int, int, int], Tensor]  # (expert, start epoch s, M) -> theta*_s ... theta*_{s+M}, (M + 1, P)
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the outer loop carries from one iteration to the next."""
+
+    iteration: int
+    images: Tensor
+    log_lr: Tensor
+    v_images: Tensor
+    v_lr: Tensor
+
+    @property
+    def lr(self) -> float:
+        """The learned inner learning rate a."""
+        return float(self.log_lr.exp())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For saving."""
+        return {"images": self.images, "log_lr": self.log_lr, "v_images": self.v_images, "v_lr": self.v_lr}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One outer iteration: the state after it, its loss, start epoch, and the largest step in a pixel."""
+
+    state: State
+    loss: float
+    start: int
+
+
+def begin(settings: Distillation, images: Tensor) -> State:
+    """The state before the first iteration."""
+    log_lr = torch.tensor(settings.a0, dtype=images.dtype, device=images.device).log()
+    return State(0, images, log_lr, torch.zeros_like(images), torch.zeros_like(log_lr))
+
+
+def batches(n: int, size: int | None, steps: int, chance: torch.Generator) -> list[Tensor]:
+    """Which images each inner step sees: walks through all n in shuffled order, again and again; all at once if they fit."""
+    if size is None or size >= n:
+        return [torch.arange(n)] * steps
+    order: list[Tensor] = []
+    while len(order) < steps:
+        order += torch.randperm(n, generator=chance).split(size)
+    return order[:steps]
+
+
+def inner_loss(flat: Flat, labels: Tensor, settings: Distillation, strategies: tuple[str, ...], start: int, t: int) -> Loss:
+    """loss(theta, images, k) = w(s) CE on the k-th batch of A(S); all chance of outer iteration t is drawn here."""
+    which = [b.to(labels.device) for b in batches(len(labels), settings.batch, settings.inner_steps, generator(settings.seed, "batches", t))]
+    chance = generator(settings.seed, "augment", t)
+    draws = [augment.draw(len(batch), strategies, chance).to(labels.device) for batch in which]
+    weight = balance(start, settings.start_epochs) if settings.balance else 1.0
+
+    def loss(theta: Tensor, images: Tensor, k: int) -> Tensor:
+        batch = which[k - 1]
+        x = images if len(batch) == len(images) else images[batch]
+        return weight * F.cross_entropy(flat(theta, augment.apply(x, draws[k - 1])), labels[batch])
+
+    return loss
+
+
+def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor, strategies: tuple[str, ...], state: State) -> Iterator[Step]:
+    """One outer iteration a turn, for ever, from `state`; continuing from a kept state gives the same bytes as never having stopped.
+
+    Raises:
+        Diverged: loss, images or inner lr stopped being finite.
+    """
+    matched = matched_steps(settings.inner_steps, settings.matched_epochs, settings.intermediate)
+    while True:
+        t = state.iteration
+        chance = generator(settings.seed, "start", t)
+        expert = int(torch.randint(settings.n_experts, (), generator=chance))
+        start = int(torch.randint(settings.start_epochs, (), generator=chance))
+        target = segment(expert, start, settings.matched_epochs).to(state.images)  # (M + 1, P)
+        theta = perturb(flat, target[0], settings.perturbation, settings.perturbation_form, generator(settings.seed, "perturb", t))
+
+        gradient = GRADIENTS[settings.gradient](
+            inner_loss(flat, labels, settings, strategies, start, t),
+            theta,
+            state.images,
+            state.log_lr.exp(),
+            settings.inner_steps,
+            settings.momentum,
+            lambda path, target=target: objective(path, target, matched, settings.intermediate),
+            list(matched),
+        )
+        v_images = MOMENTUM * state.v_images + gradient.images
+        v_lr = MOMENTUM * state.v_lr + gradient.lr * state.log_lr.exp()  # d/d log a = a d/da
+        images = state.images - settings.lr_images * v_images
+        log_lr = state.log_lr - settings.lr_lr / settings.a0**2 * v_lr
+        check_finite(t, settings, {"matching loss": gradient.value, "synthetic images": images, "inner lr": log_lr.exp()})
+        state = replace(state, iteration=t + 1, images=images, log_lr=log_lr, v_images=v_images, v_lr=v_lr)
+        yield Step(state, float(gradient.value), start)
+
+
+def check_finite(iteration: int, settings: Distillation, quantities: dict[str, Tensor]) -> None:
+    """Stop at the first number that is not finite, naming it."""
+    for name, value in quantities.items():
+        if not torch.isfinite(value).all():
+            raise Diverged(
+                f"the {name} stopped being finite at outer iteration {iteration} (lr_images {settings.lr_images:g}, lr_lr {settings.lr_lr:g}, a0 {settings.a0:g}): "
+                "lower lr_images first, then a0; the last good state is kept"
+            )

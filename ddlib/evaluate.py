@@ -1,0 +1,70 @@
+"""How good is a set? Fresh networks trained on it from scratch, scored on the test images after the last epoch (METHOD section 6).
+
+The lr is a factor times the set's own a; the factor is chosen on the validation images, and the row with factor 1 is kept beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from torch import Tensor
+
+from .config import Evaluation, generator
+from .data import Images
+from .fit import Diverged, Recipe, accuracy, fit
+from .flat import Flat
+
+
+@dataclass(frozen=True)
+class Score:
+    """One network: accuracies after the last epoch, and the best test accuracy seen, by two choosers. Fractions in [0, 1]."""
+
+    validation: float
+    test: float | None
+    best_on_validation: float | None  # test accuracy at the look where validation was best
+    best_on_test: float | None  # the most flattering look
+
+
+def recipe(settings: Evaluation, lr: float, strategies: Sequence[str]) -> Recipe:
+    """SGD with momentum 0.9, lr x 0.1 at half time."""
+    usable = [s for s in settings.strategies if s in strategies]
+    return Recipe(settings.epochs, settings.batch, lr, weight_decay=settings.weight_decay, drop=0.1, strategies=usable)
+
+
+def score(settings: Evaluation, flat: Flat, x: Tensor, y: Tensor, lr: float, images: Images, seed: int, test: bool = True) -> Score:
+    """Train the network with `seed` on (x, y); without `test` the test images stay unseen. A network that diverges scores chance."""
+    theta = flat.initial(generator(seed, "network")).to(x)
+    looks = {settings.epochs * (i + 1) // settings.looks - 1 for i in range(settings.looks)} if test else {settings.epochs - 1}
+    seen: list[tuple[float, float]] = []
+    try:
+        for done in fit(flat, theta, x, y, recipe(settings, lr, images.strategies), (seed, "network")):
+            if done.index in looks:
+                validation = accuracy(flat, done.theta, images.x_val, images.y_val)
+                seen.append((validation, accuracy(flat, done.theta, images.x_test, images.y_test) if test else 0.0))
+    except Diverged:
+        seen.append((1 / images.classes, 1 / images.classes))
+    if not test:
+        return Score(seen[-1][0], None, None, None)
+    return Score(*seen[-1], best_on_validation=max(seen, key=lambda look: look[0])[1], best_on_test=max(t for _, t in seen))
+
+
+def evaluate(settings: Evaluation, flat: Flat, x: Tensor, y: Tensor, lr: float, images: Images, report: Callable[[int], None] = lambda done: None) -> list[dict]:
+    """Rows, one a network: protocol "lr_chosen" (factor chosen on validation) and "lr_a" (factor 1, where it is among the factors)."""
+    found = {}
+    for i, factor in enumerate(settings.factors if len(settings.factors) > 1 else ()):
+        seeds = range(1000, 1000 + settings.search_networks)  # seeds of their own: choosing and scoring share no network
+        found[factor] = fmean(score(settings, flat, x, y, lr * factor, images, seed, test=False).validation for seed in seeds)
+        report(i)
+    chosen = max(found, key=found.get) if found else settings.factors[0]
+    rows = []
+    for factor in dict.fromkeys([chosen, *(f for f in settings.factors if f == 1.0)]):
+        protocols = ["lr_chosen"] * (factor == chosen) + ["lr_a"] * (factor == 1.0)
+        for seed in range(settings.networks):
+            result = score(settings, flat, x, y, lr * factor, images, seed)
+            shared = {"net_seed": seed, "architecture": settings.network.architecture, "lr": lr * factor, "lr_factor": factor}
+            scores = {"accuracy": result.test, "validation_accuracy": result.validation, "best_on_validation": result.best_on_validation, "best_on_test": result.best_on_test}
+            rows += [shared | scores | {"protocol": protocol, "epochs": settings.epochs} for protocol in protocols]
+            report(len(settings.factors) + len(rows))
+    return rows

@@ -1,0 +1,223 @@
+"""The one file that joins the stages with the store: settings in, artefact out, whatever is missing made on the way.
+
+Data -> Expert -> Selection -> Distillation -> Evaluation; each names what it needs inside its own settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import cost, data, engine, networks
+from .config import Data, Distillation, Evaluation, Expert, Network, Refusal, Selection, Settings, generator, key
+from .data import Images
+from .distil import State, begin, distil
+from .evaluate import evaluate, score
+from .experts import train, trajectory
+from .fit import Diverged
+from .flat import Flat
+from .initial import INITIAL
+from .store import Artefact, Store
+
+CHECKPOINT = 60.0  # seconds of work that a kill may cost
+
+
+def images(settings: Data, store: Store) -> Images:
+    """The data set, in the space in which networks see it."""
+    return data.load(settings, store.root)
+
+
+@cache
+def network(settings: Network, shape: tuple[int, int, int], classes: int) -> Flat:
+    """The network for these images, as a function of one vector."""
+    return Flat(networks.build(settings, shape, classes))
+
+
+def expert(settings: Expert, seed: int) -> Expert:
+    """The same recipe under another seed."""
+    return settings.model_copy(update={"seed": seed})
+
+
+def needs(settings: Settings) -> list[Settings]:
+    """The tasks whose artefacts this one reads."""
+    if isinstance(settings, Evaluation):
+        return [settings.of]
+    if isinstance(settings, Distillation):
+        return [settings.start, *(expert(settings.experts, i) for i in range(settings.n_experts))]
+    if isinstance(settings, Selection) and settings.expert:
+        return [settings.expert]
+    return []
+
+
+def check(settings: Settings) -> None:
+    """Refuse before any work what only the data can tell: more images a class than there are."""
+    for inner in (settings, *needs(settings)):
+        if isinstance(inner, Selection) and inner.method not in ("noise", "all"):
+            most = data.per_class(inner.data)
+            if inner.ipc > most:
+                raise Refusal(f"ipc = {inner.ipc}, but {inner.data.name} has {most} training images a class: choose an ipc of at most {most}")
+
+
+def name(settings: Settings) -> str:
+    """A task in a few words, for progress and errors."""
+    if isinstance(settings, Expert):
+        return f"expert {settings.optimiser} {settings.seed} on {settings.data.name}"
+    if isinstance(settings, Selection):
+        return f"{settings.method} images, ipc {settings.ipc}, seed {settings.seed}, of {settings.data.name}"
+    if isinstance(settings, Distillation):
+        return f"distilling ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.name}"
+    return f"{settings.network.architecture} on {name(settings.of)}"
+
+
+def work(settings: Settings) -> float:
+    """Predicted seconds."""
+    where = settings.of if isinstance(settings, Evaluation) else settings
+    where = where.start.data if isinstance(where, Distillation) else where.data
+    known = data.SETS[where.name]
+    classes, (_, h, w) = len(known.class_names), known.shape
+    return cost.work(settings, known.per_class * classes, classes, h * w)
+
+
+def make_expert(settings: Expert, store: Store) -> None:
+    """Train it, keep its trajectory, one row an epoch and its smoothness."""
+    real = images(settings.data, store)
+    flat = network(settings.network, real.shape, real.classes)
+    path, rows, smooth = trajectory(train(settings, flat, real))
+    store.save(settings, {"path": path}, {"rows": rows, "smoothness": smooth})
+
+
+def make_selection(settings: Selection, store: Store) -> None:
+    """Pick IPC images a class, class after class."""
+    real = images(settings.data, store)
+    chance = generator(settings.seed, "selection")
+    if settings.method == "all":
+        x, y, taken = real.x_train, real.y_train, torch.arange(len(real.y_train))
+    elif settings.method == "noise":
+        y, taken = torch.arange(real.classes).repeat_interleave(settings.ipc), torch.empty(0, dtype=torch.long)
+        x = torch.randn(len(y), *real.shape, generator=chance)
+    else:
+        pick = INITIAL[settings.method]
+        if settings.centres:
+            pick = partial(pick, centres=settings.centres)
+        seen = features(settings, store) if settings.expert else real.x_train.flatten(1)
+        classes = [(real.y_train == c).nonzero().flatten() for c in range(real.classes)]
+        taken = torch.cat([mine[pick(seen[mine], settings.ipc, chance)] for mine in classes])
+        x, y = real.x_train[taken], real.y_train[taken]
+    store.save(settings, {"images": x, "labels": y, "indices": taken} | space(real), {"lr": settings.lr})
+
+
+def space(real: Images) -> dict[str, Tensor]:
+    """The data's whitening, to travel with a set."""
+    return {f"space.{name}": t for name, t in real.space.tensors().items()}
+
+
+@torch.no_grad()
+def features(settings: Selection, store: Store) -> Tensor:
+    """What the fully trained expert makes of each training image, (n, d)."""
+    real = images(settings.data, store)
+    flat = network(settings.expert.network, real.shape, real.classes)
+    theta = get(settings.expert, store).tensors["path"][-1]
+    see = flat if settings.features == "logits" else flat.features
+    return torch.cat([see(theta, x) for x in real.x_train.split(250)])
+
+
+def make_set(settings: Distillation, store: Store) -> None:
+    """Run the outer loop; of the images at each check keep those that taught a fresh network best on the validation split."""
+    real = images(settings.start.data, store)
+    flat = network(settings.experts.network, real.shape, real.classes)
+    start = get(settings.start, store)
+    labels = start.tensors["labels"]
+    paths = [store.rows_of(expert(settings.experts, i)) for i in range(settings.n_experts)]
+    judge = Evaluation(of=settings.start, network=settings.experts.network, epochs=settings.check_epochs)
+    marks = {settings.iterations * (i + 1) // settings.checks for i in range(settings.checks)}
+
+    state, curve, kept = begin(settings, start.tensors["images"]), [], [start.tensors["images"]]
+    if (held := store.resume(settings)) is not None:
+        state = State(held.record["iteration"], **{n: held.tensors[n] for n in state.tensors()})
+        curve, kept = held.record["curve"], list(held.tensors["history"])
+
+    def keep() -> None:
+        store.checkpoint(settings, state.tensors() | {"history": torch.stack(kept)}, {"iteration": state.iteration, "curve": curve})
+
+    def segment(i: int, s: int, m: int) -> Tensor:
+        return paths[i](s, s + m + 1)
+
+    kept_at = time.monotonic()
+    if state.iteration < settings.iterations:
+        try:
+            for step in distil(settings, flat, segment, labels, real.strategies, state):
+                state = step.state
+                row = {"iteration": state.iteration, "loss": step.loss, "start": step.start, "lr": state.lr}
+                if state.iteration in marks:
+                    result = score(judge, flat, state.images, labels, state.lr, real, seed=state.iteration, test=False)
+                    row["validation_accuracy"] = result.validation
+                    kept.append(state.images)
+                curve.append(row)
+                if state.iteration >= settings.iterations:
+                    break
+                if time.monotonic() - kept_at > CHECKPOINT:
+                    keep()
+                    kept_at = time.monotonic()
+        except Diverged:
+            keep()
+            raise
+    looked = [row for row in curve if "validation_accuracy" in row]
+    best = max(range(len(looked)), key=lambda i: looked[i]["validation_accuracy"])
+    tensors = {"images": kept[best + 1], "labels": labels, "history": torch.stack(kept)} | space(real)
+    store.finish(settings, tensors, {"lr": looked[best]["lr"], "chosen_iteration": looked[best]["iteration"], "curve": curve})
+
+
+def make_rows(settings: Evaluation, store: Store) -> None:
+    """Fresh networks on the set; one row each."""
+    held = get(settings.of, store)
+    where = settings.of.start.data if isinstance(settings.of, Distillation) else settings.of.data
+    real = images(where, store)
+    flat = network(settings.network, real.shape, real.classes)
+    rows = evaluate(settings, flat, held.tensors["images"], held.tensors["labels"], held.record["lr"], real)
+    store.save(settings, {}, {"rows": [row | {"settings_key": key(settings)} for row in rows]})
+
+
+MAKE = {Expert: make_expert, Selection: make_selection, Distillation: make_set, Evaluation: make_rows}
+
+
+def get(settings: Settings, store: Store) -> Artefact:
+    """The artefact of `settings`: read if it is there, else made, with all that it needs."""
+    if not store.has(settings):
+        check(settings)
+        MAKE[type(settings)](settings, store)
+    return store.load(settings)
+
+
+def task(settings: Settings, root: Path) -> None:
+    """`get` for another process."""
+    get(settings, Store(root))
+
+
+def missing(wanted: Iterable[Settings], store: Store) -> dict[Settings, list[Settings]]:
+    """All tasks that `wanted` still asks for, each with what it needs."""
+    found: dict[Settings, list[Settings]] = {}
+
+    def visit(settings: Settings) -> None:
+        if settings in found or store.has(settings):
+            return
+        check(settings)
+        found[settings] = needs(settings)
+        for other in found[settings]:
+            visit(other)
+
+    for settings in wanted:
+        visit(settings)
+    return found
+
+
+def fulfil(wanted: Iterable[Settings], store: Store, title: str = "", workers: int | None = None) -> None:
+    """Make everything that `wanted` needs and the store lacks, side by side, with progress and time left."""
+    tasks = missing(wanted, store)
+    for where in {s.data for s in tasks if isinstance(s, Expert | Selection)}:
+        images(where, store)  # one process builds the data set, the rest read it; a missing one stops here, before any work
+    engine.run(tasks, partial(task, root=store.root), work, name, title, workers)

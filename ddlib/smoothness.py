@@ -1,0 +1,32 @@
+"""How smoothly a trajectory moves (METHOD section 1).
+
+theta*_0 ... theta*_E as one tensor (E + 1, P); d_e = theta*_{e+1} - theta*_e.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def steps(path: Tensor) -> dict[str, Tensor]:
+    """Per epoch: step length |d_e|, its square (the authors' plot), relative step |d_e| / |theta_e|, (E,); turning cos(d_e, d_{e+1}), (E - 1,)."""
+    d = path.diff(dim=0)
+    length = d.norm(dim=1)
+    return {
+        "step": length,
+        "squared_step": length**2,
+        "relative_step": length / path[:-1].norm(dim=1),
+        "turning": F.cosine_similarity(d[:-1], d[1:], dim=1),
+    }
+
+
+def summary(path: Tensor) -> dict[str, float]:
+    """Means of `steps`, the longest step, the path's length and its ratio to the end-to-end distance (1: a straight line)."""
+    each = steps(path)
+    length = float(each["step"].sum())
+    return {name: float(values.mean()) for name, values in each.items()} | {
+        "longest_step": float(each["step"].max()),
+        "path_length": length,
+        "detour": length / float((path[-1] - path[0]).norm()),
+    }

@@ -1,0 +1,84 @@
+"""The student's path theta_k = theta_{k-1} - a b_k, b_k = mu b_{k-1} + grad_k, and its exact gradient (METHOD sections 3 and 5).
+
+P parameters, N steps. `loss(theta, images, k)` is the inner loss of step k = 1 ... N: it picks its batch, augments it by draws made
+beforehand and weighs it, so calling it again replays it. `objective(path)` sees theta_k as path[k], at `matched` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor, int], Tensor]
+Objective = Callable[[Mapping[int, Tensor] | Sequence[Tensor]], Tensor]
+
+
+class Gradient(NamedTuple):
+    """An objective's value, its gradients for the images and for the inner lr a, and where the student ended, (P,)."""
+
+    value: Tensor
+    images: Tensor
+    lr: Tensor
+    end: Tensor
+
+
+def path(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float = 0.0, differentiable: bool = True) -> list[Tensor]:
+    """theta_0 ... theta_N. If `differentiable`, through every step to `images` and `lr`: N graphs are kept alive."""
+    visited, b = [theta], torch.zeros_like(theta)
+    for k in range(1, steps + 1):
+        leaf = visited[-1] if visited[-1].requires_grad else visited[-1].detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, images, k), leaf, create_graph=differentiable)
+        b = momentum * b + gradient
+        visited.append(leaf - lr * b if differentiable else (leaf - lr * b).detach())
+    return visited
+
+
+def unroll(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int]) -> Gradient:
+    """The plain form: back-propagate through the whole path. Memory grows with N."""
+    images, lr = images.detach().requires_grad_(), lr.detach().requires_grad_()
+    visited = path(loss, theta.detach(), images, lr, steps, momentum)
+    value = objective(visited)
+    d_images, d_lr = torch.autograd.grad(value, (images, lr))
+    return Gradient(value.detach(), d_images, d_lr, visited[-1].detach())
+
+
+def adjoint(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int]) -> Gradient:
+    """The same gradient with the graph of one step at a time: walk the path, then walk back.
+
+    With lambda the cotangent of theta and rho that of b, from k = N down to 1:
+    lambda += dL/dtheta_k;  rho -= a lambda;  dL/da -= <b_k, lambda>;
+    (lambda, dL/dx) += vjp of (theta, x) -> grad CE(theta_{k-1}, x) applied to rho;  rho *= mu.
+    """
+    images, lr = images.detach().requires_grad_(), lr.detach()
+    thetas, bs = theta.new_empty(steps + 1, len(theta)), theta.new_zeros(steps + 1, len(theta))
+    thetas[0] = theta.detach()
+    for k in range(1, steps + 1):
+        leaf = thetas[k - 1].detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, images.detach(), k), leaf)
+        torch.add(gradient, bs[k - 1], alpha=momentum, out=bs[k])
+        torch.addcmul(thetas[k - 1], lr, bs[k], value=-1, out=thetas[k])
+
+    leaves = {k: thetas[k].detach().requires_grad_() for k in matched}
+    value = objective(leaves | {0: thetas[0]})
+    direct = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+
+    cotangent, rho = torch.zeros_like(theta), torch.zeros_like(theta)  # lambda, rho
+    d_images, d_lr = torch.zeros_like(images), torch.zeros_like(lr)
+    for k in range(steps, 0, -1):
+        if k in direct:
+            cotangent += direct[k]
+        rho -= lr * cotangent
+        d_lr -= torch.dot(bs[k], cotangent)
+        leaf = thetas[k - 1].detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, images, k), leaf, create_graph=True)
+        h_theta, h_images = torch.autograd.grad(gradient, (leaf, images), grad_outputs=rho)
+        cotangent += h_theta
+        d_images += h_images
+        rho *= momentum
+    return Gradient(value.detach(), d_images, d_lr, thetas[steps])
+
+
+GRADIENTS = {"adjoint": adjoint, "unroll": unroll}

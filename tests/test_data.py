@@ -1,0 +1,216 @@
+"""The data: balanced, disjoint, the same again for a seed; and the space, there and back."""
+
+import hashlib
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+from ddlib import data
+from ddlib.config import Data, Refusal, generator
+from ddlib.whiten import Space, fit_space
+
+SHAPES = {"digits": (1, 16, 16), "mnist_5k": (1, 28, 28), "mnist_m_5k": (3, 32, 32)}
+COUNTS = {"digits": (120, 20, 34), "mnist_5k": (350, 50, 100), "mnist_m_5k": (350, 50, 100)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Every test reads anew: one that swaps a loader must not meet, or leave, another's images."""
+    data._load.cache_clear()
+    yield
+    data._load.cache_clear()
+
+
+def rows(x):
+    return {row.numpy().tobytes() for row in x}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_sets_are_balanced_disjoint_and_in_their_space(name, folder):
+    images = data.load(Data(name=name), folder)
+    assert images.shape == SHAPES[name] and images.classes == 10 and images.name == name
+    assert images.x_train.dtype == torch.float32 and images.y_train.dtype == torch.int64
+    assert "flip" not in images.strategies
+    assert data.per_class(Data(name=name)) == COUNTS[name][0]
+    for part, each in zip(data.PARTS, COUNTS[name], strict=True):
+        x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
+        assert len(x) == len(y) and y.bincount().tolist() == [each] * 10
+        pixels = images.space.leave(x)
+        assert pixels.min() >= -1e-5 and pixels.max() <= 1 + 1e-5
+    train, val, test = rows(images.x_train), rows(images.x_val), rows(images.x_test)
+    assert not (train & test or train & val or val & test)
+    assert images.x_train.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert (images.x_train.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_seed_fixes_every_byte(name, folder):
+    make = data.SETS[name].make
+    first = data.digest(make(0, folder))
+    assert first == data.digest(make(0, folder)) == data.SETS[name].sha256
+    assert first != data.digest(make(1, folder))
+
+
+def test_one_process_loads_once(folder):
+    assert data.load(Data(name="mnist_5k"), folder) is data.load(Data(name="mnist_5k"), str(folder))
+
+
+def test_mnist_m_blends_the_digits_of_mnist():
+    plain, blend = data._mnist(3, None), data._mnist_m(3, None)
+    assert all(torch.equal(plain[f"y_{p}"], blend[f"y_{p}"]) for p in data.PARTS)
+    photos = data.photographs()
+    assert len(photos) == 10 and all(p.shape[0] == 3 and p.dtype == torch.uint8 for p in photos)
+    i, top, left = data.draw_places([p.shape[1:] for p in photos], "test", 1000, generator(3, "patches", "test"))[7]
+    patch = photos[i][:, top : top + 32, left : left + 32].int()
+    inside = (patch[:, 2:-2, 2:-2] - plain["x_test"][7].int()).abs()
+    assert torch.equal(blend["x_test"][7][:, 2:-2, 2:-2].int(), inside)
+    assert torch.equal(blend["x_test"][7][:, :2].int(), patch[:, :2])  # the padding shows the photograph as it is
+
+
+def test_patches_come_from_disjoint_columns():
+    sizes = [(300, 451), (427, 640), (33, 217)]  # 217: the validation band is as wide as a patch
+    reach = {}
+    for part in data.PARTS:
+        places = data.draw_places(sizes, part, 3000, generator(0, "patches", part))
+        assert all(0 <= top <= sizes[i][0] - 32 for i, top, _ in places)
+        for i in range(len(sizes)):
+            lefts = [left for j, _, left in places if j == i]
+            reach[part, i] = min(lefts), max(lefts) + 32
+    for i, (_, width) in enumerate(sizes):
+        assert 0 == reach["train", i][0] and reach["train", i][1] <= reach["val", i][0]
+        assert reach["val", i][1] <= reach["test", i][0] and reach["test", i][1] == width
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "foreign"])
+def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch):
+    raw = data._digits(5, tmp_path)
+    made = []
+    monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], cached=True, make=lambda *_: made.append(1) or raw))
+    settings = Data(name="digits", seed=5)
+    first = data.load(settings, tmp_path)
+    path = tmp_path / "data" / "digits-5.safetensors"
+    good = path.read_bytes()
+    data._load.cache_clear()
+    data.load(settings, tmp_path)
+    assert made == [1]  # read, not made
+    path.write_bytes({"cut": good[:-100], "flip": good[:-1] + bytes([good[-1] ^ 1]), "empty": b"", "foreign": b"not a tensor"}[harm])
+    data._load.cache_clear()
+    again = data.load(settings, tmp_path)
+    assert made == [1, 1] and torch.equal(first.x_train, again.x_train)
+    assert data._read(path, data.digest(raw)) is not None  # whole again
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing half-written is left
+
+
+def test_other_images_than_the_published_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], sha256="0" * 64))
+    with pytest.raises(Refusal, match=f"found|sha256 [0-9a-f]{{64}}, expected {'0' * 64}"):
+        data.load(Data(name="digits"), tmp_path)
+    data.load(Data(name="digits", seed=1), tmp_path)  # a seed of one's own has no published images
+
+
+def test_unknown_name_is_refused():
+    for ask in (data.load, data.per_class):
+        with pytest.raises(Refusal, match="'mnist' is unknown: expected one of digits, mnist_5k, mnist_m_5k, cifar10, cifar100"):
+            ask(Data(name="mnist"))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_missing_cifar_is_refused(name, tmp_path):
+    with pytest.raises(Refusal) as caught:
+        data.load(Data(name=name), tmp_path)
+    text = str(caught.value)
+    assert str(tmp_path / "data") in text and "batches-py" in text or "cifar-100-python" in text
+    assert "download=True" in text and "mnist_m_5k" in text
+
+
+def test_cifar_archive_is_read(tmp_path, monkeypatch):
+    """A small archive in the official form; the reader's list of md5 sums is swapped for that of these files, and stays in force."""
+    home = tmp_path / "data" / "cifar-10-batches-py"
+    home.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    pixels = {}
+
+    def write(name, content):
+        content = pickle.dumps(content)
+        (home / name).write_bytes(content)
+        return [name, hashlib.md5(content).hexdigest()]
+
+    def batch(name):
+        pixels[name] = rng.integers(0, 256, (40, 3072), dtype=np.uint8)
+        return write(name, {"data": pixels[name], "labels": list(range(10)) * 4})
+
+    monkeypatch.setattr(CIFAR10, "train_list", [batch(f"data_batch_{i}") for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch")])
+    name, md5 = write("batches.meta", {"label_names": list(data.CIFAR10)})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+
+    images = data.load(Data(name="cifar10"), tmp_path)
+    assert images.shape == (3, 32, 32) and images.class_names[3] == "cat" and "flip" in images.strategies
+    assert images.y_train.bincount().tolist() == [18] * 10 and images.y_val.bincount().tolist() == [2] * 10
+    assert not rows(images.x_train) & rows(images.x_val)
+    expected = torch.from_numpy(pixels["test_batch"]).view(-1, 3, 32, 32) / 255
+    torch.testing.assert_close(images.space.leave(images.x_test), expected, atol=1e-5, rtol=0)
+    assert images.y_test.tolist() == list(range(10)) * 4
+
+    data._load.cache_clear()
+    (home / "data_batch_2").write_bytes(b"damaged")
+    with pytest.raises(Refusal, match="not found whole"):
+        data.load(Data(name="cifar10"), tmp_path)
+
+
+def test_catalogue_names():
+    assert len(data.CIFAR100) == len(set(data.CIFAR100)) == 100 and list(data.CIFAR100) == sorted(data.CIFAR100)
+    assert data.per_class(Data(name="cifar10")) == 4500 and data.per_class(Data(name="cifar100")) == 450
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_space_there_and_back(zca):
+    x = torch.rand(300, 3, 6, 6, generator=generator("x")) * torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1)
+    space = fit_space(x, zca)
+    copy = Space.from_tensors(space.tensors())
+    assert set(space.tensors()) == ({"mean", "std", "zca", "zca_mean"} if zca else {"mean", "std"})
+    beyond = 3 * x - 1  # not clipped
+    torch.testing.assert_close(space.leave(space.enter(beyond)), beyond, atol=1e-5, rtol=1e-5)
+    assert set(space.tensors()) == set(copy.tensors())  # using a space adds nothing to what is stored
+    assert torch.equal(copy.enter(x), space.enter(x)) and torch.equal(copy.leave(x), space.leave(x))
+    half = space.enter(x.double())
+    assert half.dtype == torch.float64 and half.shape == x.shape
+
+
+def test_a_constant_channel_is_centred():
+    x = torch.rand(50, 2, 4, 4, generator=generator("x"))
+    x[:, 1] = 0.25
+    for zca in (False, True):
+        space = fit_space(x, zca)
+        assert space.std[1] == 1 and space.enter(x)[:, 1].abs().max() < 1e-5
+        torch.testing.assert_close(space.leave(space.enter(x)), x, atol=1e-5, rtol=0)
+
+
+def test_whitened_eigenvalues_have_their_closed_form():
+    x = torch.rand(400, 1, 5, 5, generator=generator("x")).cumsum(2) / 5  # correlated rows: s spans orders of magnitude
+    before = torch.linalg.eigvalsh(torch.cov(fit_space(x, zca=False).enter(x).flatten(1).T.double()))
+    after = torch.linalg.eigvalsh(torch.cov(fit_space(x, zca=True, epsilon=0.1).enter(x).flatten(1).T.double()))
+    torch.testing.assert_close(after, before / (before + 0.1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_the_space_is_measured_on_training_images_only(zca, tmp_path, monkeypatch):
+    raw = data._digits(0, tmp_path)
+    other = raw | {"x_val": 255 - raw["x_val"], "x_test": 255 - raw["x_test"]}
+    found = []
+    for some in (raw, other):
+        monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], make=lambda *_, some=some: some, sha256=None))
+        data._load.cache_clear()
+        found.append(data.load(Data(name="digits", zca=zca), tmp_path))
+    assert torch.equal(found[0].x_train, found[1].x_train) and not torch.equal(found[0].x_test, found[1].x_test)
+    for name, value in found[0].space.tensors().items():
+        assert torch.equal(value, found[1].space.tensors()[name])
