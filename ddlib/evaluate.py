@@ -62,7 +62,7 @@ def evaluate(settings: Evaluation, flat: Flat, x: Tensor, y: Tensor, lr: float, 
     for factor in dict.fromkeys([chosen, *(f for f in settings.factors if f == 1.0)]):
         protocols = ["lr_chosen"] * (factor == chosen) + ["lr_a"] * (factor == 1.0)
         for seed in range(settings.networks):
-            result = score(settings, flat, x, y, lr * factor, images, seed)
+            result = score(settings, flat, x, y, lr * factor, images, seed, settings.test)
             shared = {"net_seed": seed, "architecture": settings.network.architecture, "lr": lr * factor, "lr_factor": factor}
             scores = {"accuracy": result.test, "validation_accuracy": result.validation, "best_on_validation": result.best_on_validation, "best_on_test": result.best_on_test}
             rows += [shared | scores | {"protocol": protocol, "epochs": settings.epochs} for protocol in protocols]

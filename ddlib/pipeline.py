@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from . import cost, data, engine, networks
-from .config import Data, Distillation, Evaluation, Expert, Network, Refusal, Selection, Settings, generator, key
+from .config import Data, Distillation, Evaluation, Expert, Following, Network, Refusal, Selection, Settings, generator, key
 from .data import Images
-from .distil import State, begin, distil
+from .distil import State, begin, distil, inner_loss
 from .evaluate import evaluate, score
 from .experts import train, trajectory
 from .fit import Diverged
 from .flat import Flat
 from .initial import INITIAL
 from .store import Artefact, Store
+from .unroll import path
 
 CHECKPOINT = 60.0  # seconds of work that a kill may cost
 
@@ -45,7 +46,7 @@ def expert(settings: Expert, seed: int) -> Expert:
 
 def needs(settings: Settings) -> list[Settings]:
     """The tasks whose artefacts this one reads."""
-    if isinstance(settings, Evaluation):
+    if isinstance(settings, Evaluation | Following):
         return [settings.of]
     if isinstance(settings, Distillation):
         return [settings.start, *(expert(settings.experts, i) for i in range(settings.n_experts))]
@@ -71,12 +72,14 @@ def name(settings: Settings) -> str:
         return f"{settings.method} images, ipc {settings.ipc}, seed {settings.seed}, of {settings.data.name}"
     if isinstance(settings, Distillation):
         return f"distilling ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.name}"
+    if isinstance(settings, Following):
+        return f"following with {name(settings.of)}"
     return f"{settings.network.architecture} on {name(settings.of)}"
 
 
 def work(settings: Settings) -> float:
     """Predicted seconds."""
-    where = settings.of if isinstance(settings, Evaluation) else settings
+    where = settings.of if isinstance(settings, Evaluation | Following) else settings
     where = where.start.data if isinstance(where, Distillation) else where.data
     known = data.SETS[where.name]
     classes, (_, h, w) = len(known.class_names), known.shape
@@ -182,13 +185,33 @@ def make_rows(settings: Evaluation, store: Store) -> None:
     store.save(settings, {}, {"rows": [row | {"settings_key": key(settings)} for row in rows]})
 
 
-MAKE = {Expert: make_expert, Selection: make_selection, Distillation: make_set, Evaluation: make_rows}
+def make_following(settings: Following, store: Store) -> None:
+    """Per expert and epoch: |theta - theta*_e| / |theta*_0 - theta*_e| of a student started at theta*_0 and left to itself."""
+    of = settings.of
+    real, held = images(of.start.data, store), get(of, store)
+    flat = network(of.experts.network, real.shape, real.classes)
+    epochs, each = of.start_epochs - 1 + of.matched_epochs, of.inner_steps // of.matched_epochs
+    long = of.model_copy(update={"inner_steps": epochs * each, "balance": False})
+    rows = []
+    for i in range(of.n_experts):
+        target = store.rows_of(expert(of.experts, i))(0, epochs + 1)  # (epochs + 1, P)
+        loss = inner_loss(flat, held.tensors["labels"], long, real.strategies, 0, -1 - i)
+        walked = path(loss, target[0], held.tensors["images"], torch.tensor(held.record["lr"]), epochs * each, of.momentum, differentiable=False)
+        errors = [float((walked[e * each] - target[e]).norm() / (target[0] - target[e]).norm()) for e in range(1, epochs + 1)]
+        rows += [{"expert_seed": i, "epoch": e, "error": error} for e, error in enumerate(errors, 1)]
+    store.save(settings, {}, {"rows": rows})
+
+
+MAKE = {Expert: make_expert, Selection: make_selection, Distillation: make_set, Evaluation: make_rows, Following: make_following}
 
 
 def get(settings: Settings, store: Store) -> Artefact:
     """The artefact of `settings`: read if it is there, else made, with all that it needs."""
     if not store.has(settings):
         check(settings)
+        for other in needs(settings):
+            if not store.has(other):
+                get(other, store)
         MAKE[type(settings)](settings, store)
     return store.load(settings)
 

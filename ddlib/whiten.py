@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,8 +59,9 @@ def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1) -> Space:
         return space
     z = space.enter(x).flatten(1)
     m = z.mean(0, dtype=torch.float64)
-    covariance = sum((part.double() - m).T @ (part.double() - m) for part in z.split(5000)) / max(len(z) - 1, 1)  # split: float64 of all CIFAR is 1 GB
-    s, u = torch.linalg.eigh(covariance)
+    parts = (part.double() - m for part in z.split(5000))  # all of CIFAR would be 1 GB in float64
+    covariance = sum(part.T @ part for part in parts) / max(len(z) - 1, 1)
+    s, u = map(torch.from_numpy, np.linalg.eigh(covariance.numpy()))  # on two cores, several times faster than torch's
     w = u * (s.clamp(min=0) + epsilon).rsqrt() @ u.T
     return Space(space.mean, space.std, w.float(), m.float())
 

@@ -1,0 +1,36 @@
+# PROFILE names ddlib/profiles/<name>.yaml or is the path of such a file. WORKERS=n computes in n processes.
+PROFILE ?= laptop
+PYTHON ?= python3.11
+BIN := .venv/bin
+export STORE RESULTS WORKERS
+
+.PHONY: paper figures tune test lab lock clean
+
+paper: .venv/ready          ## run every notebook; make whatever is missing on the way
+	$(BIN)/python -m ddlib paper $(PROFILE)
+
+figures: .venv/ready        ## every table and figure again, from the committed rows alone
+	$(BIN)/python -m ddlib figures $(PROFILE)
+
+tune: .venv/ready           ## the search behind the profile's tuned settings, on the validation split
+	$(BIN)/python -m ddlib tune $(PROFILE)
+
+test: .venv/ready
+	$(BIN)/ruff check ddlib tests
+	$(BIN)/python -m pytest -q
+
+lab: .venv/ready            ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+.venv/ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+lock: .venv/ready           ## the exact versions of this environment, after a change of pyproject.toml
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[test]'
+	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
+
+clean:                      ## forget what was computed; results stay
+	rm -rf store build .pytest_cache .ruff_cache

@@ -1,0 +1,21 @@
+"""Dataset distillation by trajectory matching, and the executable paper of AST (arXiv 2310.10541).
+
+Glossary: the one name of each idea.
+
+IPC                  synthetic images per class
+expert               a network trained on the real images; its trajectory theta*_0 ... theta*_E is a snapshot an epoch
+student              a network trained on the synthetic images S for N steps, from a snapshot of an expert
+inner loop           the student's N steps; inner learning rate a, momentum mu
+outer loop           steps on S and on a, down the gradient of the matching loss
+matching loss        |theta_N - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2, s the start epoch, M the matched epochs
+adjoint              that gradient at constant memory: exact, one step's graph at a time
+clipping loss        the ramp c_e on an expert's loss in its first epochs
+gradient penalty     lambda mean (|g| - target)^2, g = d sum_k f_k / dx, per pixel or per sample
+representative       real images nearest to the k-means centres of a class, in an expert's logits
+balanced loss        the inner loss times w(s), which depends on the start epoch only
+DSA                  differentiable Siamese augmentation
+ZCA                  whitening of the pixels, fitted on the training images
+coreset              real images taken as they are: random, herding, k-center, k-means
+ceiling              the accuracy of training on all real images
+artefact             a file that says all that is needed to use it: tensors, record, settings, hash
+"""

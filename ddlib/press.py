@@ -1,0 +1,174 @@
+"""Printing the paper: the notebooks in order, each made ready and then executed, with the time left; and the README's block.
+
+Work is done before a notebook runs, side by side and with progress; the notebook itself then only reads, so its executed copy is clean.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import pipeline, plots, studies, tables
+from .config import Evaluation, Network, Refusal
+from .engine import Progress, clock
+from .evaluate import evaluate
+from .paper import HOME, Paper
+from .store import read, write_whole
+
+NOTEBOOKS = HOME / "notebooks"
+NEEDS = {  # the studies that a notebook reads
+    "02_experts": ["experts"],
+    "03_smoothness": ["smoothness"],
+    "04_initialisation": ["coresets"],
+    "06_distillation": ["curves"],
+    "07_evaluation": ["main", "cross_architecture"],
+    "08_ablations": ["ablation", "following"],
+}
+RUNNING = 8.0  # seconds that a notebook takes once everything is there
+START, END = "<!-- paper:start -->", "<!-- paper:end -->"
+
+
+def notebooks(only: list[str] | None = None) -> list[Path]:
+    """The notebooks in order, or those named.
+
+    Raises:
+        Refusal: no notebook of that name.
+    """
+    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    for name in only or ():
+        if name not in [n.stem for n in every]:
+            raise Refusal(f"no notebook '{name}': expected one of {', '.join(n.stem for n in every)}")
+    return [n for n in every if not only or n.stem in only]
+
+
+def parameters_of(file: Path | None) -> dict[str, Any]:
+    """A YAML file of notebook parameters.
+
+    Raises:
+        Refusal: missing, or not a mapping.
+    """
+    if file is None:
+        return {}
+    if not file.exists():
+        raise Refusal(f"no parameter file {file}: give a YAML file of `name: value` lines")
+    given = yaml.safe_load(file.read_text())
+    if not isinstance(given, dict):
+        raise Refusal(f"{file} holds {type(given).__name__}, expected `name: value` lines")
+    return given
+
+
+def check_parameters(notebook: Path, given: dict[str, Any]) -> None:
+    """Papermill only warns at a parameter that a notebook does not have; here it is an error, before anything runs."""
+    import papermill
+
+    known = papermill.inspect_notebook(str(notebook))
+    for name in given:
+        if name not in known:
+            raise Refusal(f"unknown parameter '{name}' (found in the parameters for {notebook.name}): expected one of {', '.join(known)}")
+
+
+def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
+    """Run one notebook into `folder`; a run that fails leaves NAME.failed.ipynb there, and the last good copy stays.
+
+    Raises:
+        Refusal: a cell failed; says which, and where to look.
+    """
+    import nbformat
+    import papermill
+
+    folder.mkdir(parents=True, exist_ok=True)
+    half, failed = folder / f".half-{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
+    try:
+        papermill.execute_notebook(str(notebook), str(half), given, kernel_name="python3", progress_bar=False, cwd=str(NOTEBOOKS))
+    except papermill.PapermillExecutionError as error:
+        os.replace(half, failed)
+        raise Refusal(f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\nthe half-run copy is {failed}") from None
+    except BaseException:
+        half.unlink(missing_ok=True)
+        raise
+    done = nbformat.read(half, as_version=4)
+    for part in (done, *done.cells):  # times and paths of this machine are no part of the paper
+        part.metadata.pop("papermill", None)
+        part.metadata.pop("execution", None)
+    write_whole(folder / notebook.name, nbformat.writes(done).encode())
+    half.unlink()
+    failed.unlink(missing_ok=True)
+
+
+def paper(profile: str, file: Path | None = None, only: list[str] | None = None) -> None:
+    """`make paper`: every notebook under one profile."""
+    began = time.monotonic()
+    held = Paper(profile)
+    chosen, given = notebooks(only), {"profile": profile, **parameters_of(file)}
+    for notebook in chosen:
+        check_parameters(notebook, given)
+    os.environ |= {"STORE": str(held.store.root.resolve()), "RESULTS": str(held.results.folder.parent.resolve())}  # for the kernels
+
+    missing = pipeline.missing([s for n in chosen for study in NEEDS.get(n.stem, []) for s in held.tasks(study)], held.store)
+    progress = Progress(held.name, sum(map(pipeline.work, missing)) + RUNNING * len(chosen), workers=True)
+    print(f"{held.profile.title}: {len(chosen)} notebooks, {len(missing)} tasks to do", file=sys.stderr)
+    for number, notebook in enumerate(chosen, 1):
+        progress.title = f"{notebook.stem} ({number}/{len(chosen)})"
+        for study in NEEDS.get(notebook.stem, []):
+            pipeline.fulfil(held.tasks(study), held.store, progress=progress)
+        execute(notebook, held.results.folder / "notebooks", given)
+        progress.advance(RUNNING, "executed")
+    progress.close()
+    folder = held.results.folder
+    print(f"\nDone in {clock(time.monotonic() - began)}. Open:")
+    for what, where in (("the main figure", "figures/main.png"), ("the claims and their verdicts", "tables/claims.md"), ("the paper", "notebooks/09_paper.ipynb")):
+        print(f"  {folder / where}  ({what})")
+
+
+def figures(profile: str) -> None:
+    """`make figures`: every table and figure from the kept rows and sets alone."""
+    held = Paper(profile)
+    for name in tables.TABLES:
+        held.table(name)
+    for name in plots.FIGURES:
+        held.figure(name)
+    print(f"{len(tables.TABLES)} tables and {len(plots.FIGURES)} figures in {held.results.folder}")
+
+
+def tune(profile: str) -> None:
+    """`make tune`: every candidate of the profile's search, and its table."""
+    held = Paper(profile)
+    held.study("tuning")
+    print(held.table("tuning").to_string(index=False))
+
+
+def evaluate_file(file: Path, networks: int, epochs: int) -> None:
+    """Fresh networks on a kept set, which says itself what it was made of."""
+    held = read(file)
+    made = held.settings
+    data = made["start"]["data"] if "start" in made else made["data"]
+    network = Network(**made["experts"]["network"]) if "experts" in made else Network(**made["expert"]["network"]) if made.get("expert") else Network(width=32)
+    images = pipeline.data.load(pipeline.Data(**data), os.environ.get("STORE") or HOME / "store")
+    settings = Evaluation.model_construct(**Evaluation.model_fields_defaults(), of=None, network=network, networks=networks, epochs=epochs)
+    flat = pipeline.network(network, images.shape, images.classes)
+    rows = evaluate(settings, flat, held.tensors["images"], held.tensors["labels"], held.record["lr"], images)
+    print(tables.spread(pipeline.pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))
+
+
+def fill_readme(held: Paper) -> None:
+    """Put the main figure and the main table between the README's two markers; only the profile that the README speaks of does."""
+    readme = HOME / "README.md"
+    if held.name != "laptop" or not readme.exists():
+        return
+    text = readme.read_text()
+    if START not in text or END not in text:
+        raise Refusal(f"README.md has lost its markers {START} and {END}: put them back where the main figure and table belong")
+    folder = held.results.folder.name
+    table = (held.results.folder / "tables" / "summary.md").read_text()
+    caption = "Test accuracy in percent after the last epoch, lr chosen on validation: mean ± std over all networks of all distillation seeds (number of networks)."
+    block = f"{START}\n![Test accuracy by method](results/{folder}/figures/main.svg)\n\n{caption}\n\n{table}{END}"
+    head, rest = text.split(START, 1)
+    write_whole(readme, (head + block + rest.split(END, 1)[1]).encode())
+
+
+__all__ = ["NEEDS", "evaluate_file", "execute", "figures", "fill_readme", "notebooks", "paper", "studies", "tune"]

@@ -1,0 +1,64 @@
+"""What a paper leaves in `results/<profile>/`: rows, and the tables and figures that are functions of rows.
+
+rows/*.csv hold one line a network (or an epoch, or an iteration), sets/*.safetensors the distilled images; tables and figures can
+always be rendered again from them.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .config import Refusal
+from .store import Artefact, read, write_whole
+
+
+class Results:
+    """The folder of one profile's results."""
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+
+    def rows(self, name: str) -> pd.DataFrame:
+        """The rows of that study.
+
+        Raises:
+            Refusal: they were not made yet.
+        """
+        file = self.folder / "rows" / f"{name}.csv"
+        if not file.exists():
+            raise Refusal(f"no rows in {file}: run `make paper PROFILE={self.folder.name}` first, or the notebook that makes them")
+        return pd.read_csv(file)
+
+    def keep_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
+        """Write rows, and return them as a reader will find them."""
+        write_whole(self.folder / "rows" / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n").encode())
+        return self.rows(name)
+
+    def set_file(self, cell: str, method: str, seed: int) -> Path:
+        """Where a set is kept: sets/mnist_5k-ipc1.ast.0.safetensors."""
+        plain = "".join(c if c.isalnum() else "_" for c in method.lower()).strip("_")
+        while "__" in plain:
+            plain = plain.replace("__", "_")
+        return self.folder / "sets" / f"{cell}.{plain}.{seed}.safetensors"
+
+    def set(self, cell: str, method: str, seed: int = 0) -> Artefact:
+        """A kept set: images (n, c, h, w) in the network's space, labels (n,), the learned lr in the record."""
+        return read(self.set_file(cell, method, seed))
+
+    def keep_table(self, name: str, table: pd.DataFrame) -> None:
+        """tables/<name>.csv and .md; numbers in Markdown as they are in the table."""
+        write_whole(self.folder / "tables" / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
+        shown = table.astype(object).where(table.notna(), "")
+        text = shown.to_markdown(index=False, floatfmt=".4g") + "\n"
+        write_whole(self.folder / "tables" / f"{name}.md", text.encode())
+
+    def keep_figure(self, name: str, figure: Figure) -> None:
+        """figures/<name>.svg and .png, the same bytes from the same rows."""
+        for kind, about in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata=about)
+            write_whole(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())

@@ -1,0 +1,191 @@
+"""Which runs each table and figure needs, as data: a method is a start, the experts it follows, and switches.
+
+MTT is AST with its switches off and SGD experts; a coreset is a start with nothing after it; the ceiling is a "selection" of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .config import Cell, Distillation, Evaluation, Expert, Network, Profile, Refusal, Selection, Settings, validated
+
+FEATURES = "momentum"  # the recipe whose expert shows the coresets their features
+
+
+@dataclass(frozen=True)
+class Method:
+    """`start` names an initialisation; `recipe` the experts followed, or none; `switches` are fields of Distillation."""
+
+    start: str
+    recipe: str | None = None
+    switches: dict[str, Any] = field(default_factory=dict)
+    tuned_as: str | None = None  # whose tuned numbers it takes, if not its own
+
+
+INNER_MOMENTUM = 0.9
+CORESETS = {
+    "random": Method("real"),
+    "herding": Method("herding"),
+    "k-center": Method("k_center"),
+    "k-means": Method("representative"),
+}
+AST = Method("representative", "ast", {"momentum": INNER_MOMENTUM, "balance": True, "perturbation": 1.0, "intermediate": "equal"}, "AST")
+DISTILLED = {
+    "MTT": Method("real", "sgd", {"momentum": 0.0}),
+    "MTT + inner momentum": Method("real", "sgd", {"momentum": INNER_MOMENTUM}),
+    "MTT, strong experts": Method("real", "momentum", {"momentum": 0.0}),
+    "AST": AST,
+}
+
+
+def without(**switches: Any) -> Method:
+    """AST with these switches changed."""
+    return replace(AST, switches=AST.switches | switches)
+
+
+ABLATIONS = {
+    "AST": AST,
+    "AST − ramp": replace(AST, recipe="momentum_penalty"),
+    "AST − penalty": replace(AST, recipe="momentum_ramp"),
+    "AST − representative start": replace(AST, start="real"),
+    "AST − balanced loss": without(balance=False),
+    "AST − intermediate matching": without(intermediate="none"),
+    "AST − weight perturbation": without(perturbation=0.0),
+    "AST − inner momentum": without(momentum=0.0),
+    "AST, unsmoothed experts": replace(AST, recipe="momentum"),
+    "AST, SGD experts": replace(AST, recipe="sgd"),
+    "AST, lr-matched experts": replace(AST, recipe="momentum_lr_matched"),
+    "AST, lr warm-up for the ramp": replace(AST, recipe="momentum_warmup_penalty"),
+}
+METHODS = CORESETS | DISTILLED | ABLATIONS
+CEILING = "full data"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation and what to call it in a row."""
+
+    study: str
+    cell: str
+    method: str
+    distil_seed: int
+    settings: Evaluation
+
+    def label(self, cell: Cell) -> dict[str, Any]:
+        """The first columns of its rows."""
+        return {"study": self.study, "cell": self.cell, "data": cell.data.name, "method": self.method, "ipc": cell.ipc, "distil_seed": self.distil_seed}
+
+
+def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert:
+    """The expert of that recipe on the cell's data."""
+    if name not in profile.recipes:
+        raise Refusal(f"no expert recipe '{name}' in the profile: expected one of {', '.join(profile.recipes)}")
+    fields = {"data": cell.data.model_dump(), "network": profile.network.model_dump(), **profile.recipes[name], "seed": seed}
+    return validated(Expert, fields, f"recipe {name}")
+
+
+def selection(profile: Profile, cell: Cell, method: str, seed: int, features: str = FEATURES) -> Selection:
+    """A start, or a coreset; each seed looks through the eyes of another expert."""
+    looks = recipe(profile, cell, features, seed % profile.n_experts) if method in ("representative", "herding", "k_center") else None
+    return Selection(data=cell.data, method=method, ipc=cell.ipc, expert=looks, lr=cell.coreset_lr, seed=seed)
+
+
+def distillation(profile: Profile, name: str, method: str, seed: int, **changes: Any) -> Distillation:
+    """The settings of a method on a cell: what the cell's methods share, what was tuned for this one, its switches, `changes`."""
+    cell, how = profile.cells[name], METHODS[method]
+    tuned = how.tuned_as or method
+    if tuned not in cell.tuned:
+        raise Refusal(f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods")
+    fields = cell.student | cell.tuned[tuned] | how.switches | changes
+    if how.tuned_as and how.switches["momentum"] != METHODS[tuned].switches["momentum"]:  # keep N a / (1 - mu), the student's reach
+        reach = (1 - how.switches["momentum"]) / (1 - METHODS[tuned].switches["momentum"])
+        fields |= {"a0": fields["a0"] * reach, "lr_lr": fields["lr_lr"] * reach**2}
+    given = {
+        "experts": recipe(profile, cell, how.recipe).model_dump(),
+        "n_experts": profile.n_experts,
+        "start": selection(profile, cell, how.start, seed, how.recipe).model_dump(),
+        "seed": seed,
+    }
+    return validated(Distillation, given | fields, f"'{method}' on {name}")
+
+
+def of(profile: Profile, name: str, method: str, seed: int) -> Distillation | Selection:
+    """The set that a method makes on a cell."""
+    if method not in METHODS:
+        raise Refusal(f"no method '{method}': expected one of {', '.join(METHODS)}")
+    if METHODS[method].recipe is None:
+        return selection(profile, profile.cells[name], METHODS[method].start, seed)
+    return distillation(profile, name, method, seed)
+
+
+def evaluation(profile: Profile, name: str, made: Distillation | Selection, network: Network | None = None, **changes: Any) -> Evaluation:
+    """How a set of that cell is judged."""
+    fields = profile.evaluation | profile.cells[name].evaluation | changes
+    network = network or profile.network
+    return validated(Evaluation, {"of": made, "network": network, **fields}, f"evaluation on {name}")
+
+
+def main(profile: Profile) -> Iterator[Run]:
+    """Every method on every cell, and the ceiling."""
+    for name, cell in profile.cells.items():
+        for method in cell.methods:
+            for seed in range(profile.seeds):
+                yield Run("main", name, method, seed, evaluation(profile, name, of(profile, name, method, seed)))
+        everything = Selection(data=cell.data, method="all", lr=profile.ceiling.lr)
+        yield Run("main", name, CEILING, 0, evaluation(profile, name, everything, **profile.ceiling.evaluation))
+
+
+def ablation(profile: Profile) -> Iterator[Run]:
+    """AST minus each ingredient, and the standing controls."""
+    name = profile.ablation.cell
+    for method in ABLATIONS:
+        for seed in range(profile.seeds):
+            made = distillation(profile, name, method, seed)
+            yield Run("ablation", name, method, seed, evaluation(profile, name, made, networks=profile.ablation.networks))
+
+
+def cross_architecture(profile: Profile) -> Iterator[Run]:
+    """Sets made with the profile's network, judged by others."""
+    cross = profile.cross_architecture
+    for method in cross.methods:
+        for seed in range(min(cross.seeds, profile.seeds)):
+            made = of(profile, cross.cell, method, seed)
+            for network in cross.networks:
+                yield Run("cross_architecture", cross.cell, method, seed, evaluation(profile, cross.cell, made, network, **cross.evaluation))
+
+
+def tuning(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Candidates, each with what was tried; judged on the validation split only, under a seed that no table uses."""
+    for trial in profile.tuning:
+        for method, candidates in trial.candidates.items():
+            for tried in candidates:
+                made = distillation(profile, trial.cell, method, 1000, **trial.budget, **tried)
+                yield Run("tuning", trial.cell, method, 1000, evaluation(profile, trial.cell, made, networks=2, test=False)), tried
+
+
+def experts(profile: Profile) -> Iterator[tuple[str, str, Expert]]:
+    """(data, recipe, expert): every recipe on the main cell's data; on the others those that a method follows."""
+    first = next(iter(profile.cells.values())).data
+    seen = set()
+    for cell in profile.cells.values():
+        followed = {FEATURES, *(METHODS[m].recipe for m in cell.methods)} - {None}
+        for name in profile.recipes:
+            if cell.data == first or name in followed:
+                for seed in range(profile.n_experts):
+                    settings = recipe(profile, cell, name, seed)
+                    if settings not in seen:
+                        seen.add(settings)
+                        yield cell.data.name, name, settings
+
+
+RUNS = {"main": main, "ablation": ablation, "cross_architecture": cross_architecture}
+
+
+def everything(profile: Profile) -> list[Settings]:
+    """All that a paper needs, settled before any work: a fault anywhere in the profile shows here."""
+    for name in (profile.ablation.cell, profile.cross_architecture.cell, *(trial.cell for trial in profile.tuning)):
+        if name not in profile.cells:
+            raise Refusal(f"the profile names a cell '{name}': expected one of {', '.join(profile.cells)}")
+    return [e for _, _, e in experts(profile)] + [run.settings for runs in RUNS.values() for run in runs(profile)]

@@ -1,0 +1,116 @@
+"""The tables, as functions of rows: mean ± std over networks and seeds, with the number behind each; a cell that was not run is blank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from . import claims
+from .results import Results
+
+
+def spread(values: pd.Series) -> str:
+    """51.2 ± 0.6 (5): mean ± std of fractions, in percent, with n."""
+    values = values.dropna()
+    if values.empty:
+        return ""
+    std = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * values.mean():.1f}{std} ({len(values)})"
+
+
+def in_order(rows: pd.DataFrame, by: list[str]) -> list[tuple]:
+    """Groups in the order in which the rows name them."""
+    return list(rows.groupby(by, sort=False, dropna=False))
+
+
+def main(results: Results) -> pd.DataFrame:
+    """Methods x cells: last-epoch test accuracy by the lr chosen on validation; beside it lr = a, and the flattering best-of columns."""
+    lines = []
+    for (cell, data, method), mine in in_order(results.rows("main"), ["cell", "data", "method"]):
+        chosen, fixed = mine[mine.protocol == "lr_chosen"], mine[mine.protocol == "lr_a"]
+        seeds = chosen.groupby("distil_seed").accuracy.mean()
+        lines.append(
+            {
+                "cell": cell,
+                "data": data,
+                "ipc": mine.ipc.iloc[0],
+                "method": method,
+                "mean": 100 * chosen.accuracy.mean(),
+                "std": 100 * chosen.accuracy.std(ddof=1) if len(chosen) > 1 else None,
+                "std_over_seeds": 100 * seeds.std(ddof=1) if len(seeds) > 1 else None,
+                "seeds": len(seeds),
+                "networks": len(chosen),
+                "accuracy": spread(chosen.accuracy),
+                "accuracy_at_lr_a": spread(fixed.accuracy),
+                "best_on_validation": spread(chosen.best_on_validation),
+                "best_on_test": spread(chosen.best_on_test),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """The main table as a reader scans it: methods down, cells across."""
+    table = main(results)
+    return table.pivot(index="method", columns="cell", values="accuracy").loc[table.method.unique(), table.cell.unique()].reset_index()
+
+
+def smoothness(results: Results) -> pd.DataFrame:
+    """Recipes: every smoothness measure beside expert accuracy, mean and std over expert seeds."""
+    lines = []
+    rows = results.rows("smoothness")
+    measures = [c for c in rows.columns if c not in ("data", "recipe", "expert_seed", "settings_key")]
+    for (data, recipe), mine in in_order(rows, ["data", "recipe"]):
+        line = {"data": data, "recipe": recipe, "n": len(mine)}
+        for measure in measures:
+            line |= {measure: mine[measure].mean(), f"{measure}_std": mine[measure].std(ddof=1) if len(mine) > 1 else None}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def ablation(results: Results) -> pd.DataFrame:
+    """AST minus each ingredient and the controls; the paired difference to AST in points with its bootstrap interval over seeds."""
+    rows, lines = results.rows("ablation"), []
+    for (method,), mine in in_order(rows, ["method"]):
+        chosen = mine[mine.protocol == "lr_chosen"]
+        line = {"method": method, "mean": 100 * chosen.accuracy.mean(), "seeds": chosen.distil_seed.nunique(), "networks": len(chosen)}
+        line |= {"accuracy": spread(chosen.accuracy), "accuracy_at_lr_a": spread(mine[mine.protocol == "lr_a"].accuracy)}
+        if method != "AST":
+            part = claims.part("", "", 100 * claims.paired(rows, method, "AST"))
+            line |= {"difference": part.effect, "low": part.low, "high": part.high}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def cross_architecture(results: Results) -> pd.DataFrame:
+    """Sets made with the first network, judged by others."""
+    lines = []
+    for (cell, method, architecture), mine in in_order(results.rows("cross_architecture"), ["cell", "method", "architecture"]):
+        chosen = mine[mine.protocol == "lr_chosen"].accuracy
+        line = {"cell": cell, "method": method, "architecture": architecture, "mean": 100 * chosen.mean()}
+        lines.append(line | {"std": 100 * chosen.std(ddof=1) if len(chosen) > 1 else None, "networks": len(chosen), "accuracy": spread(chosen)})
+    return pd.DataFrame(lines)
+
+
+def tuning(results: Results) -> pd.DataFrame:
+    """What was tried for whom, and what it scored on the validation split; the candidate taken is marked."""
+    rows = results.rows("tuning")
+    rows = rows[rows.protocol == "lr_chosen"]
+    lines = []
+    for (cell, method, iterations), mine in in_order(rows, ["cell", "method", "iterations"]):
+        found = [{"tried": tried, "validation_accuracy": 100 * a.validation_accuracy.mean(), "networks": len(a)} for (tried,), a in in_order(mine, ["tried"])]
+        best = max(range(len(found)), key=lambda i: found[i]["validation_accuracy"])
+        lines += [{"cell": cell, "method": method, "iterations": iterations, **line, "best": "*" if i == best else ""} for i, line in enumerate(found)]
+    return pd.DataFrame(lines)
+
+
+TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {
+    "main": main,
+    "summary": summary,
+    "smoothness": smoothness,
+    "ablation": ablation,
+    "cross_architecture": cross_architecture,
+    "tuning": tuning,
+    "claims": claims.table,
+}
