@@ -46,7 +46,7 @@ def clock(seconds: float) -> str:
 class Progress:
     """What is done and how long the rest takes, in units of predicted work: a bar where someone watches, a line now and then in a log."""
 
-    def __init__(self, title: str, total: float, every: float = 20.0):
+    def __init__(self, title: str, total: float, every: float = 15.0):
         self.title, self.total, self.every = title, total, every
         self.done, self.began, self.spoke = 0.0, time.monotonic(), time.monotonic()
         self.watched = sys.stderr.isatty() or "ipykernel" in sys.modules
@@ -76,7 +76,7 @@ def run(
     do: Callable[[Task], object],
     work: Callable[[Task], float],
     label: Callable[[Task], str],
-    title: str = "",
+    progress: Progress | None = None,
     workers: int | None = None,
 ) -> None:
     """Do every task of `tasks` (task -> the tasks it needs; needs outside the mapping count as done).
@@ -85,7 +85,7 @@ def run(
     """
     workers = min(workers or default_workers(), len(tasks))
     waiting = {task: {n for n in needs if n in tasks} for task, needs in tasks.items()}
-    progress = Progress(title, sum(map(work, tasks)))
+    progress = progress or Progress("", sum(map(work, tasks)))
     failures: list[BaseException] = []
 
     def ended(task: Task, error: BaseException | None) -> None:
@@ -123,6 +123,7 @@ def run(
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         ended(running.pop(future), future.exception())
     finally:
-        progress.close()
+        if progress.total <= progress.done + 1e-9:
+            progress.close()
     if failures:
         raise failures[0]

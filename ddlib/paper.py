@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -46,12 +46,12 @@ class Paper:
 
     def get(self, settings: Settings) -> Artefact:
         """One artefact, made if it is missing."""
-        self._fulfil([settings], pipeline.name(settings))
+        pipeline.fulfil([settings], self.store)
         return self.store.load(settings)
 
     def study(self, name: str) -> pd.DataFrame:
         """The rows of a study: made where they are missing, and kept."""
-        self._fulfil(self.tasks(name), name)
+        pipeline.fulfil(self.tasks(name), self.store)
         return self.results.keep_rows(name, pd.DataFrame(STUDIES[name](self)))
 
     def tasks(self, study: str) -> list[Settings]:
@@ -93,9 +93,6 @@ class Paper:
 
     def _cell(self, name: str | None) -> config.Cell:
         return self.profile.cells[name or next(iter(self.profile.cells))]
-
-    def _fulfil(self, tasks: Iterable[Settings], title: str) -> None:
-        pipeline.fulfil(tasks, self.store, title)
 
     def _distilled(self) -> list[Run]:
         runs = [run for study in (studies.main, studies.ablation) for run in study(self.profile)]

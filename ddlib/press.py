@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
-from . import pipeline, plots, studies, tables
-from .config import Evaluation, Network, Refusal
+from . import pipeline, plots, tables
+from .config import Data, Evaluation, Network, Refusal, Selection
+from .data import load
 from .engine import Progress, clock
 from .evaluate import evaluate
 from .paper import HOME, Paper
@@ -110,7 +112,7 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
     os.environ |= {"STORE": str(held.store.root.resolve()), "RESULTS": str(held.results.folder.parent.resolve())}  # for the kernels
 
     missing = pipeline.missing([s for n in chosen for study in NEEDS.get(n.stem, []) for s in held.tasks(study)], held.store)
-    progress = Progress(held.name, sum(map(pipeline.work, missing)) + RUNNING * len(chosen), workers=True)
+    progress = Progress(held.name, sum(map(pipeline.work, missing)) + RUNNING * len(chosen))
     print(f"{held.profile.title}: {len(chosen)} notebooks, {len(missing)} tasks to do", file=sys.stderr)
     for number, notebook in enumerate(chosen, 1):
         progress.title = f"{notebook.stem} ({number}/{len(chosen)})"
@@ -146,13 +148,14 @@ def evaluate_file(file: Path, networks: int, epochs: int) -> None:
     """Fresh networks on a kept set, which says itself what it was made of."""
     held = read(file)
     made = held.settings
-    data = made["start"]["data"] if "start" in made else made["data"]
-    network = Network(**made["experts"]["network"]) if "experts" in made else Network(**made["expert"]["network"]) if made.get("expert") else Network(width=32)
-    images = pipeline.data.load(pipeline.Data(**data), os.environ.get("STORE") or HOME / "store")
-    settings = Evaluation.model_construct(**Evaluation.model_fields_defaults(), of=None, network=network, networks=networks, epochs=epochs)
+    data = Data(**made.get("start", made)["data"])
+    expert = made.get("experts") or made.get("expert")
+    network = Network(**expert["network"]) if expert else Network(width=32)
+    images = load(data, os.environ.get("STORE") or HOME / "store")
+    settings = Evaluation(of=Selection(data=data, method="all"), network=network, networks=networks, epochs=epochs)
     flat = pipeline.network(network, images.shape, images.classes)
     rows = evaluate(settings, flat, held.tensors["images"], held.tensors["labels"], held.record["lr"], images)
-    print(tables.spread(pipeline.pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))
+    print(tables.spread(pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))
 
 
 def fill_readme(held: Paper) -> None:
@@ -170,5 +173,3 @@ def fill_readme(held: Paper) -> None:
     head, rest = text.split(START, 1)
     write_whole(readme, (head + block + rest.split(END, 1)[1]).encode())
 
-
-__all__ = ["NEEDS", "evaluate_file", "execute", "figures", "fill_readme", "notebooks", "paper", "studies", "tune"]

@@ -137,6 +137,13 @@ def main(profile: Profile) -> Iterator[Run]:
         yield Run("main", name, CEILING, 0, evaluation(profile, name, everything, **profile.ceiling.evaluation))
 
 
+def coresets(profile: Profile) -> Iterator[Run]:
+    """The part of the main study that needs no distillation."""
+    for run in main(profile):
+        if run.method in CORESETS:
+            yield replace(run, study="coresets")
+
+
 def ablation(profile: Profile) -> Iterator[Run]:
     """AST minus each ingredient, and the standing controls."""
     name = profile.ablation.cell
@@ -180,7 +187,7 @@ def experts(profile: Profile) -> Iterator[tuple[str, str, Expert]]:
                         yield cell.data.name, name, settings
 
 
-RUNS = {"main": main, "ablation": ablation, "cross_architecture": cross_architecture}
+RUNS = {"coresets": coresets, "main": main, "ablation": ablation, "cross_architecture": cross_architecture}
 
 
 def everything(profile: Profile) -> list[Settings]:

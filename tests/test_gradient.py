@@ -1,0 +1,122 @@
+"""The gradient at constant memory is that of the full unroll, and both are what central differences measure."""
+
+import pytest
+import torch
+
+from ddlib import networks
+from ddlib.augment import STRATEGIES
+from ddlib.config import Data, Distillation, Expert, Network, Selection, generator
+from ddlib.distil import inner_loss
+from ddlib.flat import Flat
+from ddlib.matching import balance, matched_steps, objective
+from ddlib.unroll import adjoint, path, unroll
+
+SHAPE, CLASSES, START = (2, 8, 8), 3, 4
+DATA = Data(name="digits")
+FLAT = Flat(networks.build(Network(width=3, depth=2), SHAPE, CLASSES))
+LR = torch.tensor(0.05, dtype=torch.float64)
+
+
+def problem(strategies=tuple(STRATEGIES), steps=7, momentum=0.9, **changes):
+    """All that a gradient function takes but the images and the lr: six images, an expert of M + 1 nearby points, float64."""
+    fields = {"matched_epochs": 3, "start_epochs": 6} | changes
+    settings = Distillation(experts=Expert(data=DATA), start=Selection(data=DATA, method="real"), inner_steps=steps, momentum=momentum, **fields)
+    labels = torch.arange(CLASSES).repeat_interleave(2)
+    moves = 0.03 * torch.randn(settings.matched_epochs + 1, FLAT.parameters, generator=generator("expert"), dtype=torch.float64)
+    theta = FLAT.initial(generator("theta")).double()
+    expert = theta + moves.cumsum(0)
+    matched = matched_steps(steps, settings.matched_epochs, settings.intermediate)
+    loss = inner_loss(FLAT, labels, settings, strategies, START, t=0)
+    return {
+        "loss": loss,
+        "theta": theta,
+        "steps": steps,
+        "momentum": momentum,
+        "objective": lambda path: objective(path, expert, matched, settings.intermediate),
+        "matched": list(matched),
+    }
+
+
+def some_images():
+    return torch.randn(6, *SHAPE, generator=generator("images"), dtype=torch.float64)
+
+
+def assert_same(one, other, tolerance=1e-10):
+    for name in one._fields:
+        a, b = getattr(one, name), getattr(other, name)
+        assert a.shape == b.shape and (a - b).norm() <= tolerance * b.norm(), name
+        assert b.norm() > 0, f"{name} is zero: nothing was compared"
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("intermediate", ["none", "equal", "adaptive"])
+@pytest.mark.parametrize("batch", [None, 4])  # four of six: batches of 4, 2, 4, 2 ...
+def test_adjoint_is_the_unroll(momentum, intermediate, batch):
+    given = problem(momentum=momentum, intermediate=intermediate, batch=batch)
+    assert_same(adjoint(images=some_images(), lr=LR, **given), unroll(images=some_images(), lr=LR, **given))
+
+
+@pytest.mark.parametrize("strategies", [(), *((name,) for name in STRATEGIES)])
+def test_adjoint_is_the_unroll_through_every_augmentation(strategies):
+    given = problem(strategies, intermediate="equal", balance=True)
+    assert_same(adjoint(images=some_images(), lr=LR, **given), unroll(images=some_images(), lr=LR, **given))
+
+
+def test_one_step_and_one_epoch():
+    given = problem(steps=1, matched_epochs=1)
+    assert_same(adjoint(images=some_images(), lr=LR, **given), unroll(images=some_images(), lr=LR, **given))
+
+
+@pytest.mark.parametrize("form", [adjoint, unroll])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_central_differences(form, momentum):
+    given = problem(momentum=momentum, intermediate="adaptive", batch=4, balance=True)
+    images, h = some_images(), 1e-6
+    gradient = form(images=images, lr=LR, **given)
+
+    def value(images, lr):
+        walked = path(given["loss"], given["theta"], images, lr, given["steps"], momentum, differentiable=False)
+        return float(given["objective"](walked))
+
+    steepest = gradient.images.flatten().abs().argsort(descending=True)[:4].tolist()
+    for i in [*steepest, 17, 300]:
+        bump = torch.zeros_like(images).flatten().index_fill(0, torch.tensor(i), h).view_as(images)
+        measured = (value(images + bump, LR) - value(images - bump, LR)) / (2 * h)
+        assert measured == pytest.approx(float(gradient.images.flatten()[i]), rel=1e-5, abs=1e-8)
+    measured = (value(images, LR + h) - value(images, LR - h)) / (2 * h)
+    assert measured == pytest.approx(float(gradient.lr), rel=1e-6)
+    assert value(images, LR) == pytest.approx(float(gradient.value), rel=1e-12)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_path_is_that_of_torch_optim(momentum, differentiable):
+    given, images = problem(momentum=momentum, batch=4), some_images()
+    walked = path(given["loss"], given["theta"], images, LR, given["steps"], momentum, differentiable)
+    assert len(walked) == given["steps"] + 1
+    theta = given["theta"].clone().requires_grad_()
+    optimiser = torch.optim.SGD([theta], lr=float(LR), momentum=momentum)
+    for k, visited in enumerate(walked):
+        torch.testing.assert_close(visited.detach(), theta.detach(), rtol=1e-12, atol=1e-14)
+        if k < given["steps"]:
+            optimiser.zero_grad()
+            given["loss"](theta, images, k + 1).backward()
+            optimiser.step()
+
+
+def test_a_balanced_loss_is_an_inner_lr_that_depends_on_the_start():
+    w = balance(START, 6)
+    weighted = adjoint(images=some_images(), lr=LR, **problem(balance=True))
+    faster = adjoint(images=some_images(), lr=LR * w, **problem(balance=False))
+    plain = adjoint(images=some_images(), lr=LR, **problem(balance=False))
+    for name, factor in {"value": 1, "end": 1, "images": 1, "lr": w}.items():
+        torch.testing.assert_close(getattr(weighted, name), factor * getattr(faster, name), rtol=1e-10, atol=1e-14)
+    assert (weighted.end - plain.end).norm() > 1e-3 * (plain.end - problem()["theta"]).norm()
+
+
+def test_arguments_stay_as_they_were():
+    for form in (adjoint, unroll):
+        given, images, lr = problem(), some_images(), LR.clone()
+        form(images=images, lr=lr, **given)
+        assert torch.equal(images, some_images()) and torch.equal(lr, LR) and torch.equal(given["theta"], problem()["theta"])
+        assert not images.requires_grad and not lr.requires_grad and not given["theta"].requires_grad
