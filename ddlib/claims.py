@@ -107,9 +107,9 @@ def four(results: Results) -> Iterator[Part]:
     yield part("4a", "test accuracy of coresets, k-means − random", paired(main, "k-means", "random"))
     yield part("4b", "test accuracy, AST − AST from random real images", paired(ablation, "AST", "AST − representative start"))
     spread = []
-    for _, mine in accuracy(main, "random").groupby("cell"):
-        theirs = accuracy(main, "k-means").loc[mine.index]
-        spread.append(np.stack([mine.to_numpy(), theirs.to_numpy()], 1))
+    both = pd.concat([accuracy(main, "random"), accuracy(main, "k-means")], axis=1, join="inner")
+    for _, mine in both.groupby("cell"):
+        spread.append(mine.to_numpy())  # (seeds, 2)
 
     def narrower(drawn: np.ndarray, axis: int) -> np.ndarray:  # (resamples, seeds, cells, 2)
         std = drawn.std(axis=axis, ddof=1)

@@ -20,8 +20,8 @@ PROFILES = Path(__file__).parent / "profiles"
 FORMAT = 1  # part of every key: raise it when a change of code changes results
 
 Count = Annotated[int, Field(ge=1)]
-Size = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Strategy = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 
 
@@ -164,7 +164,7 @@ class Evaluation(Settings):
     epochs: Count = 1000
     batch: Count = 256
     weight_decay: Size = 5e-4
-    factors: Annotated[tuple[Positive, ...], Field(strict=False)] = (0.1, 0.3, 1.0)  # of a, chosen on validation
+    factors: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (0.1, 0.3, 1.0)  # of a, chosen on validation
     search_networks: Count = 1  # networks a factor while choosing
     test: bool = True  # False while tuning: the test images stay unseen
     looks: Count = 5  # looks at the accuracy along the way, for the best-of columns
@@ -176,6 +176,18 @@ class Following(Settings):
 
     stage: ClassVar[str] = "followings"
     of: Distillation
+
+
+class Measurement(Settings):
+    """Memory and time of one outer gradient, taken once in a process of its own."""
+
+    stage: ClassVar[str] = "measurements"
+    network: Network
+    data: Data
+    ipc: Count
+    gradient: Literal["adjoint", "unroll"]
+    inner_steps: Count
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
 
 def complain(error: ValidationError, where: str) -> Refusal:
@@ -259,7 +271,11 @@ def profile(name: str) -> Profile:
     if not file.exists():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise Refusal(f"no profile '{name}': expected one of {known}, or the path of a YAML file")
-    return validated(Profile, yaml.safe_load(file.read_text()), f"profile {name}")
+    try:
+        fields = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise Refusal(f"profile {name} is no YAML: {error}") from None
+    return validated(Profile, fields, f"profile {name}")
 
 
 def validated(kind: type[Model], fields: Any, where: str) -> Model:

@@ -5,7 +5,7 @@ Rough on purpose: it orders the tasks and tells the time left, which the run its
 
 from __future__ import annotations
 
-from .config import Distillation, Evaluation, Following, Network, Selection, Settings
+from .config import Distillation, Evaluation, Following, Measurement, Network, Selection, Settings
 
 IMAGE = 5e-4  # seconds for forward and backward of one 3 x 32 x 32 image through a ConvNet of depth 3 and width 32
 STEP = 2e-3  # seconds that a step costs whatever its batch
@@ -25,6 +25,8 @@ def work(settings: Settings, train_images: int, classes: int, pixels: float) -> 
         return runs * settings.epochs * (n * image(settings.network, pixels) + STEP * -(-n // settings.batch)) + 1
     if isinstance(settings, Selection | Following):
         return 1.0
+    if isinstance(settings, Measurement):
+        return 10.0
     if isinstance(settings, Distillation):
         n = classes * settings.start.ipc
         step = min(settings.batch or n, n) * image(settings.experts.network, pixels) + STEP

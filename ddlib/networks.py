@@ -120,8 +120,11 @@ def build(settings: Network, shape: tuple[int, int, int], classes: int) -> nn.Mo
     """
     try:
         with torch.device("meta"):
-            return NETWORKS[settings.architecture](shape, classes, settings.width, settings.depth)
-    except RuntimeError as error:
+            made = NETWORKS[settings.architecture](shape, classes, settings.width, settings.depth)
+        if not made.head.in_features:
+            raise ValueError("no pixel is left")
+        return made
+    except (RuntimeError, ValueError) as error:
         raise Refusal(
             f"{settings.architecture} of depth {settings.depth} does not fit images of {shape[1]} x {shape[2]} pixels ({error}): lower the depth or use larger images"
         ) from error

@@ -9,13 +9,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import config, pipeline, plots, studies, tables
+from . import config, engine, pipeline, plots, studies, tables
 from .config import Distillation, Following, Selection, Settings, key
 from .data import Images
 from .results import Results
@@ -33,6 +33,7 @@ class Paper:
     """
 
     def __init__(self, profile: str = "laptop", store: Path | str | None = None, results: Path | str | None = None):
+        engine.settle()
         self.name = Path(profile).stem
         self.profile = config.profile(profile)
         for settings in studies.everything(self.profile):
@@ -79,11 +80,11 @@ class Paper:
             self.results.keep_figure(name, figure)
         return figure
 
-    def keep_sets(self) -> None:
+    def keep_sets(self, methods: Iterable[str] = studies.METHODS) -> None:
         """Copy the sets of the main study to the results: distilled ones under every seed, coresets under the first."""
         for run in studies.main(self.profile):
             made = run.settings.of
-            if isinstance(made, Selection) and (run.distil_seed or made.method == "all"):
+            if run.method not in methods or (isinstance(made, Selection) and run.distil_seed):
                 continue
             held = self.store.load(made)
             wanted = held.tensors.keys() - ({"history"} if run.distil_seed else set())

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import cost, data, engine, networks
-from .config import Data, Distillation, Evaluation, Expert, Following, Network, Refusal, Selection, Settings, generator, key
+from . import cost, data, engine, measure, networks
+from .config import Data, Distillation, Evaluation, Expert, Following, Measurement, Network, Refusal, Selection, Settings, generator, key
 from .data import Images
 from .distil import State, begin, distil, inner_loss
 from .evaluate import evaluate, score
@@ -74,6 +76,8 @@ def name(settings: Settings) -> str:
         return f"distilling ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.name}"
     if isinstance(settings, Following):
         return f"following with {name(settings.of)}"
+    if isinstance(settings, Measurement):
+        return f"measuring the {settings.gradient} at N = {settings.inner_steps}"
     return f"{settings.network.architecture} on {name(settings.of)}"
 
 
@@ -202,7 +206,14 @@ def make_following(settings: Following, store: Store) -> None:
     store.save(settings, {}, {"rows": rows})
 
 
-MAKE = {Expert: make_expert, Selection: make_selection, Distillation: make_set, Evaluation: make_rows, Following: make_following}
+def make_measurement(settings: Measurement, store: Store) -> None:
+    """In a fresh process, whose peak memory is its own."""
+    known = data.SETS[settings.data.name]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.settle) as pool:
+        store.save(settings, {}, pool.submit(measure.outer_gradient, settings, known.shape, len(known.class_names)).result())
+
+
+MAKE = {Expert: make_expert, Selection: make_selection, Distillation: make_set, Evaluation: make_rows, Following: make_following, Measurement: make_measurement}
 
 
 def get(settings: Settings, store: Store) -> Artefact:

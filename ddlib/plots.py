@@ -1,7 +1,7 @@
 """Every figure of the paper, as a function of rows and kept sets: `FIGURES[name](results)`, drawn inside `style()`.
 
 One look (colour, marker, line) a method or recipe, the same in all figures and distinct in grey. Coresets are grey, the MTT family
-blue, AST vermilion; an expert recipe wears the colour of the method that follows it. Bands and bars are one standard deviation.
+blue, AST and the experts that it follows vermilion. Bands and bars are one standard deviation.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from sklearn.isotonic import isotonic_regression
 
 from .config import Refusal
 from .results import Results
@@ -37,18 +39,17 @@ class Look(NamedTuple):
     line: str | tuple = "-"
 
 
-LOOKS = {
-    "random": Look(SILVER, "x"),
-    "herding": Look(SILVER, "^"),
-    "k-center": Look(SILVER, "s"),
-    "k-means": Look(GREY, "D"),
+CORESETS = {"random": Look(SILVER, "x"), "herding": Look(SILVER, "^"), "k-center": Look(SILVER, "s"), "k-means": Look(GREY, "D")}
+DISTILLED = {
     "MTT": Look(BLUE, "s", DASH),
     "MTT + inner momentum": Look(SKY, "^", MIXED),
     "MTT, strong experts": Look(BLUE, "v", DOT),
     "AST": Look(VERMILION),
-    "AST − balanced loss": Look(BLUE, "s", DASH),
+    "AST − balanced loss": Look(PURPLE, "s", DASH),
     "AST − intermediate matching": Look(BLUE, "s", DASH),
     "AST − weight perturbation": Look(GREEN, "^", DOT),
+}
+RECIPES = {
     "sgd": Look(BLACK, "s", DASH),
     "momentum": Look(BLUE, "v"),
     "adam": Look(PURPLE, "^", MIXED),
@@ -58,45 +59,30 @@ LOOKS = {
     "ast": Look(VERMILION),
     "momentum_lr_matched": Look(SILVER, "h", DASH),
     "momentum_warmup_penalty": Look(ORANGE, "p", MIXED),
-    "adjoint": Look(VERMILION),
-    "unroll": Look(BLUE, "s", DASH),
-    "expert": Look(BLACK, "s", DASH),
-    "student": Look(VERMILION, "o"),
-    "supported": Look(GREEN, "o"),
-    "not supported": Look(VERMILION, "X"),
 }
+VERDICTS = {"supported": Look(GREEN), "not supported": Look(VERMILION, "X")}
+GRADIENTS = {"adjoint": Look(VERMILION), "unroll": Look(BLUE, "s", DASH)}
+WALKS = {"expert": Look(BLACK, "s", DASH), "real images": Look(GREY, "D", DOT), "distilled images": Look(VERMILION)}
+LOOKS = CORESETS | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS
 PLAIN = Look(GREY)
-CORESETS = ("random", "herding", "k-center", "k-means")
 CEILING = "full data"
 CLASSES = 20  # columns of an image grid, at most
+STYLE = {
+    "font": {"family": "DejaVu Sans", "size": 8},  # ships with matplotlib: the same letters everywhere
+    "axes": {"titlesize": 8.5, "labelsize": 8, "linewidth": 0.7, "grid": True, "axisbelow": True, "spines.top": False, "spines.right": False},
+    "xtick": {"labelsize": 7.5},
+    "ytick": {"labelsize": 7.5},
+    "legend": {"fontsize": 7.5, "frameon": False},
+    "grid": {"color": "#e4e4e4", "linewidth": 0.6},
+    "lines": {"linewidth": 1.3, "markersize": 4},
+    "figure": {"dpi": 120, "titlesize": 8.5, "labelsize": 8},
+    "svg": {"hashsalt": "ddlib", "fonttype": "path"},
+}
 
 
 def style() -> AbstractContextManager:
     """The publication style; the same rows give the same bytes."""
-    return plt.rc_context(
-        {
-            "font.family": "DejaVu Sans",  # ships with matplotlib
-            "font.size": 8,
-            "axes.titlesize": 8.5,
-            "axes.labelsize": 8,
-            "xtick.labelsize": 7.5,
-            "ytick.labelsize": 7.5,
-            "legend.fontsize": 7.5,
-            "legend.frameon": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#e4e4e4",
-            "grid.linewidth": 0.6,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.linewidth": 0.7,
-            "lines.linewidth": 1.3,
-            "lines.markersize": 4,
-            "figure.dpi": 120,
-            "svg.hashsalt": "ddlib",
-            "svg.fonttype": "path",
-        }
-    )
+    return plt.rc_context({f"{group}.{name}": value for group, values in STYLE.items() for name, value in values.items()})
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **shared) -> tuple[Figure, np.ndarray]:
@@ -104,16 +90,6 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **share
     figure = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **shared).ravel()
-
-
-def shown(name: str) -> str:
-    """A recipe as it is written in a figure."""
-    return name.replace("_", " ")
-
-
-def present(names: Iterable[str], column: pd.Series) -> list[str]:
-    """Those of `names` that the rows hold."""
-    return [name for name in names if (column == name).any()]
 
 
 def span(counts: Iterable[int]) -> str:
@@ -130,36 +106,36 @@ def by_seed(rows: pd.DataFrame, x: str, y: str, seed: str) -> pd.DataFrame:
 def band(ax: Axes, wide: pd.DataFrame, name: str, label: str | None = None) -> None:
     """The mean over the columns against the index, and one standard deviation about it where there are several."""
     look, mean, x = LOOKS.get(name, PLAIN), wide.mean(axis=1), wide.index
-    every = max(1, len(x) // 6)
-    ax.plot(x, mean, color=look.color, linestyle=look.line, marker=look.marker, markevery=every, markersize=3.2, label=label or shown(name))
+    marks = {"marker": look.marker, "markersize": 3.2, "markevery": max(1, len(x) // 6)}
+    ax.plot(x, mean, color=look.color, linestyle=look.line, label=label or name.replace("_", " "), **marks)
     if wide.shape[1] > 1:
         std = wide.std(axis=1, ddof=1)
         ax.fill_between(x, mean - std, mean + std, color=look.color, alpha=0.15, linewidth=0)
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def name_ends(ax: Axes) -> None:
     """Names of the lines beside their right ends, moved apart until all can be read."""
+    ax.autoscale_view()  # or the ends are not yet where they will be
+    size = plt.rcParams["xtick.labelsize"]
     lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
     ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
     heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
-    gap = 1.2 * plt.rcParams["xtick.labelsize"] / (72 * 0.75 * ax.figure.get_figheight())
     order = np.argsort(heights, kind="stable")
-    places = heights[order] - gap * np.arange(len(order))
-    places = isotonic(places) + gap * np.arange(len(order))
+    gaps = 1.3 * size / (72 * 0.75 * ax.figure.get_figheight()) * np.arange(len(order))
+    places = isotonic_regression(heights[order] - gaps, y_min=0, y_max=max(1 - gaps[-1], 0)) + gaps  # the nearest that keep the gaps
     for i, place in zip(order, places, strict=True):
-        arrow = {"arrowstyle": "-", "color": lines[i].get_color(), "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1}
-        words = {"color": lines[i].get_color(), "fontsize": plt.rcParams["xtick.labelsize"], "va": "center"}
-        ax.annotate(lines[i].get_label(), ends[i], (1.05, place), xycoords="data", textcoords="axes fraction", arrowprops=arrow, annotation_clip=False, **words)
+        color = lines[i].get_color()
+        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
+        ax.annotate(lines[i].get_label(), ends[i], (1.05, place), "data", "axes fraction", arrow, color=color, fontsize=size, va="center")
 
 
-def isotonic(values: np.ndarray) -> np.ndarray:
-    """The nearest values that never fall (pool adjacent violators)."""
-    pools: list[list[float]] = []
-    for value in values:
-        pools.append([value])
-        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    return np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+def logarithmic(ax: Axes) -> None:
+    """A logarithmic height, its ticks as plain numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def key_below(figure: Figure, ax: Axes, columns: int) -> None:
@@ -181,22 +157,23 @@ def grid(ax: Axes, images: np.ndarray, labels: Sequence, rows: Sequence[str] = (
     labels = np.asarray(labels)
     classes = list(dict.fromkeys(labels.tolist()))
     down, (h, w) = max((labels == c).sum() for c in classes), images.shape[1:3]
-    sheet = np.ones((down * (h + 2), len(classes) * (w + 2), 3))
+    high, wide = h + 1 + h // 32, w + 1 + w // 32  # with the gaps
+    page = np.ones((down * high, len(classes) * wide, 3))
     for j, c in enumerate(classes):
         for i, image in enumerate(images[labels == c]):
-            sheet[i * (h + 2) : i * (h + 2) + h, j * (w + 2) : j * (w + 2) + w] = image if image.ndim == 3 else image[..., None]
-    ax.imshow(sheet, interpolation="nearest")
-    ax.set_xticks(np.arange(len(classes)) * (w + 2) + w / 2 - 0.5, classes)
-    ax.set_yticks(np.arange(len(rows)) * (h + 2) + h / 2 - 0.5, rows)
+            page[i * high : i * high + h, j * wide : j * wide + w] = image if image.ndim == 3 else image[..., None]
+    ax.imshow(page, interpolation="nearest")
+    ax.set_xticks(np.arange(len(classes)) * wide + w / 2 - 0.5, classes)
+    ax.set_yticks(np.arange(len(rows)) * high + h / 2 - 0.5, rows)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
     ax.grid(False)
 
 
-def sheet(images: list[np.ndarray], labels: np.ndarray, rows: Sequence[str]) -> Figure:
+def sheet(images: np.ndarray, labels: np.ndarray, rows: Sequence[str]) -> Figure:
     """A figure of rows of images, one of each class a row."""
     figure, (ax,) = canvas(WIDE, 0.3 + len(rows) * 6.0 / max(len(labels), 8))
-    grid(ax, np.concatenate(images), np.tile(labels, len(rows)), rows)
+    grid(ax, images, np.tile(labels, len(rows)), rows)
     return figure
 
 
@@ -213,9 +190,10 @@ def smallest_cell(rows: pd.DataFrame) -> str:
 def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
     """A panel for each value of `by`: a method's mean, each seed's mean and their standard deviation; the ceiling dashed."""
     rows, wheres = rows[rows.protocol == "lr_chosen"], list(rows[by].unique())
-    across = min(len(wheres), 3)
-    down = -(-len(wheres) // across)
-    figure, axes = canvas(NARROW if across == 1 else WIDE, down * (0.75 + 0.19 * len(methods)), down, across, sharey=True)
+    down = -(-len(wheres) // 3)
+    across = -(-len(wheres) // down)
+    height = down * (0.75 + 0.19 * len(methods))
+    figure, axes = canvas(NARROW if across == 1 else WIDE, height, down, across, sharey=True, sharex=by == "architecture")
     for ax, where in zip(axes, wheres, strict=False):
         here = rows[rows[by] == where]
         scored = here[here.method.isin(methods)]
@@ -224,23 +202,25 @@ def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
         ceiling = 100 * here[here.method == CEILING].accuracy.mean()
         if not np.isnan(ceiling):
             ax.axvline(ceiling, color=BLACK, linestyle=DASH, linewidth=0.9)
-            ax.text(ceiling, 0.5, f"{CEILING} {ceiling:.1f} ", rotation=90, ha="right", va="center", fontsize=7, transform=ax.get_xaxis_transform())
-        sets, networks = (span(scored.groupby(["method", *also])[what].nunique()) for also, what in ([[], "distil_seed"], [["distil_seed"], "net_seed"]))
-        ax.set_title(f"{where}\nn = {sets} sets × {networks} networks")
+            ax.text(ceiling, 1.01, f"{CEILING} {ceiling:.1f}", ha="right", va="bottom", fontsize=7, transform=ax.get_xaxis_transform())
+        sets = span(scored.groupby("method").distil_seed.nunique())
+        networks = span(scored.groupby(["method", "distil_seed"]).net_seed.nunique())
+        ax.set_title(f"{where}\nn = {sets} × {networks} (sets × networks)", pad=6 if np.isnan(ceiling) else 14)
+        ax.tick_params(labelbottom=True)
     for ax in axes[len(wheres) :]:
         ax.set_axis_off()
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
-    figure.supxlabel("test accuracy (%), mean ± std over sets", fontsize=8)
+    figure.supxlabel("test accuracy (%), mean ± std over sets")
     return figure
 
 
 def spread_dots(ax: Axes, y: float, values: pd.Series, look: Look) -> None:
     """Small dots for the values, a large one for their mean and a bar of one standard deviation."""
-    if values.empty:
-        return
-    ax.plot(values, np.full(len(values), y + 0.22), ".", color=look.color, markersize=2.5, alpha=0.8)
-    ax.errorbar(values.mean(), y, xerr=values.std(ddof=1) if len(values) > 1 else None, fmt=look.marker, color=look.color, markersize=5, capsize=0)
+    if len(values) > 1:
+        ax.plot(values, np.full(len(values), y + 0.24), ".", color=look.color, markersize=2.5)
+        ax.plot(values.mean() + values.std(ddof=1) * np.array([-1, 1]), [y, y], color=look.color)
+    ax.plot([values.mean()], [y], look.marker, color=look.color, markersize=5)
 
 
 def main(results: Results) -> Figure:
@@ -251,15 +231,16 @@ def main(results: Results) -> Figure:
 
 def coresets(results: Results) -> Figure:
     """How well real images teach, by the way they were picked."""
-    rows = results.rows("main")
-    rows = rows[rows.method.isin(CORESETS)]
-    return dots(rows, "cell", present(CORESETS, rows.method))
+    rows = results.rows("coresets")
+    return dots(rows, "cell", [m for m in CORESETS if (rows.method == m).any()])
 
 
 def cross_architecture(results: Results) -> Figure:
     """Whether sets made with one architecture teach the others."""
     rows = results.rows("cross_architecture")
-    return dots(rows, "architecture", list(rows.method.unique()))
+    figure = dots(rows, "architecture", list(rows.method.unique()))
+    figure.suptitle(rows.cell.iloc[0])
+    return figure
 
 
 def first_data(rows: pd.DataFrame) -> pd.DataFrame:
@@ -280,7 +261,7 @@ def experts(results: Results) -> Figure:
     figure, (ax,) = canvas(WIDE, 3.0)
     of_recipes(ax, rows, "test_accuracy", 100)
     ax.set_ylabel("test accuracy (%)")
-    ax.set_title(f"{rows.data.iloc[0]}: mean ± std of {rows.expert_seed.nunique()} experts a recipe")
+    ax.set_title(f"{rows.data.iloc[0]}: mean ± std over experts, n = {rows.expert_seed.nunique()}")
     name_ends(ax)
     return figure
 
@@ -290,10 +271,11 @@ def expert_panels(results: Results, columns: dict[str, str], straight: Sequence[
     rows = first_data(results.rows("experts"))
     figure, axes = canvas(WIDE, 3.1, 1, len(columns))
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
-        ax.set_yscale("linear" if column in straight else "log")
+        if column not in straight:
+            logarithmic(ax)
         of_recipes(ax, rows, column)
         ax.set_title(title)
-    figure.suptitle(f"{rows.data.iloc[0]}: mean ± std of {rows.expert_seed.nunique()} experts a recipe", fontsize=8.5)
+    figure.suptitle(f"{rows.data.iloc[0]}: mean ± std over experts, n = {rows.expert_seed.nunique()}")
     key_below(figure, axes[0], 4)
     return figure
 
@@ -316,8 +298,8 @@ def quality(results: Results) -> Figure:
         look, x, y = LOOKS.get(recipe, PLAIN), mine.step, 100 * mine.test_accuracy
         bars = {"xerr": x.std(), "yerr": y.std()} if len(mine) > 1 else {}
         ax.errorbar(x.mean(), y.mean(), **bars, fmt="none", ecolor=look.color, elinewidth=1)
-        ax.plot([x.mean()], [y.mean()], look.marker, color=look.color, markersize=5, label=shown(recipe))
-    ax.set_xlabel(f"mean step length, mean ± std of {span(rows.groupby('recipe').size())} experts")
+        ax.plot([x.mean()], [y.mean()], look.marker, color=look.color, markersize=5, label=recipe.replace("_", " "))
+    ax.set_xlabel(f"mean step length: mean ± std over experts, n = {span(rows.groupby('recipe').size())}")
     ax.set_ylabel("final test accuracy (%)")
     ax.set_title(rows.data.iloc[0])
     name_ends(ax)
@@ -326,23 +308,22 @@ def quality(results: Results) -> Figure:
 
 def initialisation(results: Results) -> Figure:
     """Which real images stand for a class, by the way they were picked."""
-    cell, images, rows = smallest_cell(results.rows("main")), [], []
+    cell, found = smallest_cell(results.rows("coresets")), {}
     for method in CORESETS:
         try:
             held = results.set(cell, method, 0)
         except Refusal:  # a cell need not try them all
             continue
         first = first_of_each(held.tensors["labels"])
-        images.append(pixels(held, held.tensors["images"][first]))
-        labels, rows = held.tensors["labels"].numpy()[first], [*rows, method]
-    if not rows:
-        raise Refusal(f"no coreset of {cell} is kept in {results.folder / 'sets'}: expected one of {', '.join(CORESETS)} at seed 0; keep the sets first")
-    return sheet(images, labels, rows)
+        found[method], labels = held.tensors["images"][first], held.tensors["labels"].numpy()[first]
+    if not found:
+        raise Refusal(f"no coreset of {cell} in {results.folder / 'sets'}: expected one of {', '.join(CORESETS)} at seed 0; keep the sets first")
+    return sheet(pixels(held, torch.cat([*found.values()])), labels, list(found))
 
 
 def distilled(results: Results) -> tuple[Artefact, np.ndarray, np.ndarray]:
     """AST's set of the smallest cell, where the first image of each class is, and their labels."""
-    held = results.set(smallest_cell(results.rows("main")), "AST", 0)
+    held = results.set(smallest_cell(results.rows("curves")), "AST", 0)
     if "history" not in held.tensors:
         raise Refusal("the AST set at seed 0 holds no 'history': it is kept for one image per class; add such a cell to the profile")
     first = first_of_each(held.tensors["labels"])
@@ -352,9 +333,10 @@ def distilled(results: Results) -> tuple[Artefact, np.ndarray, np.ndarray]:
 def images(results: Results) -> Figure:
     """What distillation did to the images: before, after, and the difference about grey."""
     held, first, labels = distilled(results)
-    before, after = (pixels(held, x[first]) for x in (held.tensors["history"][0], held.tensors["images"]))
-    most = float(np.abs(after - before).max()) or 1.0
-    return sheet([before, after, 0.5 + (after - before) / (2 * most)], labels, ["before", "after", f"difference\n(± {most:.2f})"])
+    both = pixels(held, torch.cat([held.tensors["history"][0][first], held.tensors["images"][first]]))
+    difference = np.subtract(*np.split(both, 2)[::-1])
+    most = float(np.abs(difference).max()) or 1.0
+    return sheet(np.concatenate([both, 0.5 + difference / (2 * most)]), labels, ["before", "after", f"difference\n(± {most:.2f})"])
 
 
 def history(results: Results) -> Figure:
@@ -362,6 +344,159 @@ def history(results: Results) -> Figure:
     held, first, labels = distilled(results)
     looks = [0, *(row["iteration"] for row in held.record["curve"] if row.get("validation_accuracy") is not None)]
     rows = [f"→ {t}" if t == held.record.get("chosen_iteration") else f"{t}" for t in looks]
-    figure = sheet([pixels(held, x[first]) for x in held.tensors["history"]], labels, rows)
+    figure = sheet(pixels(held, held.tensors["history"][:, first].flatten(0, 1)), labels, rows)
     figure.axes[0].set_ylabel("outer iteration")
     return figure
+
+
+def student(results: Results) -> Figure:
+    """One inner loop: do students go the expert's way, and how near do they come to where the expert went?"""
+    rows = results.rows("student")
+    last = rows.step.max()  # N, the inner step that meets the expert's last epoch
+    figure, (plane, near) = canvas(WIDE, 2.4, 1, 2)
+    for part, mine in rows.groupby("part", sort=False):
+        look = LOOKS.get(part, PLAIN)
+        plane.plot(mine.x, mine.y, color=look.color, linestyle=look.line, marker=look.marker, markersize=3, label=part)
+        near.plot(mine.step * last / mine.step.max(), mine.distance, color=look.color, linestyle=look.line, marker=look.marker, markersize=3, label=part)
+    ends = rows[rows.part == "expert"].iloc[[0, -1]]
+    for (_, row), words, side in zip(ends.iterrows(), ("start", "target"), ("left", "right"), strict=True):
+        plane.annotate(words, (row.x, row.y), (0, -10), textcoords="offset points", ha=side, fontsize=7)
+    plane.set(xlabel="along the expert's way", ylabel="across it")
+    plane.set_aspect("equal", adjustable="datalim")
+    near.set(xlabel="inner step", ylabel="relative distance to the target")
+    near.set_ylim(bottom=0)
+    near.xaxis.get_major_locator().set_params(integer=True)
+    name_ends(near)
+    return figure
+
+
+def memory(results: Results) -> Figure:
+    """What a longer inner loop costs each gradient: memory and time."""
+    rows = results.rows("memory")
+    figure, axes = canvas(WIDE, 2.2, 1, 2)
+    for ax, column, words in zip(axes, ("megabytes", "seconds"), ("peak memory (MB)", "time (s)"), strict=True):
+        for gradient, mine in rows.groupby("gradient", sort=False):
+            band(ax, mine.pivot_table(index="inner_steps", values=column), gradient)
+        ax.set(xlabel="inner steps N", ylabel=words)
+        ax.set_ylim(bottom=0)
+        name_ends(ax)
+    return figure
+
+
+def distillation(results: Results) -> Figure:
+    """How the outer loop goes on the main cell: its loss, what fresh networks learn from the images, the inner lr."""
+    rows = results.rows("curves")
+    rows = rows[(rows.study == "main") & (rows.cell == rows.cell.iloc[0])]
+    figure, axes = canvas(WIDE, 2.8, 1, 3)
+    for method, mine in rows.groupby("method", sort=False):
+        loss, lr = (by_seed(mine, "iteration", column, "distil_seed") for column in ("loss", "lr"))
+        window, every = max(1, len(loss) // 50), max(1, len(loss) // 200)
+        band(axes[0], loss.rolling(window, min_periods=1).mean()[::every], method)
+        band(axes[1], 100 * by_seed(mine, "iteration", "validation_accuracy", "distil_seed"), method)
+        band(axes[2], lr[::every], method)
+    for ax, title in zip(axes, ("matching loss, smoothed", "validation accuracy (%)", "learned inner lr a"), strict=True):
+        ax.set(xlabel="outer iteration", title=title)
+    logarithmic(axes[2])
+    figure.suptitle(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {span(rows.groupby('method').distil_seed.nunique())}")
+    key_below(figure, axes[0], 4)
+    return figure
+
+
+def ablation(results: Results) -> Figure:
+    """What each ingredient is worth: accuracy lost or won without it, against AST at the same seed."""
+    rows = results.rows("ablation")
+    chosen = rows[rows.protocol == "lr_chosen"]
+    wide = 100 * by_seed(chosen, "distil_seed", "accuracy", "method")
+    methods = [m for m in rows.method.unique() if m != "AST"]
+    figure, (ax,) = canvas(WIDE * 0.75, 0.7 + 0.2 * len(methods))
+    for y, method in enumerate(methods):
+        look = Look(VERMILION) if "−" in method else Look(BLUE, "s")  # an ingredient taken away, or other experts
+        spread_dots(ax, y, (wide[method] - wide["AST"]).dropna(), look)
+    ax.axvline(0, color=BLACK, linewidth=0.8)
+    ax.set_yticks(range(len(methods)), methods)
+    ax.set_ylim(len(methods) - 0.4, -0.6)
+    ax.set_xlabel("test accuracy minus AST's at the same seed (points)")
+    ax.set_title(f"{rows.cell.iloc[0]}: mean ± std over seeds, n = {len(wide)}")
+    return figure
+
+
+def contrast(rows: pd.DataFrame, x: str, y: str, methods: Sequence[str], note: Callable = lambda wide: "") -> tuple[Figure, Axes]:
+    """y against x for AST and for AST without a part; `note` says something of the values after each name."""
+    figure, (ax,) = canvas(WIDE * 0.75, 2.4)
+    for method in methods:
+        wide = by_seed(rows[rows.method == method], x, y, "distil_seed")
+        if len(wide):
+            band(ax, wide, method, method + (note(wide) if len(wide) > 1 else ""))
+    ax.set_title(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {rows.distil_seed.nunique()}")
+    name_ends(ax)
+    return figure, ax
+
+
+def start_epochs(results: Results) -> Figure:
+    """Whether the balanced loss evens out how hard the start epochs are."""
+    rows = results.rows("curves")
+    rows = rows[(rows.study == "ablation") & (rows.iteration > rows.iteration.max() // 2)]
+    uneven = "\nstd / mean over s: {:.2f}"
+    figure, ax = contrast(rows, "start", "loss", ["AST", "AST − balanced loss"], lambda wide: uneven.format((wide.std() / wide.mean()).mean()))
+    ax.set(xlabel="start epoch s", ylabel="matching loss, second half")
+    return figure
+
+
+def following(results: Results) -> Figure:
+    """How far a student left to itself strays from the expert that it follows."""
+    rows = results.rows("following")
+    figure, ax = contrast(rows, "epoch", "error", ["AST", "AST − intermediate matching", "AST − weight perturbation"])
+    ax.set(xlabel=f"expert epoch (mean over experts, n = {rows.expert_seed.nunique()})", ylabel="relative distance to the expert")
+    return figure
+
+
+def claims(results: Results) -> Figure:
+    """What holds: the effect and 95 % interval of each part of each claim, on a scale of its own; right of zero speaks for the claim."""
+    table = pd.read_csv(results.folder / "tables" / "claims.csv", dtype={"claim": str})
+    lines = [textwrap.wrap(row.statement, 62 if row.claim.isdigit() else 72) for row in table.itertuples()]
+    tall = np.array([0.4 + 0.9 * len(text) for text in lines])
+    tops = np.cumsum(tall) - tall + 0.6 * table.claim.str.isdigit().cumsum().to_numpy()  # a claim stands off from the one before
+    figure, (ax,) = canvas(WIDE, 0.4 + 0.14 * (tops[-1] + tall[-1]))
+    for top, text, row in zip(tops, lines, table.itertuples(), strict=True):
+        whole, look = row.claim.isdigit(), LOOKS.get(row.verdict, PLAIN)
+        words = {"fontsize": 7, "va": "top", "weight": "bold" if whole else "normal"}
+        ax.text(-7.6, top, row.claim, **words)
+        ax.text(-7.2, top, "\n".join(text), **words)
+        ax.text(1.3, top, row.verdict if whole else numbers(row), **words, color=look.color if whole else BLACK)
+        if row.n and not whole:
+            interval(ax, top + 0.34, row, look)
+    ax.axvline(0, color=BLACK, linewidth=0.8, zorder=0)
+    ax.set(xlim=(-7.6, 4.4), ylim=(tops[-1] + tall[-1], 0), xticks=[-1, 0, 1], yticks=[])
+    ax.set_xticklabels(["against", "0", "for"])
+    ax.set_xlabel("effect [95 % interval] (n seeds), each on a scale of its own", loc="right")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.grid(False)
+    return figure
+
+
+def numbers(row: tuple) -> str:
+    """The effect, its interval and n; accuracies in points."""
+    if not row.n:
+        return "no rows"
+    points = "accuracy" in row.statement
+    effect, low, high = (f"{100 * value:+.1f}" if points else f"{value:+.3f}" for value in (row.effect, row.low, row.high))
+    known = f" [{low}, {high}]" if np.isfinite(row.low) else ""
+    return f"{effect}{known}{' points' if points else ''} ({row.n})".replace("-", "−")
+
+
+def interval(ax: Axes, y: float, row: tuple, look: Look) -> None:
+    """An effect and its interval scaled to fit [-1, 1] about zero; dotted from end to end where one seed gives no interval."""
+    values = np.array([row.effect, row.low, row.high])
+    effect, *ends = np.clip(values / (np.abs(values[np.isfinite(values)]).max(initial=0) or 1), -1, 1)
+    ax.plot(ends, [y, y], color=look.color, linestyle="-" if np.isfinite(values).all() else DOT)
+    ax.plot([effect], [y], look.marker, color=look.color, markerfacecolor="white" if look is PLAIN else look.color)
+
+
+FIGURES: dict[str, Callable[[Results], Figure]] = {
+    figure.__name__: figure
+    for figure in (
+        *(main, experts, smoothness, quality, norms, initialisation, coresets, student, memory),
+        *(distillation, images, history, cross_architecture, ablation, start_epochs, following, claims),
+    )
+}

@@ -86,7 +86,9 @@ def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     half, failed = folder / f".half-{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
     try:
-        papermill.execute_notebook(str(notebook), str(half), given, kernel_name="python3", progress_bar=False, cwd=str(NOTEBOOKS))
+        papermill.execute_notebook(
+            str(notebook), str(half), given, kernel_name="python3", progress_bar=False, cwd=str(NOTEBOOKS), extra_arguments=["--log-level=CRITICAL"]
+        )
     except papermill.PapermillExecutionError as error:
         os.replace(half, failed)
         raise Refusal(f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\nthe half-run copy is {failed}") from None

@@ -33,6 +33,10 @@ class Results:
             raise Refusal(f"no rows in {file}: run `make paper PROFILE={self.folder.name}` first, or the notebook that makes them")
         return pd.read_csv(file)
 
+    def has_rows(self, name: str) -> bool:
+        """Whether that study was run."""
+        return (self.folder / "rows" / f"{name}.csv").exists()
+
     def keep_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows, and return them as a reader will find them."""
         write_whole(self.folder / "rows" / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n").encode())

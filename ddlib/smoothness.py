@@ -5,6 +5,7 @@ theta*_0 ... theta*_E as one tensor (E + 1, P); d_e = theta*_{e+1} - theta*_e.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,12 +22,19 @@ def steps(path: Tensor) -> dict[str, Tensor]:
     }
 
 
+def plane(path: Tensor) -> Tensor:
+    """Orthonormal (2, P): the direction from start to end, and that in which the path strays farthest from it. Seen from path[0]."""
+    along = F.normalize(path[-1] - path[0], dim=0)
+    aside = (path - path[0]) - ((path - path[0]) @ along)[:, None] * along
+    return torch.stack([along, F.normalize(aside[aside.norm(dim=1).argmax()], dim=0)])
+
+
 def summary(path: Tensor) -> dict[str, float]:
     """Means of `steps`, the longest step, the path's length and its ratio to the end-to-end distance (1: a straight line)."""
     each = steps(path)
-    length = float(each["step"].sum())
+    length = each["step"].sum()
     return {name: float(values.mean()) for name, values in each.items()} | {
         "longest_step": float(each["step"].max()),
-        "path_length": length,
-        "detour": length / float((path[-1] - path[0]).norm()),
+        "path_length": float(length),
+        "detour": float(length / (path[-1] - path[0]).norm()),
     }

@@ -1,6 +1,6 @@
 """Artefacts on disk: one safetensors file a task, written whole or not at all, named by the key of its settings.
 
-The header holds the settings, the record (rows, learned lr, curves), the versions that made it and the sha256 of its tensors, so
+The header holds the settings, the record (rows, learned lr, curves), the versions that made it and the sha256 of all that, so
 a file says all that is needed to use it. Asking again reads it; a file made under other settings is refused.
 """
 
@@ -32,9 +32,9 @@ class Artefact:
     settings: dict
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names, shapes, types and bytes."""
-    total = hashlib.sha256()
+def digest(tensors: dict[str, Tensor], header: str = "") -> str:
+    """sha256 over a header and the tensors' names, shapes, types and bytes."""
+    total = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
@@ -66,9 +66,9 @@ def write(file: Path, settings: Settings, tensors: dict[str, Tensor], record: di
         "settings": settings.model_dump(mode="json"),
         "record": record,
         "versions": {"format": FORMAT, "python": platform.python_version(), "torch": torch.__version__},
-        "sha256": digest(tensors),
     }
-    write_whole(file, save(tensors, {"ddlib": json.dumps(about)}))
+    header = json.dumps(about)
+    write_whole(file, save(tensors, {"ddlib": header, "sha256": digest(tensors, header)}))
 
 
 def read(file: Path) -> Artefact:
@@ -79,15 +79,16 @@ def read(file: Path) -> Artefact:
     """
     try:
         with safe_open(str(file), "pt") as held:
-            about = json.loads((held.metadata() or {})["ddlib"])
+            header, expected = (held.metadata() or {})["ddlib"], held.metadata()["sha256"]
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise Refusal(f"no file {file}: check the path, or make it by asking for its table") from None
     except (SafetensorError, KeyError, ValueError) as error:
         raise Refusal(f"{file} is damaged or not a ddlib artefact ({error}): delete it and it will be made again") from error
-    found = digest(tensors)
-    if found != about["sha256"]:
-        raise Refusal(f"{file} is damaged: its tensors hash to {found[:12]}, its header says {about['sha256'][:12]}; delete it and it will be made again")
+    found = digest(tensors, header)
+    if found != expected:
+        raise Refusal(f"{file} is damaged: its content hashes to {found[:12]}, its header says {expected[:12]}; delete it and it will be made again")
+    about = json.loads(header)
     return Artefact(tensors, about["record"], about["settings"])
 
 

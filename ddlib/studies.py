@@ -94,7 +94,7 @@ def selection(profile: Profile, cell: Cell, method: str, seed: int, features: st
 
 def distillation(profile: Profile, name: str, method: str, seed: int, **changes: Any) -> Distillation:
     """The settings of a method on a cell: what the cell's methods share, what was tuned for this one, its switches, `changes`."""
-    cell, how = profile.cells[name], METHODS[method]
+    cell, how = profile.cells[name], known(method)
     tuned = how.tuned_as or method
     if tuned not in cell.tuned:
         raise Refusal(f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods")
@@ -111,11 +111,16 @@ def distillation(profile: Profile, name: str, method: str, seed: int, **changes:
     return validated(Distillation, given | fields, f"'{method}' on {name}")
 
 
-def of(profile: Profile, name: str, method: str, seed: int) -> Distillation | Selection:
-    """The set that a method makes on a cell."""
+def known(method: str) -> Method:
+    """The method of that name, or a refusal."""
     if method not in METHODS:
         raise Refusal(f"no method '{method}': expected one of {', '.join(METHODS)}")
-    if METHODS[method].recipe is None:
+    return METHODS[method]
+
+
+def of(profile: Profile, name: str, method: str, seed: int) -> Distillation | Selection:
+    """The set that a method makes on a cell."""
+    if known(method).recipe is None:
         return selection(profile, profile.cells[name], METHODS[method].start, seed)
     return distillation(profile, name, method, seed)
 
@@ -195,4 +200,6 @@ def everything(profile: Profile) -> list[Settings]:
     for name in (profile.ablation.cell, profile.cross_architecture.cell, *(trial.cell for trial in profile.tuning)):
         if name not in profile.cells:
             raise Refusal(f"the profile names a cell '{name}': expected one of {', '.join(profile.cells)}")
+    for method in {m for cell in profile.cells.values() for m in cell.methods}:
+        known(method)
     return [e for _, _, e in experts(profile)] + [run.settings for runs in RUNS.values() for run in runs(profile)]

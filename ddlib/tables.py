@@ -94,7 +94,9 @@ def cross_architecture(results: Results) -> pd.DataFrame:
 
 
 def tuning(results: Results) -> pd.DataFrame:
-    """What was tried for whom, and what it scored on the validation split; the candidate taken is marked."""
+    """What was tried for whom, and what it scored on the validation split; the best is marked. Empty where nothing was tuned."""
+    if not results.has_rows("tuning"):
+        return pd.DataFrame(columns=["cell", "method", "iterations", "tried", "validation_accuracy", "networks", "best"])
     rows = results.rows("tuning")
     rows = rows[rows.protocol == "lr_chosen"]
     lines = []

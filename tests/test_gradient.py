@@ -6,7 +6,7 @@ import torch
 from ddlib import networks
 from ddlib.augment import STRATEGIES
 from ddlib.config import Data, Distillation, Expert, Network, Selection, generator
-from ddlib.distil import inner_loss
+from ddlib.distil import batches, inner_loss
 from ddlib.flat import Flat
 from ddlib.matching import balance, matched_steps, objective
 from ddlib.unroll import adjoint, path, unroll
@@ -17,7 +17,7 @@ FLAT = Flat(networks.build(Network(width=3, depth=2), SHAPE, CLASSES))
 LR = torch.tensor(0.05, dtype=torch.float64)
 
 
-def problem(strategies=tuple(STRATEGIES), steps=7, momentum=0.9, **changes):
+def problem(strategies=tuple(STRATEGIES), steps=7, momentum=0.9, t=0, **changes):
     """All that a gradient function takes but the images and the lr: six images, an expert of M + 1 nearby points, float64."""
     fields = {"matched_epochs": 3, "start_epochs": 6} | changes
     settings = Distillation(experts=Expert(data=DATA), start=Selection(data=DATA, method="real"), inner_steps=steps, momentum=momentum, **fields)
@@ -26,7 +26,7 @@ def problem(strategies=tuple(STRATEGIES), steps=7, momentum=0.9, **changes):
     theta = FLAT.initial(generator("theta")).double()
     expert = theta + moves.cumsum(0)
     matched = matched_steps(steps, settings.matched_epochs, settings.intermediate)
-    loss = inner_loss(FLAT, labels, settings, strategies, START, t=0)
+    loss = inner_loss(FLAT, labels, settings, strategies, START, t)
     return {
         "loss": loss,
         "theta": theta,
@@ -112,6 +112,27 @@ def test_a_balanced_loss_is_an_inner_lr_that_depends_on_the_start():
     for name, factor in {"value": 1, "end": 1, "images": 1, "lr": w}.items():
         torch.testing.assert_close(getattr(weighted, name), factor * getattr(faster, name), rtol=1e-10, atol=1e-14)
     assert (weighted.end - plain.end).norm() > 1e-3 * (plain.end - problem()["theta"]).norm()
+
+
+@pytest.mark.parametrize("n, size, steps", [(6, 4, 7), (10, 5, 4), (7, 3, 2)])
+def test_batches_walk_through_all_images_in_shuffled_order(n, size, steps):
+    walked = batches(n, size, steps, generator("walk"))
+    assert len(walked) == steps
+    each = -(-n // size)  # steps a walk
+    walks = [torch.cat(walked[i : i + each]).tolist() for i in range(0, steps - each + 1, each)]
+    assert all(sorted(walk) == list(range(n)) for walk in walks) and len({tuple(walk) for walk in walks}) == len(walks)
+    assert all(len(batch) in (size, n % size) for batch in walked)
+
+
+def test_a_set_that_fits_is_seen_whole():
+    for size in (None, 6, 9):
+        assert [batch.tolist() for batch in batches(6, size, 3, generator("walk"))] == [list(range(6))] * 3
+
+
+@pytest.mark.parametrize("strategies, batch", [((), 4), (("crop",), None)])  # the batches; the augmentation
+def test_an_outer_iteration_replays_its_chance_and_another_draws_anew(strategies, batch):
+    losses = [[float(given["loss"](given["theta"], some_images(), k)) for k in range(1, 8)] for given in (problem(strategies, batch=batch, t=t) for t in (0, 0, 1))]
+    assert losses[0] == losses[1] and all(a != b for a, b in zip(losses[0], losses[2], strict=True))
 
 
 def test_arguments_stay_as_they_were():

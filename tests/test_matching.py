@@ -84,6 +84,6 @@ def test_an_expert_that_stands_still_is_refused():
 
 def test_fewer_steps_than_epochs_are_refused():
     fields = {"experts": Expert(data=DATA), "start": Selection(data=DATA, method="real"), "matched_epochs": 5}
-    with pytest.raises(Refusal, match="inner_steps N = 4 is below matched_epochs M = 5.*raise N or lower M"):
+    with pytest.raises(Refusal, match=r"inner_steps N = 4 is below matched_epochs M = 5.*raise N or lower M"):
         validated(Distillation, fields | {"inner_steps": 4}, "a set")
     validated(Distillation, fields | {"inner_steps": 5}, "a set")

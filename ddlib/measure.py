@@ -1,0 +1,49 @@
+"""What an outer gradient costs on this machine: peak memory above that of the process at rest, and seconds."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+from torch.nn import functional as F
+
+from . import networks
+from .config import Measurement, generator
+from .flat import Flat
+from .unroll import GRADIENTS
+
+
+def peak() -> float:
+    """The most memory this process ever held, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: int) -> dict[str, float]:
+    """megabytes above the base, and seconds of a second call, on random images of this shape; call it in a fresh process."""
+    flat = Flat(networks.build(settings.network, shape, classes))
+    chance = generator(0, "measure")
+    theta, target = flat.initial(chance), flat.initial(chance)
+    images = torch.randn(classes * settings.ipc, *shape, generator=chance)
+    labels = torch.arange(classes).repeat_interleave(settings.ipc)
+
+    def loss(theta: torch.Tensor, images: torch.Tensor, k: int) -> torch.Tensor:
+        return F.cross_entropy(flat(theta, images), labels)
+
+    def once() -> float:
+        began = time.perf_counter()
+        GRADIENTS[settings.gradient](
+            loss,
+            theta,
+            images,
+            torch.tensor(0.01),
+            settings.inner_steps,
+            settings.momentum,
+            lambda path: (path[settings.inner_steps] - target).square().sum(),
+            [settings.inner_steps],
+        )
+        return time.perf_counter() - began
+
+    base = peak()
+    once()
+    return {"gradient": settings.gradient, "inner_steps": settings.inner_steps, "megabytes": peak() - base, "seconds": once()}

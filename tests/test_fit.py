@@ -1,0 +1,198 @@
+"""The training loop against a hand-written one over an `nn.Module` and torch.optim; the gradient penalty against closed forms."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from ddlib import augment, networks
+from ddlib.augment import Draws
+from ddlib.config import Network, generator
+from ddlib.fit import Diverged, Recipe, accuracy, fit, gradient_norms, input_gradient, loss, ramp
+from ddlib.flat import Flat
+
+SHAPE, CLASSES, N = (2, 6, 6), 3, 11
+SETTINGS = Network(width=3, depth=1)
+FLAT = Flat(networks.build(SETTINGS, SHAPE, CLASSES))
+SEED = (5, "here")
+
+
+def some_data():
+    x = torch.randn(N, *SHAPE, generator=generator("x"), dtype=torch.float64)
+    return FLAT.initial(generator("theta")).double(), x, torch.arange(N) % CLASSES
+
+
+def thetas(**recipe):
+    theta, x, y = some_data()
+    return [epoch.theta for epoch in fit(FLAT, theta, x, y, Recipe(**({"batch": 4} | recipe)), SEED)]
+
+
+def by_hand(make, epochs, factors=None, lrs=None, restart_at=None, strategies=()):
+    """Batches of 4 in the order that the seed gives; `factors` scale the loss and `lrs` set the lr, epoch by epoch."""
+    theta, x, y = some_data()
+    module = networks.build(SETTINGS, SHAPE, CLASSES).to_empty(device="cpu").double()
+    vector_to_parameters(theta, module.parameters())
+    optimiser, path, losses = make(module.parameters()), [], []
+    for epoch in range(epochs):
+        if epoch == restart_at:
+            optimiser = make(module.parameters())
+        if lrs:
+            optimiser.param_groups[0]["lr"] = lrs[epoch]
+        order = torch.randperm(N, generator=generator(*SEED, "order", epoch)).tolist()
+        chance, total = generator(*SEED, "augment", epoch), 0.0
+        for first in range(0, N, 4):
+            batch = order[first : first + 4]
+            optimiser.zero_grad()
+            seen = augment.apply(x[batch], augment.draw(len(batch), strategies, chance))
+            value = (factors[epoch] if factors else 1.0) * F.cross_entropy(module(seen), y[batch])
+            value.backward()
+            optimiser.step()
+            total += float(value.detach()) * len(batch)
+        path.append(parameters_to_vector(module.parameters()).detach().clone())
+        losses.append(total / N)
+    return path, losses
+
+
+def assert_same_path(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+MAKERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.02, weight_decay=0.01),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.01),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("strategies", [(), ("crop", "color")])
+@pytest.mark.parametrize("optimiser", MAKERS)
+def test_fit_is_the_loop_one_would_write(optimiser, strategies):
+    path, losses = by_hand(MAKERS[optimiser], 3, strategies=strategies)
+    theta, x, y = some_data()
+    recipe = Recipe(epochs=3, batch=4, lr=0.02, optimiser=optimiser, weight_decay=0.01, strategies=strategies)
+    epochs = list(fit(FLAT, theta, x, y, recipe, SEED))
+    assert_same_path([epoch.theta for epoch in epochs], path)
+    assert [epoch.index for epoch in epochs] == [0, 1, 2]
+    assert [float(epoch.loss) for epoch in epochs] == pytest.approx(losses, rel=1e-6)  # the sum of losses is kept in float32
+    assert torch.equal(theta, some_data()[0]) and not theta.requires_grad  # the start is left as it was
+
+
+def test_all_chance_comes_from_the_seed():
+    theta, x, y = some_data()
+    recipe = Recipe(epochs=1, batch=4, lr=0.02, strategies=("crop", "color"))
+    ends = [next(fit(FLAT, theta, x, y, recipe, seed)).theta for seed in (SEED, SEED, (6, "here"), (5, "there"))]
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2]) and not torch.equal(ends[0], ends[3])
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
+def test_the_lr_drops_once_past_the_middle_and_the_optimiser_restarts(optimiser):
+    """E = 6: epochs 0 ... 4 = E // 2 + 1 at the lr, epoch 5 at 0.6 of it, without memory of what went before."""
+    lrs = [0.02] * 5 + [0.012]
+    dropped = thetas(epochs=6, lr=0.02, optimiser=optimiser, drop=0.6, weight_decay=0.01)
+    assert_same_path(dropped, by_hand(MAKERS[optimiser], 6, lrs=lrs, restart_at=5)[0])
+    remembered = by_hand(MAKERS[optimiser], 6, lrs=lrs)[0]
+    assert torch.equal(dropped[5], remembered[5]) or optimiser != "sgd"
+    assert (dropped[5] - remembered[5]).norm() > 1e-4 or optimiser == "sgd"
+
+
+def test_ramp_is_that_of_the_authors():
+    assert [ramp(e, 10) for e in range(14)] == pytest.approx([0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95, 1, 1, 1, 1])
+    assert [ramp(e, 2) for e in range(4)] == [0.5, 0.75, 1, 1]
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
+def test_the_clipping_loss_scales_the_loss(optimiser):
+    path, _ = by_hand(MAKERS[optimiser], 5, factors=[0.5, 0.5 + 1 / 6, 0.5 + 2 / 6, 1, 1])
+    assert_same_path(thetas(epochs=5, lr=0.02, optimiser=optimiser, weight_decay=0.01, ramp="loss", ramp_epochs=3), path)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
+def test_its_control_is_a_warm_up_of_the_lr(optimiser):
+    lrs = [0.01, 0.015, 0.02, 0.02, 0.012]
+    warmed = thetas(epochs=5, lr=0.02, optimiser=optimiser, weight_decay=0.01, ramp="lr", ramp_epochs=2, drop=0.6)
+    path, _ = by_hand(MAKERS[optimiser], 5, lrs=lrs, restart_at=4)  # E = 5: the drop comes after epoch 3
+    assert_same_path(warmed, path)
+
+
+def test_under_plain_sgd_the_clipping_loss_is_that_warm_up():
+    for lr in (0.02, 0.1):
+        assert_same_path(*(thetas(epochs=4, lr=lr, optimiser="sgd", ramp=kind, ramp_epochs=3) for kind in ("loss", "lr")))
+    for changes in ({"optimiser": "momentum"}, {"optimiser": "sgd", "weight_decay": 0.1}):
+        loss_ramp, lr_ramp = (thetas(epochs=4, lr=0.02, ramp=kind, ramp_epochs=3, **changes)[-1] for kind in ("loss", "lr"))
+        assert (loss_ramp - lr_ramp).norm() > 1e-5  # with a memory, or a second force, it is not
+
+
+LINEAR = Flat(nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES, dtype=torch.float64)))  # f = W x + b
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, 0.3])
+@pytest.mark.parametrize("reading", ["per_pixel", "per_sample"])
+def test_the_penalty_of_a_linear_network(reading, target):
+    """g = sum_k W_k at every image, so its norms are those of one picture."""
+    _, x, y = some_data()
+    theta = torch.randn(LINEAR.parameters, generator=generator("linear"), dtype=torch.float64, requires_grad=True)
+    picture = theta[: 72 * CLASSES].view(CLASSES, *SHAPE).sum(0)  # (c, h, w)
+    g = input_gradient(LINEAR, theta.detach(), x)
+    torch.testing.assert_close(g, picture.detach().expand_as(x))
+    norms = picture.norm(dim=0) if reading == "per_pixel" else picture.norm()
+    torch.testing.assert_close(gradient_norms(g, reading), norms.detach().expand(N, *norms.shape))
+    expected = 0.5 * F.cross_entropy(LINEAR(theta, x), y) + 3.0 * ((norms - target) ** 2).mean()
+    recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=3.0, penalty_target=target)
+    found = loss(LINEAR, theta, x, y, Draws(None, torch.empty(3, N)), recipe, factor=0.5)  # the ramp scales the entropy alone
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, theta)[0] for value in (found, expected)))
+
+
+@pytest.mark.parametrize("reading", ["per_pixel", "per_sample"])
+def test_the_penalty_moves_theta_as_central_differences_say(reading):
+    theta, x, y = some_data()
+    recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=2.0, penalty_target=1.0)
+    draws = augment.draw(N, ("crop",), generator("draws"))
+
+    def value(theta):
+        return loss(FLAT, theta, x, y, draws, recipe)
+
+    leaf = theta.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(leaf), leaf)
+    plain = F.cross_entropy(FLAT(leaf, augment.apply(x, draws)), y)
+    from_penalty = gradient - torch.autograd.grad(plain, leaf)[0]
+    for i in from_penalty.abs().argsort(descending=True)[:8].tolist():
+        bump = torch.zeros_like(theta)
+        bump[i] = 1e-6
+        measured = float((value(theta + bump) - value(theta - bump)).detach()) / 2e-6
+        assert measured == pytest.approx(float(gradient[i]), rel=1e-5)
+
+
+@pytest.mark.parametrize("reading", ["per_pixel", "per_sample"])
+def test_the_penalty_sees_the_images_as_they_are(reading):
+    theta, x, y = some_data()
+    recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=2.0, penalty_target=1.0)
+    draws = augment.draw(N, ("crop",), generator("draws"))
+    entropy = F.cross_entropy(FLAT(theta, augment.apply(x, draws)), y)
+    penalty = 2.0 * (gradient_norms(input_gradient(FLAT, theta, x), reading) - 1).square().mean()
+    torch.testing.assert_close(loss(FLAT, theta, x, y, draws, recipe), entropy + penalty)
+
+
+def test_a_gradient_of_zero_has_a_penalty_with_a_derivative():
+    theta, x, y = some_data()
+    still = torch.zeros_like(theta).requires_grad_()
+    for reading in ("per_pixel", "per_sample"):
+        recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=2.0)
+        (gradient,) = torch.autograd.grad(loss(FLAT, still, x, y, Draws(None, torch.empty(3, N)), recipe), still)
+        assert torch.isfinite(gradient).all()
+
+
+def test_a_training_that_diverges_says_so():
+    theta, x, y = some_data()
+    with pytest.raises(Diverged, match=r"training loss is (nan|inf) in epoch \d.*lr 1e\+200.*expected a finite number; lower the lr"):
+        list(fit(FLAT, theta, x, y, Recipe(epochs=3, batch=4, lr=1e200), SEED))
+
+
+def test_accuracy_counts():
+    theta, x, y = some_data()
+    right = sum(int(FLAT(theta, x[i : i + 1]).argmax()) == int(y[i]) for i in range(N))
+    for batch in (1, 4, N, 250):
+        assert accuracy(FLAT, theta, x, y, batch) == pytest.approx(right / N)

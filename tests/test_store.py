@@ -1,0 +1,230 @@
+"""An artefact comes back as it was, is there whole or not at all, and is never taken for another."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from ddlib import config, store
+from ddlib.config import FORMAT, Data, Distillation, Evaluation, Expert, Network, Refusal, Selection, key
+from ddlib.store import Store
+
+DATA = Data(name="digits")
+ASKED = Selection(data=DATA, method="real", ipc=2)
+RECORD = {"lr": 0.1 + 0.2, "rows": [{"epoch": 1, "accuracy": None}, {"epoch": 2, "accuracy": 1 / 3}]}
+
+
+def some_tensors():
+    return {"path": torch.arange(12.0).view(4, 3).T, "labels": torch.arange(5), "none": torch.empty(0, 3), "one": torch.tensor(1 / 3, dtype=torch.float64)}
+
+
+@pytest.fixture
+def kept(tmp_path):
+    folder = Store(tmp_path / "store")
+    folder.save(ASKED, some_tensors(), RECORD)
+    return folder
+
+
+def test_round_trip(kept):
+    held = kept.load(ASKED)
+    assert held.record == RECORD and held.settings == ASKED.model_dump(mode="json")
+    assert held.tensors.keys() == some_tensors().keys()
+    for name, t in some_tensors().items():
+        assert torch.equal(held.tensors[name], t) and held.tensors[name].dtype == t.dtype
+    assert kept.has(ASKED) and not kept.has(ASKED.model_copy(update={"seed": 1}))
+    alone = store.read(kept.file(ASKED))  # without the store
+    assert alone.record == RECORD and Selection(**alone.settings) == ASKED
+
+
+def test_same_contents_same_bytes(kept, tmp_path):
+    other = Store(tmp_path / "other")
+    other.save(ASKED, dict(reversed(some_tensors().items())), RECORD)
+    assert other.file(ASKED).read_bytes() == kept.file(ASKED).read_bytes()
+
+
+def test_rows_are_read_without_the_rest(kept):
+    read = kept.rows_of(ASKED)
+    assert torch.equal(read(1, 3), some_tensors()["path"][1:3])
+
+
+def test_digest_sees_names_shapes_types_and_bytes():
+    one = {"x": torch.zeros(2, 3)}
+    others = [{"y": torch.zeros(2, 3)}, {"x": torch.zeros(3, 2)}, {"x": torch.zeros(2, 3, dtype=torch.int32)}, {"x": -torch.zeros(2, 3)}, {}]
+    assert store.digest(one) == store.digest({"x": torch.zeros(3, 2).T}) and len({store.digest(t) for t in (one, *others)}) == 6
+
+
+@pytest.mark.parametrize("step", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_nothing(kept, step, error, monkeypatch):
+    new = ASKED.model_copy(update={"seed": 7})
+    before = kept.file(ASKED).read_bytes()
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, fail)
+        for settings in (new, ASKED):
+            with pytest.raises(type(error)):
+                kept.save(settings, {"x": torch.ones(3)}, {})
+    assert not kept.has(new) and kept.file(ASKED).read_bytes() == before
+    assert [f.name for f in kept.file(ASKED).parent.iterdir()] == [kept.file(ASKED).name]
+
+
+def damaged(good):
+    """Names of harms, and what is left of the file."""
+    yield "empty", b""
+    yield "foreign", b"images, supposedly"
+    for part in (1, 8, 9, len(good) // 2, len(good) - 1):
+        yield f"cut to {part}", good[:part]
+    yield "longer", good + b"\0"
+    for place in (0, 7, 8, len(good) - 1, len(good) - 60):  # sizes, the header's start, tensors
+        yield f"bit flipped at {place}", good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :]
+
+
+def test_a_damaged_file_is_refused(kept):
+    file = kept.file(ASKED)
+    for harm, content in damaged(file.read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(Refusal) as caught:
+            kept.load(ASKED)
+        assert str(file) in str(caught.value) and "damaged" in str(caught.value) and "delete it and it will be made again" in str(caught.value), harm
+    file.unlink()
+    with pytest.raises(Refusal, match="no file"):
+        kept.load(ASKED)
+
+
+@pytest.mark.xfail(strict=True, reason="the sha256 covers the tensors only, not settings and record; a header without a known name ends in KeyError")
+def test_any_flipped_bit_is_refused_or_does_no_harm(kept):
+    file = kept.file(ASKED)
+    good = file.read_bytes()
+    held = store.read(file)
+    for place in range(len(good)):
+        file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            found = store.read(file)
+        except Refusal:
+            continue
+        assert (found.record, found.settings) == (held.record, held.settings) and store.digest(found.tensors) == store.digest(held.tensors), place
+
+
+def test_a_file_under_anothers_name_is_refused_naming_both_values(kept):
+    other = ASKED.model_copy(update={"ipc": 5})
+    shutil.copy(kept.file(ASKED), kept.file(other))
+    with pytest.raises(Refusal, match="made under other settings: ipc is 2 there, 5 was asked for"):
+        kept.load(other)
+    kept.load(ASKED)
+
+
+def test_a_folder_of_another_format_is_refused(kept):
+    (kept.root / "store.json").write_text(f'{{"format": {FORMAT + 1}}}')
+    with pytest.raises(Refusal, match=f"filled under format {FORMAT + 1}, this library writes format {FORMAT}: name another folder"):
+        Store(kept.root)
+
+
+def test_checkpoints_are_resumed_until_the_task_is_finished(kept):
+    new = ASKED.model_copy(update={"seed": 8})
+    assert kept.resume(new) is None
+    kept.checkpoint(new, {"x": torch.ones(2)}, {"iteration": 3})
+    assert not kept.has(new) and kept.resume(new).record == {"iteration": 3} and torch.equal(kept.resume(new).tensors["x"], torch.ones(2))
+    (file,) = (kept.root / "checkpoints").iterdir()
+    good = file.read_bytes()
+    file.write_bytes(good[:-1])
+    assert kept.resume(new) is None  # a damaged one is no reason to stop
+    file.write_bytes(good)
+    kept.finish(new, {"x": torch.zeros(2)}, {})
+    assert kept.has(new) and kept.resume(new) is None and not list((kept.root / "checkpoints").iterdir())
+
+
+EXPERT = Expert(data=DATA)
+SET = Distillation(experts=EXPERT, start=ASKED)
+OTHERWISE = {  # for each field another value
+    DATA: {"name": "mnist_5k", "seed": 1, "zca": True},
+    Network(): {"architecture": "vgg11", "width": 127, "depth": 2},
+    EXPERT: {
+        "data": Data(name="digits", seed=1),
+        "network": Network(width=3),
+        "optimiser": "sgd",
+        "lr": 0.0030001,
+        "weight_decay": 0.0,
+        "batch": 255,
+        "epochs": 49,
+        "drop": 1.0,
+        "ramp": "loss",
+        "ramp_epochs": 9,
+        "penalty": "per_pixel",
+        "penalty_weight": 1.0,
+        "penalty_target": 0.0,
+        "strategies": ("crop",),
+        "seed": 1,
+    },
+    Selection(data=DATA, method="representative", expert=EXPERT, ipc=2): {
+        "data": Data(name="mnist_5k"),
+        "method": "herding",
+        "ipc": 3,
+        "expert": Expert(data=DATA, seed=2),
+        "features": "penultimate",
+        "centres": 1,
+        "lr": 0.02,
+        "seed": 1,
+    },
+    SET: {
+        "experts": Expert(data=DATA, optimiser="adam"),
+        "n_experts": 99,
+        "start": Selection(data=DATA, method="noise", ipc=2),
+        "inner_steps": 19,
+        "matched_epochs": 3,
+        "start_epochs": 19,
+        "momentum": 0.0,
+        "batch": 10,
+        "balance": True,
+        "perturbation": 1.0,
+        "perturbation_form": "norm_matched",
+        "intermediate": "equal",
+        "lr_images": 999.0,
+        "lr_lr": 0.0,
+        "a0": 0.02,
+        "iterations": 4999,
+        "checks": 9,
+        "check_epochs": 299,
+        "gradient": "unroll",
+        "seed": 1,
+    },
+    Evaluation(of=SET, network=Network()): {
+        "of": ASKED,
+        "network": Network(width=3),
+        "networks": 4,
+        "epochs": 999,
+        "batch": 255,
+        "weight_decay": 0.0,
+        "factors": (1.0,),
+        "search_networks": 2,
+        "test": False,
+        "looks": 4,
+        "strategies": (),
+    },
+}
+
+
+@pytest.mark.parametrize("settings", OTHERWISE, ids=lambda s: type(s).__name__)
+def test_every_field_is_in_the_key(settings):
+    changes = OTHERWISE[settings]
+    assert changes.keys() == type(settings).model_fields.keys(), "a field is missing from the table above"
+    changed = [settings.model_copy(update={name: value}) for name, value in changes.items()]
+    assert len({key(s) for s in (settings, *changed)}) == len(changes) + 1
+
+
+def test_the_order_of_fields_is_not_in_the_key():
+    def reordered(fields):
+        return {name: reordered(v) if isinstance(v, dict) else v for name, v in reversed(fields.items())}
+
+    for settings in OTHERWISE:
+        again = type(settings)(**reordered(settings.model_dump()))
+        assert key(again) == key(settings) and again == settings
+
+
+def test_the_format_is_in_the_key(monkeypatch):
+    before = key(ASKED)
+    monkeypatch.setattr(config, "FORMAT", FORMAT + 1)
+    assert key(ASKED) != before and len(before) == 16
