@@ -31,11 +31,6 @@ def changed(place, value):
     return fields
 
 
-def fault(reason, *values):
-    """A row that the library does not refuse yet, or not with a Refusal."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 IN_A_FIELD = [  # kind, fields, what the message says
     (Expert, {"data": DATA, "epoch": 3}, ["epoch: unknown key: check its spelling, or remove it", "found 3"]),
     (Expert, {"data": {"name": "digits", "zcaa": True}}, ["data.zcaa: unknown key"]),
@@ -43,8 +38,8 @@ IN_A_FIELD = [  # kind, fields, what the message says
     (Expert, {"data": DATA, "epochs": 5.0}, ["epochs", "valid integer", "found 5.0"]),
     (Expert, {"data": DATA, "epochs": 0}, ["epochs", "greater than or equal to 1", "found 0"]),
     (Expert, {"data": DATA, "lr": -0.1}, ["lr", "greater than 0", "found -0.1"]),
-    (Expert, {"data": DATA, "lr": math.nan}, ["lr", "greater than 0", "found nan"]),
-    fault("config.Positive and config.Size take infinity", Expert, {"data": DATA, "lr": math.inf}, ["lr", "finite", "found inf"]),
+    (Expert, {"data": DATA, "lr": math.nan}, ["lr", "finite number", "found nan"]),
+    (Expert, {"data": DATA, "lr": math.inf}, ["lr", "finite", "found inf"]),
     (Expert, {"data": DATA, "lr": "1e-3"}, ["lr", "valid number", "found '1e-3'"]),  # as YAML reads 1e-3
     (Expert, {"data": DATA, "optimiser": "rmsprop"}, ["optimiser", "'sgd', 'momentum' or 'adam'", "found 'rmsprop'"]),
     (Expert, {"data": DATA, "strategies": ["crop", "mirror"]}, ["strategies.1", "'flip'", "found 'mirror'"]),
@@ -77,12 +72,7 @@ def test_a_fault_is_refused(kind, fields, parts):
 
 
 IN_A_PROFILE = [  # place, value, what the message says
-    fault(
-        "studies.experts looks the method up before studies.of can refuse it: KeyError",
-        f"cells/{CELL}/methods",
-        ["random", "MTTT"],
-        ["no method 'MTTT'", "expected one of", "MTT, MTT + inner momentum"],
-    ),
+    (f"cells/{CELL}/methods", ["random", "MTTT"], ["no method 'MTTT'", "expected one of", "MTT, MTT + inner momentum"]),
     (f"cells/{CELL}/tuned/AST", None, [f"cell {CELL} has no tuned settings for 'AST'", f"cells.{CELL}.tuned", "remove"]),
     (f"cells/{CELL}/student/inner_step", 3, [f"'MTT' on {CELL} cannot be used", "inner_step: unknown key"]),
     (f"cells/{CELL}/student/start_epochs", 5, ["T_max = 5", "lower T_max or M"]),
@@ -94,11 +84,11 @@ IN_A_PROFILE = [  # place, value, what the message says
     ("ablation/cell", "digits", ["cell 'digits'", f"expected one of {CELL}"]),
     ("cross_architecture/methods", ["best"], ["no method 'best'"]),
     ("evaluation/epoch", 10, ["epoch: unknown key"]),
-    fault("config.Evaluation.factors may be empty: evaluate then ends in IndexError", "evaluation/factors", [], ["factors"]),
+    ("evaluation/factors", [], ["factors"]),
 ]
 
 
-@pytest.mark.parametrize("place, value, parts", IN_A_PROFILE, ids=[getattr(row, "values", row)[0] for row in IN_A_PROFILE])
+@pytest.mark.parametrize("place, value, parts", IN_A_PROFILE, ids=[row[0] for row in IN_A_PROFILE])
 def test_a_fault_anywhere_in_a_profile_shows_before_any_work(place, value, parts, tmp_path, monkeypatch):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(changed(place, value)))
@@ -126,7 +116,7 @@ def test_an_unknown_profile_is_refused(tmp_path):
         config.profile(str(tmp_path / "none.yaml"))
 
 
-@pytest.mark.parametrize("text", ["", "just words", fault("config.profile lets YAML's own error through", "title: [unclosed")])
+@pytest.mark.parametrize("text", ["", "just words", "title: [unclosed"])
 def test_a_file_that_is_no_profile_is_refused(text, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(text)

@@ -71,7 +71,6 @@ def test_images_too_small_for_the_poolings_are_refused():
 TOO_SMALL = [("convnet", 5, (1, 16, 16)), ("convnet", 5, (1, 16, 64)), ("resnet18", 3, (1, 8, 8)), ("vgg11", 3, (1, 1, 1))]
 
 
-@pytest.mark.xfail(strict=True, reason="networks.build lets torch's ValueError through, or builds a head of no inputs")
 @pytest.mark.parametrize("architecture, depth, shape", TOO_SMALL)
 def test_images_too_small_for_the_norms_are_refused(architecture, depth, shape):
     with pytest.raises(Refusal, match=f"{architecture} of depth {depth} does not fit images of {shape[1]} x {shape[2]} pixels"):
