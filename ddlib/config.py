@@ -241,7 +241,8 @@ class Trial(Settings):
     """What is tried on a cell while tuning: every method gets the same number of candidates and the same budget."""
 
     cell: str
-    budget: dict[str, Any] = {}  # fields of Distillation, shorter than the real run
+    budget: dict[str, Any] = {}  # fields of Distillation
+    evaluation: dict[str, Any] = {}  # fields of Evaluation
     candidates: dict[str, list[dict[str, Any]]]  # method -> fields of Distillation
 
 

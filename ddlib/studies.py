@@ -174,7 +174,7 @@ def tuning(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
         for method, candidates in trial.candidates.items():
             for tried in candidates:
                 made = distillation(profile, trial.cell, method, 1000, **trial.budget, **tried)
-                yield Run("tuning", trial.cell, method, 1000, evaluation(profile, trial.cell, made, networks=2, test=False)), tried
+                yield Run("tuning", trial.cell, method, 1000, evaluation(profile, trial.cell, made, **trial.evaluation, networks=2, test=False)), tried
 
 
 def experts(profile: Profile) -> Iterator[tuple[str, str, Expert]]:
