@@ -16,7 +16,7 @@ tune: .venv/ready           ## the search behind the profile's tuned settings, o
 	$(BIN)/python -m ddlib tune $(PROFILE)
 
 test: .venv/ready
-	$(BIN)/ruff check ddlib tests
+	$(BIN)/ruff check ddlib tests notebooks
 	$(BIN)/python -m pytest -q
 
 lab: .venv/ready            ## JupyterLab on the notebooks

@@ -56,8 +56,8 @@ def bootstrap(values: np.ndarray, statistic=np.mean) -> tuple[float, float]:
 def part(claim: str, statement: str, effects: pd.Series | np.ndarray) -> Part:
     """A part whose effect is the mean over seeds."""
     values = np.asarray(effects, dtype=float)
-    if len(values) < 2:
-        return Part(claim, statement, float(values.mean()), -np.inf, np.inf, len(values))
+    if len(values) < 2:  # one seed has an effect but no interval
+        return Part(claim, statement, float(values.mean()) if len(values) else np.nan, -np.inf, np.inf, len(values))
     return Part(claim, statement, float(values.mean()), *bootstrap(values), len(values))
 
 

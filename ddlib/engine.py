@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 
 Task = TypeVar("Task", bound=Hashable)
 KEEP_MEMORY = 1 << 30  # bytes that the allocator keeps between steps
+PRIOR = 100.0  # seconds of predicted work after which the run's own speed counts for more than the prediction
 
 
 def settle() -> None:
@@ -44,19 +46,23 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """What is done and how long the rest takes, in units of predicted work: a bar where someone watches, a line now and then in a log."""
+    """What is done and how long the rest takes, in seconds of predicted work: a bar where someone watches, a line now and then in a log."""
 
-    def __init__(self, title: str, total: float, every: float = 15.0):
-        self.title, self.total, self.every = title, total, every
+    def __init__(self, title: str, total: float, workers: int = 1, every: float = 15.0):
+        self.title, self.total, self.workers, self.every = title, total, workers, every
         self.done, self.began, self.spoke = 0.0, time.monotonic(), time.monotonic()
         self.watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = tqdm(total=round(total), bar_format="{desc} |{bar}| {percentage:.0f} % {postfix}", leave=False) if self.watched else None
 
+    def left(self) -> float:
+        """Seconds to go: the rest of the predicted work, at the pace predicted at first and measured later."""
+        pace = (time.monotonic() - self.began + PRIOR / self.workers) / (self.done + PRIOR)
+        return pace * (self.total - self.done)
+
     def advance(self, work: float, text: str) -> None:
         """`text` is done, and was predicted to be `work`."""
         self.done += work
-        elapsed = time.monotonic() - self.began
-        left = clock(elapsed * (self.total - self.done) / self.done) if self.done else "?"
+        left = clock(self.left())
         if self.bar is not None:
             self.bar.set_description_str(f"{self.title} · {text}")
             self.bar.set_postfix_str(f"{left} left")
@@ -71,6 +77,27 @@ class Progress:
             self.bar.close()
 
 
+class Here(Executor):
+    """This process, as an executor."""
+
+    def submit(self, do: Callable, /, *given: object) -> Future:
+        """Do it now."""
+        future: Future = Future()
+        try:
+            future.set_result(do(*given))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def processes(workers: int) -> Executor:
+    """That many processes of one thread each; one: this process."""
+    if workers <= 1:
+        settle()
+        return Here()
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=settle)
+
+
 def run(
     tasks: Mapping[Task, Iterable[Task]],
     do: Callable[[Task], object],
@@ -78,52 +105,38 @@ def run(
     label: Callable[[Task], str],
     progress: Progress | None = None,
     workers: int | None = None,
+    pool: Executor | None = None,
 ) -> None:
-    """Do every task of `tasks` (task -> the tasks it needs; needs outside the mapping count as done).
+    """Do every task of `tasks` (task -> the tasks it needs; needs outside the mapping count as done), in `pool` or one of its own.
 
     A failed task does not stop those that do not need it; when all that can run has run, the first failure is raised.
     """
+    if not tasks:
+        return
     workers = min(workers or default_workers(), len(tasks))
     waiting = {task: {n for n in needs if n in tasks} for task, needs in tasks.items()}
-    progress = progress or Progress("", sum(map(work, tasks)))
+    running: dict[Future, Task] = {}
     failures: list[BaseException] = []
-
-    def ended(task: Task, error: BaseException | None) -> None:
-        if error is not None:
-            failures.append(error)
-            print(f"{label(task)} failed: {error}", file=sys.stderr, flush=True)
-            return
-        for needs in waiting.values():
-            needs.discard(task)
-        progress.advance(work(task), label(task))
-
-    def ready() -> list[Task]:
-        return sorted((t for t, needs in waiting.items() if not needs), key=work, reverse=True)
-
-    try:
-        if workers <= 1:
-            settle()
-            while able := ready():
-                del waiting[able[0]]
-                try:
-                    do(able[0])
-                except Exception as error:
-                    ended(able[0], error)
-                else:
-                    ended(able[0], None)
-        elif tasks:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=settle) as pool:
-                running: dict[Future, Task] = {}
-                while True:
-                    for task in ready()[: workers - len(running)]:
-                        del waiting[task]
-                        running[pool.submit(do, task)] = task
-                    if not running:
-                        break
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        ended(running.pop(future), future.exception())
-    finally:
-        if progress.total <= progress.done + 1e-9:
-            progress.close()
+    mine = progress is None
+    progress = progress or Progress("", sum(map(work, tasks)), workers)
+    with nullcontext(pool) if pool else processes(workers) as able:
+        while True:
+            ready = sorted((t for t, needs in waiting.items() if not needs), key=work, reverse=True)
+            for task in ready[: workers - len(running)]:
+                del waiting[task]
+                running[able.submit(do, task)] = task
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task, error = running.pop(future), future.exception()
+                if error is not None:
+                    failures.append(error)
+                    print(f"{label(task)} failed: {error}", file=sys.stderr, flush=True)
+                    continue
+                for needs in waiting.values():
+                    needs.discard(task)
+                progress.advance(work(task), label(task))
+    if mine:
+        progress.close()
     if failures:
         raise failures[0]

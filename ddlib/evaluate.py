@@ -64,7 +64,8 @@ def evaluate(settings: Evaluation, flat: Flat, x: Tensor, y: Tensor, lr: float, 
         for seed in range(settings.networks):
             result = score(settings, flat, x, y, lr * factor, images, seed, settings.test)
             shared = {"net_seed": seed, "architecture": settings.network.architecture, "lr": lr * factor, "lr_factor": factor}
-            scores = {"accuracy": result.test, "validation_accuracy": result.validation, "best_on_validation": result.best_on_validation, "best_on_test": result.best_on_test}
-            rows += [shared | scores | {"protocol": protocol, "epochs": settings.epochs} for protocol in protocols]
+            scores = {"accuracy": result.test, "validation_accuracy": result.validation}
+            best = {"best_on_validation": result.best_on_validation, "best_on_test": result.best_on_test}
+            rows += [shared | scores | best | {"protocol": protocol, "epochs": settings.epochs} for protocol in protocols]
             report(len(settings.factors) + len(rows))
     return rows

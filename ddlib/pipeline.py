@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -249,9 +249,11 @@ def missing(wanted: Iterable[Settings], store: Store) -> dict[Settings, list[Set
     return found
 
 
-def fulfil(wanted: Iterable[Settings], store: Store, progress: engine.Progress | None = None, workers: int | None = None) -> None:
+def fulfil(
+    wanted: Iterable[Settings], store: Store, progress: engine.Progress | None = None, workers: int | None = None, pool: Executor | None = None
+) -> None:
     """Make everything that `wanted` needs and the store lacks, side by side, with progress and time left."""
     tasks = missing(wanted, store)
     for where in {s.data for s in tasks if isinstance(s, Expert | Selection)}:
         images(where, store)  # one process builds the data set, the rest read it; a missing one stops here, before any work
-    engine.run(tasks, partial(task, root=store.root), work, name, progress, workers)
+    engine.run(tasks, partial(task, root=store.root), work, name, progress, workers, pool)

@@ -17,7 +17,7 @@ import yaml
 from . import pipeline, plots, tables
 from .config import Data, Evaluation, Network, Refusal, Selection
 from .data import load
-from .engine import Progress, clock
+from .engine import Progress, clock, default_workers, processes
 from .evaluate import evaluate
 from .paper import HOME, Paper
 from .store import read, write_whole
@@ -31,7 +31,7 @@ NEEDS = {  # the studies that a notebook reads
     "07_evaluation": ["main", "cross_architecture"],
     "08_ablations": ["ablation", "following"],
 }
-RUNNING = 8.0  # seconds that a notebook takes once everything is there
+RUNNING = 12.0  # seconds that a notebook takes once everything is there
 START, END = "<!-- paper:start -->", "<!-- paper:end -->"
 
 
@@ -114,14 +114,16 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
     os.environ |= {"STORE": str(held.store.root.resolve()), "RESULTS": str(held.results.folder.parent.resolve())}  # for the kernels
 
     missing = pipeline.missing([s for n in chosen for study in NEEDS.get(n.stem, []) for s in held.tasks(study)], held.store)
-    progress = Progress(held.name, sum(map(pipeline.work, missing)) + RUNNING * len(chosen))
-    print(f"{held.profile.title}: {len(chosen)} notebooks, {len(missing)} tasks to do", file=sys.stderr)
-    for number, notebook in enumerate(chosen, 1):
-        progress.title = f"{notebook.stem} ({number}/{len(chosen)})"
-        for study in NEEDS.get(notebook.stem, []):
-            pipeline.fulfil(held.tasks(study), held.store, progress=progress)
-        execute(notebook, held.results.folder / "notebooks", given)
-        progress.advance(RUNNING, "executed")
+    workers = default_workers()
+    progress = Progress(held.name, sum(map(pipeline.work, missing)) + RUNNING * len(chosen), workers)
+    print(f"{held.profile.title}: {len(chosen)} notebooks, {len(missing)} tasks to do on {workers} cores", file=sys.stderr)
+    with processes(workers) as pool:
+        for number, notebook in enumerate(chosen, 1):
+            progress.title = f"{notebook.stem} ({number}/{len(chosen)})"
+            for study in NEEDS.get(notebook.stem, []):
+                pipeline.fulfil(held.tasks(study), held.store, progress, workers, pool)
+            execute(notebook, held.results.folder / "notebooks", given)
+            progress.advance(RUNNING, "executed")
     progress.close()
     folder = held.results.folder
     print(f"\nDone in {clock(time.monotonic() - began)}. Open:")
