@@ -107,10 +107,13 @@ def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
 def paper(profile: str, file: Path | None = None, only: list[str] | None = None) -> None:
     """`make paper`: every notebook under one profile."""
     began = time.monotonic()
+    profile = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile  # kernels run in another folder
     held = Paper(profile)
     chosen, given = notebooks(only), {"profile": profile, **parameters_of(file)}
     for notebook in chosen:
         check_parameters(notebook, given)
+    for cell in held.profile.cells:
+        held.data(cell)  # a missing data set stops here
     os.environ |= {"STORE": str(held.store.root.resolve()), "RESULTS": str(held.results.folder.parent.resolve())}  # for the kernels
 
     missing = pipeline.missing([s for n in chosen for study in NEEDS.get(n.stem, []) for s in held.tasks(study)], held.store)
@@ -163,17 +166,27 @@ def evaluate_file(file: Path, networks: int, epochs: int) -> None:
 
 
 def fill_readme(held: Paper) -> None:
-    """Put the main figure and the main table between the README's two markers; only the profile that the README speaks of does."""
+    """Put the main figure, the main table and the verdicts between the README's two markers; only the profile that the README speaks of does.
+
+    Raises:
+        Refusal: the README has lost its markers.
+    """
     readme = HOME / "README.md"
     if held.name != "laptop" or not readme.exists():
         return
-    text = readme.read_text()
+    text, folder = readme.read_text(), held.results.folder
     if START not in text or END not in text:
         raise Refusal(f"README.md has lost its markers {START} and {END}: put them back where the main figure and table belong")
-    folder = held.results.folder.name
-    table = (held.results.folder / "tables" / "summary.md").read_text()
-    caption = "Test accuracy in percent after the last epoch, lr chosen on validation: mean ± std over all networks of all distillation seeds (number of networks)."
-    block = f"{START}\n![Test accuracy by method](results/{folder}/figures/main.svg)\n\n{caption}\n\n{table}{END}"
+    claims = pd.read_csv(folder / "tables" / "claims.csv", dtype={"claim": str})
+    verdicts = claims[claims.claim.str.len() == 1][["claim", "statement", "verdict"]]
+    block = [
+        START,
+        f"![Test accuracy by method](results/{folder.name}/figures/main.svg)",
+        "Test accuracy in percent after the last epoch, lr chosen on validation: mean ± std over all networks of all distillation seeds (number of networks).",
+        (folder / "tables" / "summary.md").read_text().strip(),
+        "What holds of the paper's seven claims at this scale (a claim is as good as its weakest part, named in brackets):",
+        verdicts.to_markdown(index=False),
+        END,
+    ]
     head, rest = text.split(START, 1)
-    write_whole(readme, (head + block + rest.split(END, 1)[1]).encode())
-
+    write_whole(readme, (head + "\n\n".join(block) + rest.split(END, 1)[1]).encode())
