@@ -68,7 +68,7 @@ def write(file: Path, settings: Settings, tensors: dict[str, Tensor], record: di
         "versions": {"format": FORMAT, "python": platform.python_version(), "torch": torch.__version__},
     }
     header = json.dumps(about)
-    write_whole(file, save(tensors, {"ddlib": header, "sha256": digest(tensors, header)}))
+    write_whole(file, save(tensors, {"ddlib": f"{digest(tensors, header)} {header}"}))  # one entry: the order of several would vary
 
 
 def read(file: Path) -> Artefact:
@@ -79,7 +79,7 @@ def read(file: Path) -> Artefact:
     """
     try:
         with safe_open(str(file), "pt") as held:
-            header, expected = (held.metadata() or {})["ddlib"], held.metadata()["sha256"]
+            expected, _, header = (held.metadata() or {})["ddlib"].partition(" ")
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise Refusal(f"no file {file}: check the path, or make it by asking for its table") from None
