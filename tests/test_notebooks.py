@@ -102,7 +102,8 @@ def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, monkeyp
 def test_a_failed_notebook_is_set_aside_and_the_good_copy_stays(tmp_path):
     source = tmp_path / "00_wrong.ipynb"
     cells = [nbformat.v4.new_code_cell('profile = "x"', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("1 / 0")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), source)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/00_wrong.ipynb").write_text("the good copy")
     with pytest.raises(Refusal, match="failed in cell 2 with ZeroDivisionError"):
