@@ -106,7 +106,7 @@ def test_a_failed_notebook_is_set_aside_and_the_good_copy_stays(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), source)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/00_wrong.ipynb").write_text("the good copy")
-    with pytest.raises(Refusal, match="failed in cell 2 with ZeroDivisionError"):
+    with pytest.raises(Refusal, match="failed in cell 3 with ZeroDivisionError"):  # the parameters given are a cell of their own
         press.execute(source, tmp_path / "out", {"profile": "smoke"})
     assert (tmp_path / "out/00_wrong.failed.ipynb").exists()
     assert (tmp_path / "out/00_wrong.ipynb").read_text() == "the good copy"
