@@ -453,7 +453,7 @@ def following(results: Results) -> Figure:
 def claims(results: Results) -> Figure:
     """What holds: the effect and 95 % interval of each part of each claim, on a scale of its own; right of zero speaks for the claim."""
     table = pd.read_csv(results.folder / "tables" / "claims.csv", dtype={"claim": str})
-    lines = [textwrap.wrap(row.statement, 62 if row.claim.isdigit() else 72) for row in table.itertuples()]
+    lines = [textwrap.wrap(row.statement, 62 if row.claim.isdigit() else 64) for row in table.itertuples()]
     tall = np.array([0.4 + 0.9 * len(text) for text in lines])
     tops = np.cumsum(tall) - tall + 0.6 * table.claim.str.isdigit().cumsum().to_numpy()  # a claim stands off from the one before
     figure, (ax,) = canvas(WIDE, 0.4 + 0.14 * (tops[-1] + tall[-1]))
