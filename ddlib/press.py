@@ -99,6 +99,9 @@ def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
     for part in (done, *done.cells):  # times and paths of this machine are no part of the paper
         part.metadata.pop("papermill", None)
         part.metadata.pop("execution", None)
+    for cell in done.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "given-parameters"  # papermill's is random
     write_whole(folder / notebook.name, nbformat.writes(done).encode())
     half.unlink()
     failed.unlink(missing_ok=True)
