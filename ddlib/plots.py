@@ -436,9 +436,9 @@ def start_epochs(results: Results) -> Figure:
     """Whether the balanced loss evens out how hard the start epochs are."""
     rows = results.rows("curves")
     rows = rows[(rows.study == "ablation") & (rows.iteration > rows.iteration.max() // 2)]
-    uneven = "\nstd / mean over s: {:.2f}"
+    uneven = ": {:.2f}"  # one line, for ends that lie close
     figure, ax = contrast(rows, "start", "loss", ["AST", "AST − balanced loss"], lambda wide: uneven.format((wide.std() / wide.mean()).mean()))
-    ax.set(xlabel="start epoch s", ylabel="matching loss, second half")
+    ax.set(xlabel="start epoch s (at the names: std / mean over s)", ylabel="matching loss, second half")
     return figure
 
 
