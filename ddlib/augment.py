@@ -25,14 +25,18 @@ class Draws:
     strategy: str | None
     u: Tensor
 
-    def to(self, device: torch.device | str) -> Draws:
-        return Draws(self.strategy, self.u.to(device))
-
 
 def draw(n: int, strategies: Sequence[str], generator: torch.Generator) -> Draws:
     """One step's augmentation of n images; no strategies: none."""
     name = strategies[int(torch.randint(len(strategies), (), generator=generator))] if strategies else None
     return Draws(name, torch.rand(3, n, generator=generator))
+
+
+def draws(sizes: Sequence[int], strategies: Sequence[str], generator: torch.Generator, device: torch.device | str) -> list[Draws]:
+    """As many steps of so many images each, drawn one after the other and brought to the device at once."""
+    steps = [draw(n, strategies, generator) for n in sizes]
+    u = torch.cat([step.u for step in steps], 1).to(device)
+    return [Draws(step.strategy, part) for step, part in zip(steps, u.split(list(sizes), 1), strict=True)]
 
 
 def apply(x: Tensor, draws: Draws) -> Tensor:

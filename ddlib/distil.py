@@ -6,17 +6,17 @@ published step lr_lr on a. K classes, n = K * IPC images (n, c, h, w).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.func import vjp
 
 from . import augment
-from .config import Distillation, generator
+from .config import Distillation, Refusal, generator
 from .fit import Diverged
-from .flat import Flat, perturb
+from .flat import CrossEntropy, Flat, perturb
 from .matching import balance, matched_steps, objective
 from .unroll import GRADIENTS, Loss
 
@@ -70,19 +70,47 @@ def batches(n: int, size: int | None, steps: int, chance: torch.Generator) -> li
     return order[:steps]
 
 
-def inner_loss(flat: Flat, labels: Tensor, settings: Distillation, strategies: tuple[str, ...], start: int, t: int) -> Loss:
-    """loss(theta, images, k) = w(s) CE on the k-th batch of A(S); all chance of outer iteration t is drawn here."""
-    which = [b.to(labels.device) for b in batches(len(labels), settings.batch, settings.inner_steps, generator(settings.seed, "batches", t))]
-    chance = generator(settings.seed, "augment", t)
-    draws = [augment.draw(len(batch), strategies, chance).to(labels.device) for batch in which]
+@dataclass(frozen=True)
+class InnerLoss(Loss):
+    """weight times the CE of `flat` on the k-th batch of A(S): which images, and how augmented, was drawn beforehand."""
+
+    flat: Flat
+    labels: Tensor
+    which: Sequence[Tensor]
+    draws: Sequence[augment.Draws]
+    weight: float
+
+    def batch(self, images: Tensor, k: int) -> Tensor:
+        """What step k sees of the images."""
+        which = self.which[k - 1]
+        return augment.apply(images if len(which) == len(images) else images[which], self.draws[k - 1])
+
+    def head(self, k: int) -> CrossEntropy:
+        """What step k makes of the logits."""
+        return CrossEntropy(self.labels[self.which[k - 1]], self.weight)
+
+    def __call__(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
+        """The loss of step k."""
+        return self.head(k).value(self.flat(theta, self.batch(images, k)))
+
+    def gradient(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
+        """Its gradient for theta."""
+        return self.flat.gradient(theta, self.batch(images, k), self.head(k))[1]
+
+    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """Cotangents of theta and of the images where that of `gradient` is rho."""
+        x, back = vjp(lambda images: self.batch(images, k), images)
+        h_theta, h_x = self.flat.pull(theta, x, self.head(k), rho)
+        return h_theta, *back(h_x)
+
+
+def inner_loss(flat: Flat, labels: Tensor, settings: Distillation, strategies: tuple[str, ...], start: int, t: int) -> InnerLoss:
+    """w(s) CE on the batches of A(S); all chance of outer iteration t is drawn here."""
+    which = batches(len(labels), settings.batch, settings.inner_steps, generator(settings.seed, "batches", t))
+    sizes = [len(batch) for batch in which]
+    draws = augment.draws(sizes, strategies, generator(settings.seed, "augment", t), labels.device)
     weight = balance(start, settings.start_epochs) if settings.balance else 1.0
-
-    def loss(theta: Tensor, images: Tensor, k: int) -> Tensor:
-        batch = which[k - 1]
-        x = images if len(batch) == len(images) else images[batch]
-        return weight * F.cross_entropy(flat(theta, augment.apply(x, draws[k - 1])), labels[batch])
-
-    return loss
+    return InnerLoss(flat, labels, torch.cat(which).to(labels.device).split(sizes), draws, weight)
 
 
 def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor, strategies: tuple[str, ...], state: State) -> Iterator[Step]:
@@ -114,16 +142,27 @@ def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor,
         v_lr = MOMENTUM * state.v_lr + gradient.lr * state.log_lr.exp()  # d/d log a = a d/da
         images = state.images - settings.lr_images * v_images
         log_lr = state.log_lr - settings.lr_lr / settings.a0**2 * v_lr
-        check_finite(t, settings, {"matching loss": gradient.value, "synthetic images": images, "inner lr": log_lr.exp()})
+        value = checked(t, settings, gradient.value, {"synthetic images": images, "inner lr": log_lr.exp()}, theta, target)
         state = replace(state, iteration=t + 1, images=images, log_lr=log_lr, v_images=v_images, v_lr=v_lr)
-        yield Step(state, float(gradient.value), start)
+        yield Step(state, value, start)
 
 
-def check_finite(iteration: int, settings: Distillation, quantities: dict[str, Tensor]) -> None:
-    """Stop at the first number that is not finite, naming it."""
-    for name, value in quantities.items():
-        if not torch.isfinite(value).all():
-            raise Diverged(
-                f"the {name} stopped being finite at outer iteration {iteration} (lr_images {settings.lr_images:g}, lr_lr {settings.lr_lr:g}, a0 {settings.a0:g}): "
-                "lower lr_images first, then a0; the last good state is kept"
-            )
+def checked(iteration: int, settings: Distillation, loss: Tensor, others: dict[str, Tensor], theta: Tensor, target: Tensor) -> float:
+    """The loss as a number, if it and the others are finite; one look at the device an iteration.
+
+    Raises:
+        Diverged: names the first that is not, and what to lower.
+        Refusal: the student starts where it should end, and the loss divides by zero.
+    """
+    finite = [loss.isfinite(), *(value.isfinite().all() for value in others.values())]
+    value, *good = torch.stack([loss, *finite]).tolist()
+    if all(good):
+        return value
+    for i, point in enumerate(target[1:], 1):
+        if torch.equal(theta, point):
+            raise Refusal(f"expert epoch s + {i} equals the student's start: nothing to match; check that the expert moves (its lr, its data)")
+    name = next(n for n, fine in zip(["matching loss", *others], good, strict=True) if not fine)
+    raise Diverged(
+        f"the {name} stopped being finite at outer iteration {iteration} (lr_images {settings.lr_images:g}, lr_lr {settings.lr_lr:g}, a0 {settings.a0:g}): "
+        "lower lr_images first, then a0; the last good state is kept"
+    )

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import config, smoothness
 from .config import generator
 from .data import Images
-from .fit import Recipe, accuracy, fit, gradient_norms, input_gradient
+from .fit import Recipe, accuracy, fit, gradient_norms
 from .flat import Flat
 
 PROBE = 256  # test images on which the natural input-gradient norm is read
@@ -34,7 +34,7 @@ def recipe(settings: config.Expert, strategies: Sequence[str]) -> Recipe:
 
 def look(flat: Flat, theta: Tensor, images: Images) -> dict[str, float]:
     """Accuracies, and the mean norm of d sum_k f_k / dx in both readings of the penalty."""
-    g = input_gradient(flat, theta, images.x_test[:PROBE])
+    g = flat.input_gradient(theta, images.x_test[:PROBE])
     return {
         "validation_accuracy": accuracy(flat, theta, images.x_val, images.y_val),
         "test_accuracy": accuracy(flat, theta, images.x_test, images.y_test),

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import augment
 from .config import generator
-from .flat import Flat
+from .flat import CrossEntropy, Flat
 
 
 class Diverged(ArithmeticError):
@@ -54,13 +53,6 @@ def ramp(epoch: int, epochs: int) -> float:
     return min(1.0, 0.5 + 0.5 * epoch / epochs)
 
 
-def input_gradient(flat: Flat, theta: Tensor, x: Tensor, differentiable: bool = False) -> Tensor:
-    """g = d sum_k f_k(x) / dx, shaped like x."""
-    x = x.detach().requires_grad_()
-    (g,) = torch.autograd.grad(flat(theta, x).sum(), x, create_graph=differentiable)
-    return g
-
-
 def gradient_norms(g: Tensor, reading: str) -> Tensor:
     """|g| over channels at every pixel, (n, h, w) ("per_pixel", the authors' code), or over the whole image, (n,) ("per_sample", as WGAN-GP)."""
     squares = g.square().sum(1 if reading == "per_pixel" else (1, 2, 3))
@@ -74,13 +66,18 @@ def optimiser_for(theta: Tensor, recipe: Recipe, lr: float) -> torch.optim.Optim
     return torch.optim.SGD([theta], lr=lr, momentum=0.9 if recipe.optimiser == "momentum" else 0.0, weight_decay=recipe.weight_decay)
 
 
-def loss(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, draws: augment.Draws, recipe: Recipe, factor: float = 1.0) -> Tensor:
-    """L_SC on one batch; the penalty sees the images as they are."""
-    value = factor * F.cross_entropy(flat(theta, augment.apply(x, draws)), y)
+def gradient(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, draws: augment.Draws, recipe: Recipe, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """L_SC on one batch and its gradient for theta; the penalty sees the images as they are."""
+    value, d_theta = flat.gradient(theta, augment.apply(x, draws), CrossEntropy(y, factor))
     if recipe.penalty != "none":
-        norms = gradient_norms(input_gradient(flat, theta, x, differentiable=True), recipe.penalty)
-        value = value + recipe.penalty_weight * (norms - recipe.penalty_target).square().mean()
-    return value
+
+        def cost(g: Tensor) -> Tensor:
+            norms = gradient_norms(g, recipe.penalty)
+            return recipe.penalty_weight / (len(x) * norms[0].numel()) * (norms - recipe.penalty_target).square().sum()
+
+        extra, d_extra = flat.penalty(theta, x, cost)
+        value, d_theta = value + extra, d_theta + d_extra
+    return value, d_theta
 
 
 def fit(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: tuple[int | str, ...]) -> Iterator[Epoch]:
@@ -89,7 +86,7 @@ def fit(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: t
     Raises:
         Diverged: the training loss of an epoch is not finite.
     """
-    theta = theta.clone().requires_grad_()
+    theta = theta.clone()
     middle = recipe.epochs // 2 + 1
     optimiser = optimiser_for(theta, recipe, recipe.lr)
     for epoch in range(recipe.epochs):
@@ -101,24 +98,22 @@ def fit(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: t
         elif recipe.ramp == "lr":
             optimiser.param_groups[0]["lr"] = lr * ramp(epoch, recipe.ramp_epochs)
         order = torch.randperm(len(x), generator=generator(*seed, "order", epoch)).to(x.device)
-        chance = generator(*seed, "augment", epoch)
+        batches = order.split(recipe.batch)
+        draws = augment.draws([len(batch) for batch in batches], recipe.strategies, generator(*seed, "augment", epoch), x.device)
         total = torch.zeros((), device=x.device)
-        for batch in order.split(recipe.batch):
-            draws = augment.draw(len(batch), recipe.strategies, chance).to(x.device)
-            value = loss(flat, theta, x[batch], y[batch], draws, recipe, factor)
-            (theta.grad,) = torch.autograd.grad(value, theta)
+        for batch, drawn in zip(batches, draws, strict=True):
+            value, theta.grad = gradient(flat, theta, x[batch], y[batch], drawn, recipe, factor)
             optimiser.step()
-            total += value.detach() * len(batch)
+            total += value * len(batch)
         if not torch.isfinite(total):
             raise Diverged(
                 f"training loss is {float(total)} in epoch {epoch} (lr {recipe.lr:g}, penalty {recipe.penalty} x {recipe.penalty_weight:g}): "
                 "expected a finite number; lower the lr or the penalty weight"
             )
-        yield Epoch(epoch, theta.detach().clone(), total / len(x))
+        yield Epoch(epoch, theta.clone(), total / len(x))
 
 
-@torch.no_grad()
 def accuracy(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, batch: int = 250) -> float:
     """Fraction of x that theta classifies as y."""
-    right = sum((flat(theta, a).argmax(1) == b).sum() for a, b in zip(x.split(batch), y.split(batch), strict=True))
+    right = sum((flat.logits(theta, a).argmax(1) == b).sum() for a, b in zip(x.split(batch), y.split(batch), strict=True))
     return float(right) / len(x)

@@ -1,17 +1,52 @@
-"""A network as a pure function of one vector: logits = flat(theta, x), theta in R^P.
+"""A network as a pure function of one vector: logits = flat(theta, x), theta in R^P; and its derivatives, plain.
 
-Trajectories, distances, perturbation and matching then need no loop over layers.
+Trajectories, distances, perturbation and matching then need no loop over layers. The derivatives are pure functions too, so
+they compile and batch (`torch.compile`, `torch.vmap`); `fused` has them again, faster.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, grad_and_value, vjp
+from torch.nn import functional as F
 
 from .config import Refusal
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """weight times the mean over n images of -log p_label, as a sum over images; labels (n,)."""
+
+    labels: Tensor
+    weight: float = 1.0
+    of: int | None = None  # n, where `labels` are a part of all
+
+    @property
+    def scale(self) -> float:
+        """What each image's term is multiplied by."""
+        return self.weight / (self.of or len(self.labels))
+
+    def part(self, first: int, last: int) -> CrossEntropy:
+        """The terms of images first ... last - 1."""
+        return CrossEntropy(self.labels[first:last], self.weight, self.of or len(self.labels))
+
+    def value(self, logits: Tensor) -> Tensor:
+        """The sum."""
+        return self.scale * F.cross_entropy(logits, self.labels, reduction="sum")
+
+    def bar(self, logits: Tensor) -> Tensor:
+        """Its derivative for the logits, (n, K)."""
+        return self.scale * (logits.softmax(1) - F.one_hot(self.labels, logits.shape[1]))
+
+    def bar_along(self, logits: Tensor, dot: Tensor) -> Tensor:
+        """How `bar` changes where the logits move by `dot`."""
+        p = logits.softmax(1)
+        return self.scale * p * (dot - (p * dot).sum(1, keepdim=True))
 
 
 class Flat:
@@ -37,6 +72,30 @@ class Flat:
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Logits (n, K)."""
         return functional_call(self.module, self.unpack(theta), (x,))
+
+    @torch.no_grad()
+    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
+        """The same without derivatives."""
+        return self(theta, x)
+
+    def gradient(self, theta: Tensor, x: Tensor, head: CrossEntropy) -> tuple[Tensor, Tensor]:
+        """The loss that `head` makes of the logits, and its gradient for theta."""
+        d_theta, value = grad_and_value(lambda theta: head.value(self(theta, x)))(theta)
+        return value, d_theta
+
+    def input_gradient(self, theta: Tensor, x: Tensor) -> Tensor:
+        """g = d sum_k f_k(x) / dx, shaped like x."""
+        return grad(lambda x: self(theta, x).sum())(x)
+
+    def penalty(self, theta: Tensor, x: Tensor, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """cost(g) of the input gradient g, and its gradient for theta; `cost` is a sum over images."""
+        d_theta, value = grad_and_value(lambda theta: cost(self.input_gradient(theta, x)))(theta)
+        return value, d_theta
+
+    def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """Cotangents of theta and x where that of the loss's gradient for theta is rho: the derivatives of <rho, gradient>."""
+        _, back = vjp(lambda theta, x: grad(lambda theta: head.value(self(theta, x)))(theta), theta, x)
+        return back(rho)
 
     def features(self, theta: Tensor, x: Tensor) -> Tensor:
         """What the last linear map sees, (n, d)."""

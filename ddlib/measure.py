@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
-from . import networks
+from . import augment, fused, networks
 from .config import Measurement, generator
-from .flat import Flat
+from .distil import InnerLoss
 from .unroll import GRADIENTS
 
 
@@ -22,14 +21,14 @@ def memory(line: str) -> float:
 
 def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: int) -> dict[str, float]:
     """megabytes above the base, and seconds of a second call, on random images of this shape; call it in a fresh process."""
-    flat = Flat(networks.build(settings.network, shape, classes))
+    flat = fused.flat(networks.build(settings.network, shape, classes))
     chance = generator(0, "measure")
     theta, target = flat.initial(chance), flat.initial(chance)
     images = torch.randn(classes * settings.ipc, *shape, generator=chance)
     labels = torch.arange(classes).repeat_interleave(settings.ipc)
-
-    def loss(theta: torch.Tensor, images: torch.Tensor, k: int) -> torch.Tensor:
-        return F.cross_entropy(flat(theta, images), labels)
+    sizes = [len(labels)] * settings.inner_steps
+    draws = augment.draws(sizes, tuple(augment.STRATEGIES), chance, "cpu")
+    loss = InnerLoss(flat, labels, [torch.arange(len(labels))] * settings.inner_steps, draws, 1.0)
 
     def once() -> float:
         began = time.perf_counter()

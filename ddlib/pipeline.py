@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cost, data, engine, measure, networks
+from . import cost, data, engine, fused, measure, networks
 from .config import Data, Distillation, Evaluation, Expert, Following, Measurement, Network, Refusal, Selection, Settings, generator, key
 from .data import Images
 from .distil import State, begin, distil, inner_loss
@@ -38,7 +38,7 @@ def images(settings: Data, store: Store) -> Images:
 @cache
 def network(settings: Network, shape: tuple[int, int, int], classes: int) -> Flat:
     """The network for these images, as a function of one vector."""
-    return Flat(networks.build(settings, shape, classes))
+    return fused.flat(networks.build(settings, shape, classes))
 
 
 def expert(settings: Expert, seed: int) -> Expert:

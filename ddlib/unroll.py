@@ -1,7 +1,8 @@
 """The student's path theta_k = theta_{k-1} - a b_k, b_k = mu b_{k-1} + grad_k, and its exact gradient (METHOD sections 3 and 5).
 
 P parameters, N steps. `loss(theta, images, k)` is the inner loss of step k = 1 ... N: it picks its batch, augments it by draws made
-beforehand and weighs it, so calling it again replays it. `objective(path)` sees theta_k as path[k], at `matched` only.
+beforehand and weighs it, so calling it again replays it; `loss.gradient` and `loss.pull` are its derivatives. `objective(path)` sees
+theta_k as path[k], at `matched` only.
 """
 
 from __future__ import annotations
@@ -11,9 +12,29 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import grad, vjp
 
-Loss = Callable[[Tensor, Tensor, int], Tensor]
 Objective = Callable[[Mapping[int, Tensor] | Sequence[Tensor]], Tensor]
+
+
+class Loss:
+    """An inner loss from a plain function of (theta, images, k), its derivatives by automatic differentiation."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor, int], Tensor]):
+        self.function = function
+
+    def __call__(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
+        """The loss of step k."""
+        return self.function(theta, images, k)
+
+    def gradient(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
+        """Its gradient for theta."""
+        return grad(lambda theta: self(theta, images, k))(theta)
+
+    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """Cotangents of theta and of the images where that of `gradient` is rho."""
+        _, back = vjp(lambda theta, images: self.gradient(theta, images, k), theta, images)
+        return back(rho)
 
 
 class Gradient(NamedTuple):
@@ -29,10 +50,13 @@ def path(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, mome
     """theta_0 ... theta_N. If `differentiable`, through every step to `images` and `lr`: N graphs are kept alive."""
     visited, b = [theta], torch.zeros_like(theta)
     for k in range(1, steps + 1):
-        leaf = visited[-1] if visited[-1].requires_grad else visited[-1].detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(leaf, images, k), leaf, create_graph=differentiable)
+        if differentiable:
+            leaf = visited[-1] if visited[-1].requires_grad else visited[-1].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(leaf, images, k), leaf, create_graph=True)
+        else:
+            leaf, gradient = visited[-1], loss.gradient(visited[-1], images, k)
         b = momentum * b + gradient
-        visited.append(leaf - lr * b if differentiable else (leaf - lr * b).detach())
+        visited.append(leaf - lr * b)
     return visited
 
 
@@ -52,13 +76,11 @@ def adjoint(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, m
     lambda += dL/dtheta_k;  rho -= a lambda;  dL/da -= <b_k, lambda>;
     (lambda, dL/dx) += vjp of (theta, x) -> grad CE(theta_{k-1}, x) applied to rho;  rho *= mu.
     """
-    images, lr = images.detach().requires_grad_(), lr.detach()
+    images, lr = images.detach(), lr.detach()
     thetas, bs = theta.new_empty(steps + 1, len(theta)), theta.new_zeros(steps + 1, len(theta))
     thetas[0] = theta.detach()
     for k in range(1, steps + 1):
-        leaf = thetas[k - 1].detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(leaf, images.detach(), k), leaf)
-        torch.add(gradient, bs[k - 1], alpha=momentum, out=bs[k])
+        torch.add(loss.gradient(thetas[k - 1], images, k), bs[k - 1], alpha=momentum, out=bs[k])
         torch.addcmul(thetas[k - 1], lr, bs[k], value=-1, out=thetas[k])
 
     leaves = {k: thetas[k].detach().requires_grad_() for k in matched}
@@ -72,9 +94,7 @@ def adjoint(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, m
             cotangent += direct[k]
         rho -= lr * cotangent
         d_lr -= torch.dot(bs[k], cotangent)
-        leaf = thetas[k - 1].detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(leaf, images, k), leaf, create_graph=True)
-        h_theta, h_images = torch.autograd.grad(gradient, (leaf, images), grad_outputs=rho)
+        h_theta, h_images = loss.pull(thetas[k - 1], images, k, rho)
         cotangent += h_theta
         d_images += h_images
         rho *= momentum

@@ -7,11 +7,11 @@ import ddlib
 
 HOME = Path(ddlib.__file__).parent
 FLOORS = [  # from the ground up; modules of one floor do not know each other
-    ("config", "engine"),  # settings and chance; processes
+    ("config", "engine", "kernels"),  # settings and chance; processes; compiled code
     ("store",),  # artefacts
     ("results",),
     ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims"),  # the mathematics
-    ("fit", "tables", "plots"),
+    ("fused", "fit", "tables", "plots"),
     ("data",),
     ("experts", "distil", "evaluate"),  # the stages
     ("measure", "studies"),

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from ddlib.config import Data, Distillation, Expert, Refusal, Selection, generator, validated
+from ddlib import networks
+from ddlib.config import Data, Distillation, Expert, Network, Refusal, Selection, generator, validated
+from ddlib.distil import begin, distil
+from ddlib.flat import Flat
 from ddlib.matching import balance, matched_steps, objective
 
 DATA = Data(name="digits")
@@ -75,11 +78,19 @@ def test_the_normaliser_is_the_perturbed_start():
 
 
 def test_an_expert_that_stands_still_is_refused():
-    expert = torch.zeros(3, 5)
-    expert[2] = 1
+    flat = Flat(networks.build(Network(width=2, depth=1), (1, 4, 4), 2))
+    theta = flat.initial(generator("theta"))
+    given = {"experts": Expert(data=DATA), "n_experts": 1, "start": Selection(data=DATA, method="real"), "inner_steps": 2, "matched_epochs": 2}
+    images, labels = torch.randn(2, 1, 4, 4, generator=generator("images")), torch.arange(2)
+
+    def outer(intermediate, expert):
+        settings = Distillation(**given, intermediate=intermediate)
+        return next(distil(settings, flat, lambda i, s, m: expert, labels, (), begin(settings, images)))
+
     with pytest.raises(Refusal, match=r"expert epoch s \+ 1 equals the student's start.*check that the expert moves"):
-        objective(torch.zeros(4, 5), expert, matched_steps(3, 2, "equal"), "equal")
-    objective(torch.zeros(4, 5), expert, matched_steps(3, 2, "none"), "none")  # epoch 1 is not asked for
+        outer("equal", torch.stack([theta, theta, theta + 1]))
+    assert outer("none", torch.stack([theta, theta, theta + 1])).loss > 0  # epoch 1 is not asked for
+    assert outer("equal", torch.stack([theta, theta + 1, theta + 2])).loss > 0
 
 
 def test_fewer_steps_than_epochs_are_refused():

@@ -1,0 +1,322 @@
+"""The derivatives of a ConvNet by hand: convolutions from PyTorch, all that lies between them in one pass each (`kernels`).
+
+What `Flat` gets from automatic differentiation, faster and in less memory, equal up to rounding. Two facts do it. The derivative of
+<rho, grad_theta L> is that of grad L along rho, and the derivative of cost(g), g = dF/dx, for theta is that of grad_theta F along
+u = d cost / dg (forward over reverse); so one function, `along`, serves the outer loop and the gradient penalty. And both are sums
+over images, so they are taken a few images at a time and what is in hand stays near.
+
+A bar is a cotangent, a dot a derivative along the direction. Blocks: z = W * x, p = mean 2 x 2 of relu(gamma x^ + beta). A convolution's
+bias is left out: the norm behind it takes it away again, and its gradient is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from . import kernels, networks
+from .config import Network, generator
+from .flat import CrossEntropy, Flat
+
+PIECE = 1 << 21  # numbers in the largest z of the images taken at a time
+HOW = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, transposed, output padding, groups
+FEW = 4  # channels of images that the kernels for the first convolution take
+
+
+class First:
+    """The first convolution, of few channels."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight.permute(2, 3, 1, 0).contiguous()  # (3, 3, c, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z = W * x."""
+        return kernels.first_forward(x, self.weight)
+
+    def weight_bar(self, x: Tensor, zbar: Tensor) -> Tensor:
+        """Cotangent of W, (k, c, 3, 3)."""
+        return kernels.first_weight(x, zbar).permute(3, 2, 0, 1)
+
+    def image_bar(self, x: Tensor, zbar: Tensor, add: Tensor | None = None) -> Tensor:
+        """Cotangent of x, and what is added to it."""
+        return kernels.first_image(zbar, self.weight, torch.zeros_like(x) if add is None else add)
+
+
+class Later:
+    """A convolution of many channels."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = kernels.last(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z = W * x."""
+        return kernels.last(torch.ops.aten.convolution(x, self.weight, None, *HOW))
+
+    def weight_bar(self, x: Tensor, zbar: Tensor) -> Tensor:
+        """Cotangent of W, (k, c, 3, 3)."""
+        return torch.ops.aten.convolution_backward(zbar, x, self.weight, None, *HOW, [False, True, False])[1]
+
+    def image_bar(self, x: Tensor, zbar: Tensor) -> Tensor:
+        """Cotangent of x."""
+        return kernels.last(torch.ops.aten.convolution_backward(zbar, x, self.weight, None, *HOW, [True, False, False])[0])
+
+
+@dataclass
+class Block:
+    """What a block's passes leave for each other, for the images in hand."""
+
+    x: Tensor
+    z: Tensor
+    stats: Tensor
+    pbar: Tensor | None = None
+    zbar: Tensor | None = None
+    sums: Tensor | None = None
+
+
+@dataclass
+class Tape:
+    """A forward pass and, once walked back, the cotangents along it."""
+
+    blocks: list[Block]
+    p: Tensor  # the last block's
+    features: Tensor  # p, flattened, (n, d)
+    logits: Tensor
+    bar: Tensor | None = None  # of the logits
+
+
+@dataclass
+class Weights:
+    """theta, or a direction in its space, by layer."""
+
+    convolutions: list[First | Later]
+    affines: list[Tensor]  # gamma and beta of each norm, (2k,)
+    head: Tensor
+    shift: Tensor
+
+
+@dataclass
+class Sum:
+    """F = sum_k f_k over all images, the function whose input gradient the penalty looks at."""
+
+    def bar(self, logits: Tensor) -> Tensor:
+        """Ones."""
+        return torch.ones_like(logits)
+
+    def bar_along(self, logits: Tensor, dot: Tensor) -> Tensor:
+        """They stay so."""
+        return torch.zeros_like(logits)
+
+    def part(self, first: int, last: int) -> Sum:
+        """The same."""
+        return self
+
+
+class Fused(Flat):
+    """A ConvNet as a function of (theta, x) whose derivatives are taken by hand where `fits` allows, else as `Flat` takes them."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
+        *blocks, head, shift = self.sizes
+        self.depth = len(blocks) // 4
+        each = zip(blocks[0::4], blocks[1::4], blocks[2::4], blocks[3::4], strict=True)
+        self.lengths = [n for kernel, bias, gamma, beta in each for n in (kernel, bias, gamma + beta)] + [head, shift]
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether the kernels take these images; if not, the log says why, once for each reason."""
+        width = self.module.features[0].out_channels
+        if x.device.type != "cpu":
+            return False  # plain is what other devices want
+        if x.dtype not in kernels.REAL:
+            return refused(f"images of type {x.dtype}")
+        if width % kernels.lanes(x.dtype):
+            return refused(f"a width of {width}, no multiple of {kernels.lanes(x.dtype)}")
+        if x.dim() != 4 or x.shape[1] > FEW:
+            return refused(f"images of shape {tuple(x.shape[1:])}")
+        return trusted(x.dtype)
+
+    def weights(self, theta: Tensor) -> Weights:
+        """theta by layer, the kernels laid out as they are used."""
+        *blocks, head, shift = theta.contiguous().split(self.lengths)
+        width = self.module.features[0].out_channels
+        kernels = [Later(w.view(width, width, 3, 3)) for w in blocks[3::3]]
+        return Weights([First(blocks[0].view(width, -1, 3, 3)), *kernels], blocks[2::3], head.view(len(shift), -1), shift)
+
+    def pieces(self, x: Tensor) -> Iterator[tuple[Tensor, slice]]:
+        """A few images at a time, laid out channels last, and which they are."""
+        most = max(1, PIECE // (self.module.features[0].out_channels * x.shape[2] * x.shape[3]))
+        first = 0
+        for piece in x.chunk(-(-len(x) // most)):
+            yield kernels.last(piece), slice(first, first + len(piece))
+            first += len(piece)
+
+    def ahead(self, w: Weights, x: Tensor) -> Tape:
+        """The forward pass."""
+        blocks = []
+        for convolution, affine in zip(w.convolutions, w.affines, strict=True):
+            z = convolution.forward(x)
+            p, stats = kernels.forward(z, affine)
+            blocks.append(Block(x, z, stats))
+            x = p
+        features = x.flatten(1)
+        return Tape(blocks, x, features, torch.addmm(w.shift, features, w.head.T))
+
+    def back(self, w: Weights, tape: Tape, bar: Tensor) -> None:
+        """Cotangents along the tape from that of the logits."""
+        tape.bar = bar
+        pbar = kernels.last((bar @ w.head).view(tape.p.shape))
+        for i in reversed(range(self.depth)):
+            b = tape.blocks[i]
+            b.pbar = pbar
+            b.zbar, b.sums = kernels.backward(b.z, w.affines[i], b.stats, pbar)
+            if i:
+                pbar = w.convolutions[i].image_bar(b.x, b.zbar)
+
+    def collect(self, weights: list[Tensor], sums: list[Tensor], head: Tensor, shift: Tensor) -> Tensor:
+        """Cotangents by layer as one vector like theta."""
+        parts = []
+        for weight, each in zip(weights, sums, strict=True):
+            parts += [weight.flatten(), each.new_zeros(each.shape[2]), each.sum(1).flatten()]
+        return torch.cat([*parts, head.flatten(), shift])
+
+    def along(self, w: Weights, tape: Tape, head: CrossEntropy | Sum, v: Weights | None, xdot: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """How the gradient for theta, and (where theta moves) that for x, change where theta moves along v and x along xdot."""
+        moves = []  # xdot, zdot, moved by block
+        for i, b in enumerate(tape.blocks):
+            terms = [v.convolutions[i].forward(b.x)] if v else []
+            if xdot is not None:
+                terms.append(w.convolutions[i].forward(xdot))
+            zdot, more = terms if len(terms) == 2 else (*terms, None)
+            pdot, moved = kernels.forward_along(b.z, w.affines[i], b.stats, zdot, more, v.affines[i] if v else None)
+            moves.append((xdot, zdot, moved))
+            xdot = pdot
+
+        features = xdot.flatten(1)
+        dot = features @ w.head.T
+        if v:
+            dot += torch.addmm(v.shift, tape.features, v.head.T)
+        bardot = head.bar_along(tape.logits, dot)
+        head_bar = torch.addmm(tape.bar.T @ features, bardot.T, tape.features)
+        pbardot = torch.addmm(tape.bar @ v.head, bardot, w.head) if v else bardot @ w.head
+        pbardot, more = kernels.last(pbardot.view(tape.p.shape)), None
+
+        weights, sums, image = [], [], None
+        for i in reversed(range(self.depth)):
+            b, (xdot, zdot, moved) = tape.blocks[i], moves.pop()
+            adot = v.affines[i] if v else None
+            zbardot, each = kernels.backward_along(b.z, w.affines[i], b.stats, b.pbar, b.sums, zdot, adot, moved, pbardot, more)
+            weight = w.convolutions[i].weight_bar(b.x, zbardot)
+            if xdot is not None:
+                weight += w.convolutions[i].weight_bar(xdot, b.zbar)
+            weights.append(weight)
+            sums.append(each)
+            if i:
+                pbardot = w.convolutions[i].image_bar(b.x, zbardot)
+                more = v.convolutions[i].image_bar(b.x, b.zbar) if v else None
+            elif v:
+                image = v.convolutions[0].image_bar(b.x, b.zbar, w.convolutions[0].image_bar(b.x, zbardot))
+        return self.collect(weights[::-1], sums[::-1], head_bar, bardot.sum(0)), image
+
+    @torch.no_grad()
+    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Logits (n, K), without derivatives."""
+        if not self.fits(x):
+            return super().logits(theta, x)
+        w = self.weights(theta)
+        return torch.cat([self.ahead(w, piece).logits for piece, _ in self.pieces(x)])
+
+    @torch.no_grad()
+    def gradient(self, theta: Tensor, x: Tensor, head: CrossEntropy) -> tuple[Tensor, Tensor]:
+        """As `Flat.gradient`."""
+        if not self.fits(x):
+            return super().gradient(theta, x, head)
+        w, value, total = self.weights(theta), x.new_zeros(()), torch.zeros_like(theta)
+        for piece, which in self.pieces(x):
+            part, tape = head.part(which.start, which.stop), self.ahead(w, piece)
+            value += part.value(tape.logits)
+            self.back(w, tape, part.bar(tape.logits))
+            bars = [c.weight_bar(b.x, b.zbar) for c, b in zip(w.convolutions, tape.blocks, strict=True)]
+            total += self.collect(bars, [b.sums for b in tape.blocks], tape.bar.T @ tape.features, tape.bar.sum(0))
+        return value, total
+
+    @torch.no_grad()
+    def input_gradient(self, theta: Tensor, x: Tensor) -> Tensor:
+        """As `Flat.input_gradient`."""
+        if not self.fits(x):
+            return super().input_gradient(theta, x)
+        w = self.weights(theta)
+        return torch.cat([self._g(w, piece)[1] for piece, _ in self.pieces(x)])
+
+    def _g(self, w: Weights, x: Tensor) -> tuple[Tape, Tensor]:
+        tape = self.ahead(w, x)
+        self.back(w, tape, Sum().bar(tape.logits))
+        return tape, w.convolutions[0].image_bar(x, tape.blocks[0].zbar)
+
+    @torch.no_grad()
+    def penalty(self, theta: Tensor, x: Tensor, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """As `Flat.penalty`."""
+        if not self.fits(x):
+            return super().penalty(theta, x, cost)
+        w, value, total = self.weights(theta), x.new_zeros(()), torch.zeros_like(theta)
+        for piece, _ in self.pieces(x):
+            tape, g = self._g(w, piece)
+            with torch.enable_grad():
+                each = cost(g.requires_grad_())
+                (u,) = torch.autograd.grad(each, g)
+            value += each.detach()
+            total += self.along(w, tape, Sum(), None, kernels.last(u))[0]
+        return value, total
+
+    @torch.no_grad()
+    def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Flat.pull`."""
+        if not self.fits(x):
+            return super().pull(theta, x, head, rho)
+        w, v, total, images = self.weights(theta), self.weights(rho), torch.zeros_like(theta), []
+        for piece, which in self.pieces(x):
+            part, tape = head.part(which.start, which.stop), self.ahead(w, piece)
+            self.back(w, tape, part.bar(tape.logits))
+            d_theta, d_x = self.along(w, tape, part, v, None)
+            total += d_theta
+            images.append(d_x)
+        return total, torch.cat(images)
+
+
+@cache
+def refused(reason: str) -> bool:
+    """Say once that something is done the plain way."""
+    kernels.log.warning("%s: plain PyTorch is used, slower, with the same results up to rounding", reason)
+    return False
+
+
+@cache
+def trusted(dtype: torch.dtype) -> bool:
+    """Whether there are kernels and, on a small network, they agree with automatic differentiation: a compiler may be wrong."""
+    if kernels.library(dtype) is None:
+        return False
+    shape, chance = (2, 6, 7), generator("trusted")
+    module = networks.build(Network(width=2 * kernels.lanes(dtype), depth=2), shape, 3)
+    plain = Flat(module)
+    theta, rho = (torch.randn(plain.parameters, generator=chance, dtype=dtype) for _ in range(2))
+    x, head = torch.randn(3, *shape, generator=chance, dtype=dtype), CrossEntropy(torch.arange(3))
+    fast = Unchecked(module).pull(theta, x, head, rho)
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(fast, plain.pull(theta, x, head, rho), strict=True))
+    return worst < 1e4 * torch.finfo(dtype).eps or refused(f"kernels that are wrong by {worst:.0e} on {dtype}, as this compiler makes them")
+
+
+class Unchecked(Fused):
+    """For the check itself."""
+
+    def fits(self, x: Tensor) -> bool:
+        """Taken for granted."""
+        return True
+
+
+def flat(module: nn.Module) -> Flat:
+    """`module` as a function of one vector: fused if it is a ConvNet, else plain."""
+    layers = list(getattr(module, "features", []))
+    pattern = [nn.Conv2d, nn.GroupNorm, nn.ReLU, networks.Pool] * (len(layers) // 4) + [nn.Flatten]
+    return Fused(module) if len(layers) > 4 and [type(layer) for layer in layers] == pattern else Flat(module)
