@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from .config import Distillation, Evaluation, Expert, Measurement, Network, Selection, Settings
 
-IMAGE = 5e-4  # seconds for forward and backward of one 3 x 32 x 32 image through a ConvNet of depth 3 and width 32
-STEP = 2e-3  # seconds that a step costs whatever its batch
+IMAGE = 4e-4  # seconds for forward and backward of one 3 x 32 x 32 image through a ConvNet of depth 3 and width 32
+STEP = 1e-3  # seconds that a step costs whatever its batch
 LOOK = 500  # a look at validation and test images costs as much as training on so many
-RELATIVE = {"convnet": 1.0, "alexnet": 2.0, "vgg11": 5.0, "resnet18": 6.0, "resnet18_ap": 8.0}  # cost of the networks at equal width
+RELATIVE = {"convnet": 1.0, "alexnet": 4.0, "vgg11": 7.0, "resnet18": 22.0, "resnet18_ap": 26.0}  # cost of the networks at equal width
 
 
 def image(network: Network, pixels: float) -> float:
@@ -35,8 +35,8 @@ def work(settings: Settings, train_images: int, classes: int, pixels: float) -> 
         n, each = size(settings, train_images, classes), image(settings.experts.network, pixels)
         inner = min(settings.batch or n, n) * each + STEP
         check = settings.check_epochs * (n * each + STEP) + LOOK * each
-        return 4.5 * settings.iterations * settings.inner_steps * inner + settings.checks * check
+        return 4.0 * settings.iterations * settings.inner_steps * inner + settings.checks * check
     if isinstance(settings, Expert):
-        once = train_images * (4.5 if settings.penalty != "none" else 1) + LOOK
+        once = train_images * (3.5 if settings.penalty != "none" else 1) + LOOK
         return settings.epochs * once * image(settings.network, pixels)
     return 10.0 if isinstance(settings, Measurement) else 2.0

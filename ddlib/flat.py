@@ -50,17 +50,17 @@ class CrossEntropy:
 
 
 class Flat:
-    """`module` seen as a function of (theta (P,), x (n, c, h, w)).
+    """`module` seen as a function of (theta (P,), x (n, c, h, w)), in automatic mixed precision if `precision` is "bfloat16".
 
     Raises:
         Refusal: the module has buffers (running statistics, say), which theta would not hold.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, precision: str = "float32"):
         buffers = [name for name, _ in module.named_buffers()]
         if buffers:
             raise Refusal(f"network keeps buffers outside its parameters ({', '.join(buffers)}): use a norm without running statistics")
-        self.module = module
+        self.module, self.mixed = module, precision == "bfloat16"
         self.shapes = {name: p.shape for name, p in module.named_parameters()}
         self.sizes = [p.numel() for p in module.parameters()]
         self.parameters = sum(self.sizes)  # P
@@ -71,7 +71,8 @@ class Flat:
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Logits (n, K)."""
-        return functional_call(self.module, self.unpack(theta), (x,))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
+            return functional_call(self.module, self.unpack(theta), (x,)).to(x.dtype)
 
     @torch.no_grad()
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:

@@ -315,8 +315,9 @@ class Unchecked(Fused):
         return True
 
 
-def flat(module: nn.Module) -> Flat:
-    """`module` as a function of one vector: fused if it is a ConvNet, else plain."""
+def flat(module: nn.Module, precision: str = "float32") -> Flat:
+    """`module` as a function of one vector: fused if it is a ConvNet in full precision, else plain."""
     layers = list(getattr(module, "features", []))
     pattern = [nn.Conv2d, nn.GroupNorm, nn.ReLU, networks.Pool] * (len(layers) // 4) + [nn.Flatten]
-    return Fused(module) if len(layers) > 4 and [type(layer) for layer in layers] == pattern else Flat(module)
+    convnet = len(layers) > 4 and [type(layer) for layer in layers] == pattern
+    return Fused(module) if convnet and precision == "float32" else Flat(module, precision)

@@ -21,7 +21,7 @@ def memory(line: str) -> float:
 
 def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: int) -> dict[str, float]:
     """megabytes above the base, and seconds of a second call, on random images of this shape; call it in a fresh process."""
-    flat = fused.flat(networks.build(settings.network, shape, classes))
+    flat = fused.flat(networks.build(settings.network, shape, classes), settings.network.precision)
     chance = generator(0, "measure")
     theta, target = flat.initial(chance), flat.initial(chance)
     images = torch.randn(classes * settings.ipc, *shape, generator=chance)

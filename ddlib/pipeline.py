@@ -38,7 +38,7 @@ def images(settings: Data, store: Store) -> Images:
 @cache
 def network(settings: Network, shape: tuple[int, int, int], classes: int) -> Flat:
     """The network for these images, as a function of one vector."""
-    return fused.flat(networks.build(settings, shape, classes))
+    return fused.flat(networks.build(settings, shape, classes), settings.precision)
 
 
 def expert(settings: Expert, seed: int) -> Expert:
