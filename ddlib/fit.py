@@ -80,6 +80,21 @@ def gradient(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, draws: augment.Dra
     return value, d_theta
 
 
+def one_epoch(
+    flat: Flat, theta: Tensor, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, recipe: Recipe, epoch: int, factor: float, seed: tuple[int | str, ...]
+) -> Tensor:
+    """Walk once through all images, moving theta; the mean training loss. Nothing is read back from the device."""
+    order = torch.randperm(len(x), generator=generator(*seed, "order", epoch)).to(x.device)
+    batches = order.split(recipe.batch)
+    draws = augment.draws([len(batch) for batch in batches], recipe.strategies, generator(*seed, "augment", epoch), x.device)
+    total = torch.zeros((), device=x.device)
+    for batch, drawn in zip(batches, draws, strict=True):
+        value, theta.grad = gradient(flat, theta, x[batch], y[batch], drawn, recipe, factor)
+        optimiser.step()
+        total += value * len(batch)
+    return total / len(x)
+
+
 def fit(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: tuple[int | str, ...]) -> Iterator[Epoch]:
     """Train theta on images x and labels y, an epoch a turn; all chance comes from `seed`.
 
@@ -97,20 +112,13 @@ def fit(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: t
             factor = ramp(epoch, recipe.ramp_epochs)
         elif recipe.ramp == "lr":
             optimiser.param_groups[0]["lr"] = lr * ramp(epoch, recipe.ramp_epochs)
-        order = torch.randperm(len(x), generator=generator(*seed, "order", epoch)).to(x.device)
-        batches = order.split(recipe.batch)
-        draws = augment.draws([len(batch) for batch in batches], recipe.strategies, generator(*seed, "augment", epoch), x.device)
-        total = torch.zeros((), device=x.device)
-        for batch, drawn in zip(batches, draws, strict=True):
-            value, theta.grad = gradient(flat, theta, x[batch], y[batch], drawn, recipe, factor)
-            optimiser.step()
-            total += value * len(batch)
-        if not torch.isfinite(total):
+        loss = one_epoch(flat, theta, optimiser, x, y, recipe, epoch, factor, seed)
+        if not torch.isfinite(loss):
             raise Diverged(
-                f"training loss is {float(total)} in epoch {epoch} (lr {recipe.lr:g}, penalty {recipe.penalty} x {recipe.penalty_weight:g}): "
+                f"training loss is {float(loss)} in epoch {epoch} (lr {recipe.lr:g}, penalty {recipe.penalty} x {recipe.penalty_weight:g}): "
                 "expected a finite number; lower the lr or the penalty weight"
             )
-        yield Epoch(epoch, theta.clone(), total / len(x))
+        yield Epoch(epoch, theta.clone(), loss)
 
 
 def accuracy(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, batch: int = 250) -> float:

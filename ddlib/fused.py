@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,20 @@ class Sum:
     def part(self, first: int, last: int) -> Sum:
         """The same."""
         return self
+
+
+def by_hand(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` where the kernels take the images x, without automatic differentiation; else its twin in `Flat`."""
+    twin = getattr(Flat, method.__name__)
+
+    @wraps(method)
+    def chosen(self: Fused, theta: Tensor, x: Tensor, *rest: Any) -> Any:
+        if not self.fits(x):
+            return twin(self, theta, x, *rest)
+        with torch.no_grad():
+            return method(self, theta, x, *rest)
+
+    return chosen
 
 
 class Fused(Flat):
@@ -220,19 +235,15 @@ class Fused(Flat):
                 image = v.convolutions[0].image_bar(b.x, b.zbar, w.convolutions[0].image_bar(b.x, zbardot))
         return self.collect(weights[::-1], sums[::-1], head_bar, bardot.sum(0)), image
 
-    @torch.no_grad()
+    @by_hand
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
         """Logits (n, K), without derivatives."""
-        if not self.fits(x):
-            return super().logits(theta, x)
         w = self.weights(theta)
         return torch.cat([self.ahead(w, piece).logits for piece, _ in self.pieces(x)])
 
-    @torch.no_grad()
+    @by_hand
     def gradient(self, theta: Tensor, x: Tensor, head: CrossEntropy) -> tuple[Tensor, Tensor]:
         """As `Flat.gradient`."""
-        if not self.fits(x):
-            return super().gradient(theta, x, head)
         w, value, total = self.weights(theta), x.new_zeros(()), torch.zeros_like(theta)
         for piece, which in self.pieces(x):
             part, tape = head.part(which.start, which.stop), self.ahead(w, piece)
@@ -242,11 +253,9 @@ class Fused(Flat):
             total += self.collect(bars, [b.sums for b in tape.blocks], tape.bar.T @ tape.features, tape.bar.sum(0))
         return value, total
 
-    @torch.no_grad()
+    @by_hand
     def input_gradient(self, theta: Tensor, x: Tensor) -> Tensor:
         """As `Flat.input_gradient`."""
-        if not self.fits(x):
-            return super().input_gradient(theta, x)
         w = self.weights(theta)
         return torch.cat([self._g(w, piece)[1] for piece, _ in self.pieces(x)])
 
@@ -255,11 +264,9 @@ class Fused(Flat):
         self.back(w, tape, Sum().bar(tape.logits))
         return tape, w.convolutions[0].image_bar(x, tape.blocks[0].zbar)
 
-    @torch.no_grad()
+    @by_hand
     def penalty(self, theta: Tensor, x: Tensor, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """As `Flat.penalty`."""
-        if not self.fits(x):
-            return super().penalty(theta, x, cost)
         w, value, total = self.weights(theta), x.new_zeros(()), torch.zeros_like(theta)
         for piece, _ in self.pieces(x):
             tape, g = self._g(w, piece)
@@ -270,11 +277,9 @@ class Fused(Flat):
             total += self.along(w, tape, Sum(), None, kernels.last(u))[0]
         return value, total
 
-    @torch.no_grad()
+    @by_hand
     def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor]:
         """As `Flat.pull`."""
-        if not self.fits(x):
-            return super().pull(theta, x, head, rho)
         w, v, total, images = self.weights(theta), self.weights(rho), torch.zeros_like(theta), []
         for piece, which in self.pieces(x):
             part, tape = head.part(which.start, which.stop), self.ahead(w, piece)

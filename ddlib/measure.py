@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,14 @@ def memory(line: str) -> float:
     """`VmRSS` (held now) or `VmHWM` (the most held since the last reset), in megabytes; Linux only."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{line}:")[1].split()[0]) / 1024
+
+
+def peak(run: Callable[[], object]) -> float:
+    """Megabytes that `run` takes at most, above what the process holds before it; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
+    base = memory("VmRSS")
+    run()
+    return memory("VmHWM") - base
 
 
 def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: int) -> dict[str, float]:
@@ -44,7 +53,4 @@ def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: 
         )
         return time.perf_counter() - began
 
-    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
-    base = memory("VmRSS")
-    once()
-    return {"gradient": settings.gradient, "inner_steps": settings.inner_steps, "megabytes": memory("VmHWM") - base, "seconds": once()}
+    return {"gradient": settings.gradient, "inner_steps": settings.inner_steps, "megabytes": peak(once), "seconds": once()}

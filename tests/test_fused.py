@@ -1,0 +1,290 @@
+"""The derivatives by hand are those of automatic differentiation, in every shape; where the kernels do not fit, plain PyTorch is used and said so."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import plain
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ddlib import augment, fused, kernels, networks, unroll
+from ddlib.config import Network, generator
+from ddlib.distil import InnerLoss
+from ddlib.fit import Recipe, fit, gradient_norms
+from ddlib.flat import CrossEntropy, Flat
+from ddlib.fused import Fused
+
+SHAPES = [  # images, width, depth: CIFAR's, MNIST's, odd edges dropped, two and four channels, one block, lanes that fill no pair
+    ((3, 32, 32), 16, 3),
+    ((1, 28, 28), 8, 3),
+    ((3, 7, 9), 8, 2),
+    ((2, 5, 11), 4, 1),
+    ((4, 12, 6), 12, 2),
+    ((1, 2, 2), 8, 1),
+]
+K, N, WEIGHT = 5, 7, 1.3
+
+
+def problem(shape, width, depth, dtype=torch.float64, n=N):
+    """The fused network, the plain one, theta, images, labels, a direction; theta is far enough from its start for every term to count."""
+    module = networks.build(Network(width=width, depth=depth), shape, K)
+    net, chance = fused.flat(module), generator("fused", *shape, width, depth)
+    theta = net.initial(chance).double()
+    theta += 0.1 * torch.randn(theta.shape, generator=chance, dtype=torch.float64)
+    x = torch.randn(n, *shape, generator=chance, dtype=torch.float64)
+    rho = torch.randn(theta.shape, generator=chance, dtype=torch.float64)
+    theta, x, rho = (t.to(dtype) for t in (theta, x, rho))
+    return net, plain.ConvNet(shape, K, width, depth).load(theta), theta, x, torch.arange(n) % K, rho
+
+
+def cost(reading):
+    """The gradient penalty of 7 images, per image and pixel."""
+
+    def value(g):
+        norms = gradient_norms(g, reading)
+        return 2.0 / (N * norms[0].numel()) * (norms - 0.3).square().sum()
+
+    return value
+
+
+def assert_close(one, other, tolerance=1e-10):
+    for a, b in zip(one, other, strict=True):
+        assert a.shape == b.shape and b.norm() > 0
+        assert (a - b).norm() <= tolerance * b.norm(), float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(params=[1, 200, 1 << 30], ids=["one image at a time", "some", "all at once"])
+def pieces(request, monkeypatch):
+    monkeypatch.setattr(fused, "PIECE", request.param * (32 * 32 * 16 if request.param == 200 else 1) // 100 + 1)
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_there():
+    assert kernels.library(torch.float64) is not None, "these tests are about the kernels: install a C compiler (cc or gcc), or set CC"
+
+
+@pytest.mark.parametrize("shape, width, depth", SHAPES)
+@pytest.mark.usefixtures("pieces")
+def test_derivatives_are_those_of_plain_pytorch(shape, width, depth):
+    net, module, theta, x, y, rho = problem(shape, width, depth)
+    assert type(net) is Fused and net.fits(x)
+    head = CrossEntropy(y, WEIGHT)
+    assert_close(net.gradient(theta, x, head), plain.gradient(module, x, y, WEIGHT))
+    assert_close(net.pull(theta, x, head, rho), plain.pull(module, x, y, rho, WEIGHT))
+    for reading in ("per_sample", "per_pixel"):
+        assert_close(net.penalty(theta, x, cost(reading)), plain.penalty(module, x, cost(reading)))
+    leaf = x.clone().requires_grad_()
+    assert_close([net.logits(theta, x)], [module(x).detach()])
+    assert_close([net.input_gradient(theta, x)], torch.autograd.grad(module(leaf).sum(), leaf))
+
+
+@pytest.mark.parametrize("shape, width, depth", SHAPES[:3])
+def test_the_plain_twins_agree_too(shape, width, depth):
+    """`Flat`, which fused networks fall back on, against torch.nn: same names, same values."""
+    net, module, theta, x, y, rho = problem(shape, width, depth)
+    twin, head = Flat(net.module), CrossEntropy(y, WEIGHT)
+    assert_close(twin.gradient(theta, x, head), plain.gradient(module, x, y, WEIGHT))
+    assert_close(twin.pull(theta, x, head, rho), plain.pull(module, x, y, rho, WEIGHT))
+    assert_close(twin.penalty(theta, x, cost("per_sample")), plain.penalty(module, x, cost("per_sample")))
+
+
+def test_pull_is_what_central_differences_measure():
+    net, _, theta, x, y, rho = problem(*SHAPES[2])
+    head, h = CrossEntropy(y), 1e-5
+    d_theta, d_x = net.pull(theta, x, head, rho)
+
+    def along(theta, x):
+        return net.gradient(theta, x, head)[1] @ rho
+
+    for i in d_theta.abs().argsort(descending=True)[:6].tolist():
+        bump = torch.zeros_like(theta)
+        bump[i] = h
+        assert float(along(theta + bump, x) - along(theta - bump, x)) / (2 * h) == pytest.approx(float(d_theta[i]), rel=1e-4)
+    bump = torch.randn(x.shape, generator=generator("bump"), dtype=x.dtype)
+    assert float(along(theta, x + h * bump) - along(theta, x - h * bump)) / (2 * h) == pytest.approx(float((d_x * bump).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape, width, depth", [((3, 32, 32), 32, 3), ((1, 28, 28), 32, 3)])
+def test_in_float32_they_are_off_as_rounding_is(shape, width, depth):
+    """No farther from the float64 truth than plain PyTorch is on images moved by one rounding error."""
+    net, module, theta, x, y, rho = problem(shape, width, depth, torch.float32, n=20)
+    head = CrossEntropy(y)
+
+    def plainly(x, rho):
+        return {"gradient": plain.gradient(module, x, y), "pull": plain.pull(module, x, y, rho), "penalty": plain.penalty(module, x, cost("per_sample"))}
+
+    fast = {"gradient": net.gradient(theta, x, head), "pull": net.pull(theta, x, head, rho), "penalty": net.penalty(theta, x, cost("per_sample"))}
+    signs = [torch.randint(0, 2, x.shape, generator=generator("signs", i)) * 2 - 1 for i in range(4)]
+    slow = [plainly(x * (1 + sign * torch.finfo(x.dtype).eps), rho) for sign in signs]
+    module.load(theta.double())
+    truth = plainly(x.double(), rho.double())
+
+    def off(found, name, i):
+        return float((found[name][i].double() - truth[name][i]).norm())
+
+    for name, parts in truth.items():
+        for i in range(len(parts)):
+            if parts[i].dim():
+                assert off(fast, name, i) <= 1.2 * max(off(found, name, i) for found in slow), (name, i)
+
+
+@pytest.mark.parametrize("momentum, ipc, steps", [(0.0, 1, 5), (0.9, 2, 4)])
+def test_a_fused_outer_gradient_is_the_full_unroll_of_plain_pytorch(momentum, ipc, steps):
+    net, module, theta, _, _, rho = problem(*SHAPES[0])
+    labels = torch.arange(K).repeat_interleave(ipc)
+    images = torch.randn(len(labels), *SHAPES[0][0], generator=generator("images"), dtype=torch.float64)
+    draws = augment.draws([len(labels)] * steps, tuple(augment.STRATEGIES), generator("draws"), "cpu")
+    target, lr = theta + 0.1 * rho, torch.tensor(0.03, dtype=torch.float64)
+    loss = InnerLoss(net, labels, [torch.arange(len(labels))] * steps, draws, 1.0)
+    given = unroll.adjoint(loss, theta, images, lr, steps, momentum, lambda path: (path[steps] - target).square().sum(), [steps])
+    assert_close((given.value, given.images, given.lr), plain.outer(module, theta, images, labels, lr, steps, momentum, draws, target))
+
+
+def test_training_is_that_of_plain_pytorch():
+    """Three epochs of momentum SGD with DSA, weight decay and penalty, a batch an epoch: the same end."""
+    net, module, theta, x, y, _ = problem(*SHAPES[0])
+    given = {"weight_decay": 0.01, "strategies": tuple(augment.STRATEGIES)}
+    recipe = Recipe(3, N, 0.02, **given, penalty="per_sample", penalty_weight=2.0, penalty_target=0.3)
+    end = list(fit(net, theta, x, y, recipe, ("seed",)))[-1].theta
+    plainly, velocity = theta.clone(), torch.zeros_like(theta)
+    for epoch in range(3):
+        order = torch.randperm(N, generator=generator("seed", "order", epoch))
+        module.load(plainly)
+        seen = augment.apply(x[order], augment.draw(N, given["strategies"], generator("seed", "augment", epoch)))
+        d_theta = plain.gradient(module, seen, y[order])[1] + plain.penalty(module, x[order], cost("per_sample"))[1] + 0.01 * plainly
+        velocity = 0.9 * velocity + d_theta
+        plainly = plainly - 0.02 * velocity
+    assert_close([end], [plainly], 1e-9)
+    assert (end - theta).norm() > 0.01 * theta.norm()
+
+
+def test_same_input_same_bytes():
+    net, _, theta, x, y, rho = problem((3, 32, 32), 32, 3, torch.float32, n=20)
+    once, again = (net.pull(theta, x.clone(), CrossEntropy(y), rho) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+def test_numbers_that_are_not_finite_stay_so():
+    """A ReLU that hid them would let a diverged run go on."""
+    net, _, theta, x, y, rho = problem(*SHAPES[0])
+    x[0, 0, 3, 3] = torch.nan
+    assert not net.logits(theta, x)[0].isfinite().any() and net.logits(theta, x)[1:].isfinite().all()
+    value, d_theta = net.gradient(theta, x, CrossEntropy(y))
+    assert not value.isfinite() and not d_theta.isfinite().all()
+    assert not net.pull(theta, x, CrossEntropy(y), rho)[0].isfinite().all()
+
+
+def test_arguments_stay_as_they_were():
+    net, _, theta, x, y, rho = problem(*SHAPES[0])
+    before = [t.clone() for t in (theta, x, rho)]
+    net.gradient(theta, x, CrossEntropy(y)), net.pull(theta, x, CrossEntropy(y), rho), net.penalty(theta, x, cost("per_pixel"))
+    assert all(torch.equal(a, b) for a, b in zip(before, (theta, x, rho), strict=True))
+
+
+FOREIGN = [  # what the kernels do not take, and what the log says of it
+    ((3, 8, 8), 6, torch.float32, "a width of 6, no multiple of 8"),
+    ((5, 8, 8), 8, torch.float32, r"images of shape \(5, 8, 8\)"),
+    ((3, 8, 8), 8, torch.bfloat16, "images of type torch.bfloat16"),
+]
+
+
+@pytest.mark.parametrize("shape, width, dtype, reason", FOREIGN)
+def test_what_does_not_fit_is_done_the_plain_way_and_said_once(shape, width, dtype, reason, caplog):
+    fused.refused.cache_clear()
+    net, _, theta, x, y, rho = problem(shape, width, 2, dtype)
+    plainly = Flat(net.module)
+    head = CrossEntropy(y)
+    with caplog.at_level(logging.WARNING, "ddlib"):
+        for _ in range(2):
+            for a, b in zip(net.pull(theta, x, head, rho), plainly.pull(theta, x, head, rho), strict=True):
+                assert torch.equal(a, b)
+            assert torch.equal(net.logits(theta, x), plainly.logits(theta, x))
+    assert len(caplog.messages) == 1
+    assert re.search(reason + ": plain PyTorch is used", caplog.messages[0])
+
+
+@pytest.mark.parametrize("architecture", [a for a in networks.NETWORKS if a != "convnet"])
+def test_other_networks_are_plain(architecture):
+    module = networks.build(Network(architecture=architecture, width=4), (3, 32, 32), K)
+    assert type(fused.flat(module)) is Flat
+
+
+def test_a_convnet_with_another_layer_is_plain():
+    module = networks.build(Network(width=8, depth=2), (3, 8, 8), K)
+    module.features[2] = nn.GELU()
+    assert type(fused.flat(module)) is Flat
+
+
+ASK = """
+import sys, torch
+from ddlib import fused, networks
+from ddlib.config import Network, generator
+from ddlib.flat import CrossEntropy, Flat
+net = fused.flat(networks.build(Network(width=8, depth=2), (3, 8, 8), 4))
+theta, x = net.initial(generator("theta")), torch.randn(4, 3, 8, 8, generator=generator("x"))
+for _ in range(2):
+    found = net.gradient(theta, x, CrossEntropy(torch.arange(4)))[1]
+print(net.fits(x), torch.equal(found, Flat(net.module).gradient(theta, x, CrossEntropy(torch.arange(4)))[1]))
+"""
+
+
+def ask(folder, **environment):
+    """A fresh process with nothing compiled: whether it uses the kernels, whether it equals plain PyTorch exactly, and its log."""
+    done = subprocess.run([sys.executable, "-c", ASK], env=os.environ | {"XDG_CACHE_HOME": str(folder)} | environment, capture_output=True, text=True, check=True)
+    return done.stdout.split(), done.stderr.strip().splitlines()
+
+
+def test_kernels_are_compiled_once_and_kept(tmp_path):
+    assert ask(tmp_path) == (["True", "False"], [])  # fused: equal up to rounding, not to the byte
+    made = sorted((tmp_path / "ddlib").iterdir())
+    assert [m.suffix for m in made] == [".so"]
+    before = made[0].stat().st_mtime_ns
+    assert ask(tmp_path)[0] == ["True", "False"]
+    assert sorted((tmp_path / "ddlib").iterdir()) == made and made[0].stat().st_mtime_ns == before
+
+
+def fake(folder, text):
+    compiler = folder / "cc"
+    compiler.write_text(f"#!/bin/sh\n{text}\n")
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
+def test_without_a_compiler_all_is_plain(tmp_path):
+    found, log = ask(tmp_path, PATH=str(tmp_path), CC="")
+    assert found == ["False", "True"]
+    assert len(log) == 1 and "no fast kernels: no C compiler found (set CC); plain PyTorch is used" in log[0]
+
+
+def test_a_compiler_that_fails_is_named(tmp_path):
+    found, log = ask(tmp_path / "kept", CC=fake(tmp_path, "echo 'error: unknown target' >&2; exit 1"))
+    assert found == ["False", "True"]
+    assert len(log) == 1 and "no fast kernels: error: unknown target; plain PyTorch is used" in log[0]
+    assert list((tmp_path / "kept" / "ddlib").iterdir()) == []
+
+
+def test_a_compiler_that_makes_wrong_code_is_caught(tmp_path):
+    found, log = ask(tmp_path / "kept", CC=fake(tmp_path, 'PATH=/usr/bin:/bin exec gcc "$@" -UEPS -DEPS=0.5'))
+    assert found == ["False", "True"]
+    assert len(log) == 1 and "kernels that are wrong by" in log[0]
+
+
+def test_kernels_can_be_switched_off(tmp_path):
+    assert ask(tmp_path, DDLIB_KERNELS="0") == (["False", "True"], [])
+    assert not (tmp_path / "ddlib").exists()
+
+
+def test_cross_entropy_by_parts_is_the_whole():
+    logits = torch.randn(6, 4, generator=generator("logits"), dtype=torch.float64)
+    dot, y = torch.randn(6, 4, generator=generator("dot"), dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    head = CrossEntropy(y, WEIGHT)
+    parts = [(head.part(0, 4), logits[:4]), (head.part(4, 6), logits[4:])]
+    torch.testing.assert_close(sum(h.value(l) for h, l in parts), WEIGHT * F.cross_entropy(logits, y))
+    torch.testing.assert_close(head.bar(logits), torch.func.grad(head.value)(logits))
+    torch.testing.assert_close(torch.cat([h.bar(l) for h, l in parts]), head.bar(logits))
+    torch.testing.assert_close(head.bar_along(logits, dot), torch.func.jvp(head.bar, (logits,), (dot,))[1])
