@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export STORE RESULTS WORKERS
 
-.PHONY: paper figures tune test lab lock clean
+.PHONY: paper figures tune test bench lab lock clean
 
 paper: .venv/ready          ## run every notebook; make whatever is missing on the way
 	$(BIN)/python -m ddlib paper $(PROFILE)
@@ -18,6 +18,9 @@ tune: .venv/ready           ## the search behind the profile's tuned settings, o
 test: .venv/ready
 	$(BIN)/ruff check ddlib tests notebooks
 	$(BIN)/python -m pytest -q
+
+bench: .venv/ready          ## what the fast forms gain over plain PyTorch on this machine; let nothing else run
+	$(BIN)/python tests/bench.py
 
 lab: .venv/ready            ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
 from . import augment
 from .config import Distillation, Refusal, generator
@@ -99,9 +98,10 @@ class InnerLoss(Loss):
 
     def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, Tensor]:
         """Cotangents of theta and of the images where that of `gradient` is rho."""
-        x, back = vjp(lambda images: self.batch(images, k), images)
-        h_theta, h_x = self.flat.pull(theta, x, self.head(k), rho)
-        return h_theta, *back(h_x)
+        images = images.detach().requires_grad_()
+        x = self.batch(images, k)
+        h_theta, h_x = self.flat.pull(theta, x.detach(), self.head(k), rho)
+        return h_theta, *torch.autograd.grad(x, images, h_x)
 
 
 def inner_loss(flat: Flat, labels: Tensor, settings: Distillation, strategies: tuple[str, ...], start: int, t: int) -> InnerLoss:

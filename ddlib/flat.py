@@ -71,7 +71,9 @@ class Flat:
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Logits (n, K)."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
+        if not self.mixed:
+            return functional_call(self.module, self.unpack(theta), (x,))
+        with torch.autocast(x.device.type, torch.bfloat16):
             return functional_call(self.module, self.unpack(theta), (x,)).to(x.dtype)
 
     @torch.no_grad()

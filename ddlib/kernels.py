@@ -23,6 +23,15 @@ SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
 REAL = {torch.float32: "float", torch.float64: "double"}
 EPS = 1e-5  # of the instance norm
+KERNELS = {  # how many sizes and how many pointers each takes
+    "forward": (4, 4),
+    "backward": (4, 6),
+    "forward_along": (4, 8),
+    "backward_along": (4, 12),
+    "first_forward": (5, 3),
+    "first_weight": (5, 3),
+    "first_image": (5, 3),
+}
 log = logging.getLogger("ddlib")
 
 
@@ -73,7 +82,11 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
         log.info("kernels are switched off (DDLIB_KERNELS=0): plain PyTorch is used")
         return None
     try:
-        return ctypes.CDLL(str(build(REAL[dtype])))
+        made = ctypes.CDLL(str(build(REAL[dtype])))
+        for name, (counts, pointers) in KERNELS.items():
+            kernel = getattr(made, name)
+            kernel.argtypes, kernel.restype = [ctypes.c_long] * counts + [ctypes.c_void_p] * pointers, None
+        return made
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines()[-1] if error.stderr.strip() else str(error)
     except OSError as error:
@@ -84,8 +97,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 def call(name: str, like: Tensor, sizes: tuple[int, ...], *arguments: Tensor | None) -> None:
     """Run one kernel; None is a null pointer."""
-    pointers = [ctypes.c_void_p(a.data_ptr()) if a is not None else None for a in arguments]
-    getattr(library(like.dtype), name)(*map(ctypes.c_long, sizes), *pointers)
+    getattr(library(like.dtype), name)(*sizes, *(a if a is None else a.data_ptr() for a in arguments))
 
 
 def empty(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:

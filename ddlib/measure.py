@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -29,28 +30,19 @@ def peak(run: Callable[[], object]) -> float:
 
 
 def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: int) -> dict[str, float]:
-    """megabytes above the base, and seconds of a second call, on random images of this shape; call it in a fresh process."""
+    """megabytes above the base, and the median seconds of three more calls, on random images of this shape; call it in a fresh process."""
     flat = fused.flat(networks.build(settings.network, shape, classes), settings.network.precision)
     chance = generator(0, "measure")
     theta, target = flat.initial(chance), flat.initial(chance)
     images = torch.randn(classes * settings.ipc, *shape, generator=chance)
     labels = torch.arange(classes).repeat_interleave(settings.ipc)
-    sizes = [len(labels)] * settings.inner_steps
-    draws = augment.draws(sizes, tuple(augment.STRATEGIES), chance, "cpu")
+    draws = augment.draws([len(labels)] * settings.inner_steps, tuple(augment.STRATEGIES), chance, "cpu")
     loss = InnerLoss(flat, labels, [torch.arange(len(labels))] * settings.inner_steps, draws, 1.0)
 
     def once() -> float:
-        began = time.perf_counter()
-        GRADIENTS[settings.gradient](
-            loss,
-            theta,
-            images,
-            torch.tensor(0.01),
-            settings.inner_steps,
-            settings.momentum,
-            lambda path: (path[settings.inner_steps] - target).square().sum(),
-            [settings.inner_steps],
-        )
+        began, form, steps = time.perf_counter(), GRADIENTS[settings.gradient], settings.inner_steps
+        form(loss, theta, images, torch.tensor(0.01), steps, settings.momentum, lambda path: (path[steps] - target).square().sum(), [steps])
         return time.perf_counter() - began
 
-    return {"gradient": settings.gradient, "inner_steps": settings.inner_steps, "megabytes": peak(once), "seconds": once()}
+    megabytes = peak(once)
+    return {"gradient": settings.gradient, "inner_steps": settings.inner_steps, "megabytes": megabytes, "seconds": median(once() for _ in range(3))}

@@ -32,7 +32,6 @@ NEEDS = {  # the studies that a notebook reads
     "08_ablations": ["ablation", "following"],
 }
 RUNNING = 12.0  # seconds that a notebook takes once everything is there
-START, END = "<!-- paper:start -->", "<!-- paper:end -->"
 
 
 def notebooks(only: list[str] | None = None) -> list[Path]:
@@ -169,27 +168,33 @@ def evaluate_file(file: Path, networks: int, epochs: int) -> None:
 
 
 def fill_readme(held: Paper) -> None:
-    """Put the main figure, the main table and the verdicts between the README's two markers; only the profile that the README speaks of does.
-
-    Raises:
-        Refusal: the README has lost its markers.
-    """
-    readme = HOME / "README.md"
-    if held.name != "laptop" or not readme.exists():
+    """Put the main figure, the main table and the verdicts into the README; only the profile that the README speaks of does."""
+    if held.name != "laptop":
         return
-    text, folder = readme.read_text(), held.results.folder
-    if START not in text or END not in text:
-        raise Refusal(f"README.md has lost its markers {START} and {END}: put them back where the main figure and table belong")
+    folder = held.results.folder
     claims = pd.read_csv(folder / "tables" / "claims.csv", dtype={"claim": str})
     verdicts = claims[claims.claim.str.len() == 1][["claim", "statement", "verdict"]]
     block = [
-        START,
         f"![Test accuracy by method](results/{folder.name}/figures/main.svg)",
         "Test accuracy in percent after the last epoch, lr chosen on validation: mean ± std over all networks of all distillation seeds (number of networks).",
         (folder / "tables" / "summary.md").read_text().strip(),
         "What holds of the paper's seven claims at this scale (a claim is as good as its weakest part, named in brackets):",
         verdicts.to_markdown(index=False),
-        END,
     ]
-    head, rest = text.split(START, 1)
-    write_whole(readme, (head + "\n\n".join(block) + rest.split(END, 1)[1]).encode())
+    fill("paper", block)
+
+
+def fill(part: str, paragraphs: list[str]) -> None:
+    """Put paragraphs between the README's markers for that part, <!-- part:start --> and <!-- part:end -->.
+
+    Raises:
+        Refusal: the README has lost its markers.
+    """
+    readme, start, end = HOME / "README.md", f"<!-- {part}:start -->", f"<!-- {part}:end -->"
+    if not readme.exists():
+        return
+    text = readme.read_text()
+    if start not in text or end not in text:
+        raise Refusal(f"README.md has lost its markers {start} and {end}: put them back where that part belongs")
+    head, rest = text.split(start, 1)
+    write_whole(readme, (head + "\n\n".join([start, *paragraphs, end]) + rest.split(end, 1)[1]).encode())

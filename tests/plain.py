@@ -69,7 +69,7 @@ def train(module, x, y, batches, lr, strategies, generator, cost=None, momentum=
             (g,) = torch.autograd.grad(module(real).sum(), real, create_graph=True)
             value = value + cost(g)
         optimiser.zero_grad()
-        value.backward()
+        value.backward(inputs=list(module.parameters()))
         optimiser.step()
 
 

@@ -4,9 +4,11 @@ import io
 import tomllib
 from pathlib import Path
 
+import bench
 import pandas as pd
 import pytest
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddlib import press, tables
 from ddlib.results import Results
@@ -30,7 +32,8 @@ def test_the_lock_pins_every_dependency():
 
 def test_the_readme_has_its_markers_and_names_every_notebook():
     text = (HOME / "README.md").read_text()
-    assert text.index(press.START) < text.index(press.END)
+    for part in ("paper", "bench"):
+        assert text.index(f"<!-- {part}:start -->") < text.index(f"<!-- {part}:end -->")
     assert all(f"notebooks/{n.name}" in text for n in press.notebooks())
 
 
@@ -39,3 +42,44 @@ def test_the_readme_has_its_markers_and_names_every_notebook():
 def test_committed_tables_follow_from_committed_rows(name):
     made = io.StringIO(tables.TABLES[name](LAPTOP).to_csv(index=False))
     pd.testing.assert_frame_equal(pd.read_csv(made), pd.read_csv(LAPTOP.folder / "tables" / f"{name}.csv"), rtol=1e-9)
+
+
+@pytest.mark.skipif(not (bench.RESULTS / "bench.csv").exists(), reason="the bench was not run yet")
+def test_the_readmes_sentence_on_speed_follows_from_the_bench():
+    table = pd.read_csv(bench.RESULTS / "bench.csv")
+    assert list(table.columns[:7]) == ["work", "ours", "plain", "unit", "ratio", "fraction_of_limit", "threads"]
+    assert bench.sentence(table) in (HOME / "README.md").read_text()
+    rates = table.unit.isin(["images/s", "tasks/s"])
+    expected = (table.ours / table.plain).where(rates, table.plain / table.ours)
+    pd.testing.assert_series_equal(table.ratio, expected, check_names=False, rtol=2e-3)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts them: a forward, an image's and a weight's gradient are one each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, given=(), options=None):
+        if function.name() == "aten::convolution":
+            self.count += 1
+        elif function.name() == "aten::convolution_backward":
+            self.count += given[-1][0] + given[-1][1]
+        return function(*given, **(options or {}))
+
+
+COUNTED = [  # work, and the convolutions that plain PyTorch saves: nobody asks for the gradient of theta_0
+    (bench.expert(bench.GREY, 8, 4, False)[1], 0),
+    (bench.expert(bench.COLOUR, 8, 4, True)[1], 0),
+    (bench.iteration(1, 3)[1], bench.DEPTH),
+    (bench.evaluation(1, 2)[1], 0),
+]
+
+
+@pytest.mark.parametrize("work, saved", COUNTED, ids=["expert", "penalty", "outer iteration", "evaluation"])
+def test_the_limit_of_the_bench_is_the_convolutions_of_plain_pytorch(work, saved):
+    work["run"]("plain")  # what is made once is there
+    with Convolutions() as plainly:
+        work["run"]("plain")
+    with Convolutions() as limit:
+        work["limit"]()
+    assert plainly.count + saved == limit.count > 0
