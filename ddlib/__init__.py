@@ -9,6 +9,7 @@ inner loop           the student's N steps; inner learning rate a, momentum mu
 outer loop           steps on S and on a, down the gradient of the matching loss
 matching loss        |theta_N - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2, s the start epoch, M the matched epochs
 adjoint              that gradient at constant memory: exact, one step's graph at a time
+fused                the derivatives of a ConvNet by hand, equal to the plain ones of automatic differentiation up to rounding
 clipping loss        the ramp c_e on an expert's loss in its first epochs
 gradient penalty     lambda mean (|g| - target)^2, g = d sum_k f_k / dx, per pixel or per sample
 representative       real images nearest to the k-means centres of a class, in an expert's logits

@@ -122,7 +122,7 @@ def by_hand(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def chosen(self: Fused, theta: Tensor, x: Tensor, *rest: Any) -> Any:
-        if not self.fits(x):
+        if not self.fits(x, theta, *rest):
             return twin(self, theta, x, *rest)
         with torch.no_grad():
             return method(self, theta, x, *rest)
@@ -140,16 +140,16 @@ class Fused(Flat):
         each = zip(blocks[0::4], blocks[1::4], blocks[2::4], blocks[3::4], strict=True)
         self.lengths = [n for kernel, bias, gamma, beta in each for n in (kernel, bias, gamma + beta)] + [head, shift]
 
-    def fits(self, x: Tensor) -> bool:
-        """Whether the kernels take these images; if not, the log says why, once for each reason."""
-        width = self.module.features[0].out_channels
-        if x.device.type != "cpu":
-            return False  # plain is what other devices want
+    def fits(self, x: Tensor, *others: Any) -> bool:
+        """Whether the kernels take these images, and what tensors come with them; if not, the log says why, once for each reason."""
+        first = self.module.features[0]
+        if x.device.type != "cpu" or any(isinstance(t, Tensor) and (t.dtype, t.device) != (x.dtype, x.device) for t in others):
+            return False  # plain is what other devices want, and says what does not go together
         if x.dtype not in kernels.REAL:
             return refused(f"images of type {x.dtype}")
-        if width % kernels.lanes(x.dtype):
-            return refused(f"a width of {width}, no multiple of {kernels.lanes(x.dtype)}")
-        if x.dim() != 4 or x.shape[1] > FEW:
+        if first.out_channels % kernels.lanes(x.dtype):
+            return refused(f"a width of {first.out_channels}, no multiple of {kernels.lanes(x.dtype)}")
+        if x.dim() != 4 or x.shape[1] != first.in_channels or x.shape[1] > FEW:
             return refused(f"images of shape {tuple(x.shape[1:])}")
         return trusted(x.dtype)
 
@@ -315,14 +315,23 @@ def trusted(dtype: torch.dtype) -> bool:
 class Unchecked(Fused):
     """For the check itself."""
 
-    def fits(self, x: Tensor) -> bool:
+    def fits(self, x: Tensor, *others: Any) -> bool:
         """Taken for granted."""
         return True
 
 
 def flat(module: nn.Module, precision: str = "float32") -> Flat:
     """`module` as a function of one vector: fused if it is a ConvNet in full precision, else plain."""
+    return Fused(module) if precision == "float32" and is_convnet(module) else Flat(module, precision)
+
+
+def is_convnet(module: nn.Module) -> bool:
+    """Whether it is what this file differentiates: blocks of one width, then one linear map."""
     layers = list(getattr(module, "features", []))
-    pattern = [nn.Conv2d, nn.GroupNorm, nn.ReLU, networks.Pool] * (len(layers) // 4) + [nn.Flatten]
-    convnet = len(layers) > 4 and [type(layer) for layer in layers] == pattern
-    return Fused(module) if convnet and precision == "float32" else Flat(module, precision)
+    pattern = [nn.Conv2d, nn.GroupNorm, nn.ReLU, networks.Pool] * (len(layers) // 4)
+    if not pattern or [type(layer) for layer in layers] != [*pattern, nn.Flatten]:
+        return False
+    width = layers[0].out_channels
+    wanted = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros", "out_channels": width}
+    convolutions = all(c.bias is not None and all(getattr(c, name) == value for name, value in wanted.items()) for c in layers[0::4][:-1])
+    return convolutions and all(n.affine and n.eps == kernels.EPS and n.num_groups == n.num_channels == width for n in layers[1::4])

@@ -214,10 +214,39 @@ def test_other_networks_are_plain(architecture):
     assert type(fused.flat(module)) is Flat
 
 
-def test_a_convnet_with_another_layer_is_plain():
+CHANGED = {  # a layer, and what is put in its place: the same parameters or the same types, another function
+    "gelu": (2, nn.GELU()),
+    "mean of 3 x 3": (3, nn.AvgPool2d(3, 2, 1)),
+    "stride": (4, nn.Conv2d(8, 8, 3, stride=2, padding=1)),
+    "circular": (4, nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")),
+    "grouped": (4, nn.Conv2d(8, 8, 3, padding=1, groups=8)),
+    "no bias": (4, nn.Conv2d(8, 8, 3, padding=1, bias=False)),
+    "5 x 5": (0, nn.Conv2d(3, 8, 5, padding=2)),
+    "layer norm": (1, nn.GroupNorm(1, 8)),
+    "another eps": (5, nn.GroupNorm(8, 8, eps=1e-3)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_convnet_with_another_layer_is_plain(change):
     module = networks.build(Network(width=8, depth=2), (3, 8, 8), K)
-    module.features[2] = nn.GELU()
+    assert type(fused.flat(module)) is Fused
+    at, layer = CHANGED[change]
+    module.features[at] = layer
     assert type(fused.flat(module)) is Flat
+
+
+def test_what_does_not_go_together_is_an_error_not_a_number():
+    net, _, theta, x, y, rho = problem(*SHAPES[2])
+    head = CrossEntropy(y)
+    with pytest.raises(RuntimeError):
+        net.gradient(theta, x[:, :1], head)  # one channel where three were trained
+    with pytest.raises(RuntimeError):
+        net.gradient(theta.float(), x, head)
+    with pytest.raises(RuntimeError):
+        net.gradient(theta[:-1], x, head)
+    with pytest.raises(RuntimeError):
+        net.pull(theta, x[..., :4], head, rho)
 
 
 ASK = """
