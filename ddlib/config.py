@@ -63,7 +63,7 @@ class Data(Settings):
 
 
 class Network(Settings):
-    architecture: Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap"] = "convnet"
+    architecture: Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap", "vit"] = "convnet"
     width: Count = 128
     depth: Count = 3  # of a convnet; the others have their own
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: automatic mixed precision, for devices that have it

@@ -10,7 +10,7 @@ from .config import Distillation, Evaluation, Expert, Measurement, Network, Sele
 IMAGE = 4e-4  # seconds for forward and backward of one 3 x 32 x 32 image through a ConvNet of depth 3 and width 32
 STEP = 1e-3  # seconds that a step costs whatever its batch
 LOOK = 500  # a look at validation and test images costs as much as training on so many
-RELATIVE = {"convnet": 1.0, "alexnet": 4.0, "vgg11": 7.0, "resnet18": 22.0, "resnet18_ap": 26.0}  # cost of the networks at equal width
+RELATIVE = {"convnet": 1.0, "alexnet": 4.0, "vgg11": 7.0, "resnet18": 22.0, "resnet18_ap": 26.0, "vit": 3.0}  # cost of the networks at equal width
 
 
 def image(network: Network, pixels: float) -> float:

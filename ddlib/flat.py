@@ -106,17 +106,19 @@ class Flat:
         return functional_call(self.module.features, inner, (x,))
 
     def initial(self, generator: torch.Generator) -> Tensor:
-        """theta_0 by PyTorch's own rule: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases; norms start at scale 1, shift 0."""
+        """theta_0 by PyTorch's own rule: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases; norms start at scale 1, shift 0; `draw` is a layer's own."""
         parts = []
         for layer in self.module.modules():
             shapes = [p.shape for p in layer.parameters(recurse=False)]
-            if isinstance(layer, nn.GroupNorm):
+            if hasattr(layer, "draw"):
+                parts += layer.draw(generator)
+            elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
                 parts += [torch.ones(shapes[0]), torch.zeros(shapes[1])]
             elif isinstance(layer, nn.Conv2d | nn.Linear):
                 bound = 1 / math.sqrt(shapes[0][1:].numel())
                 parts += [torch.empty(s).uniform_(-bound, bound, generator=generator) for s in shapes]
             elif shapes:
-                raise Refusal(f"no rule to initialise {type(layer).__name__}: expected convolutions, linear maps and group norms")
+                raise Refusal(f"no rule to initialise {type(layer).__name__}: expected convolutions, linear maps and norms")
         return torch.cat([p.flatten() for p in parts])
 
     def kernels(self, theta: Tensor) -> list[Tensor]:

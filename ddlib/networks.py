@@ -1,6 +1,6 @@
-"""The networks: ConvNet (Gidaris & Komodakis 2018), AlexNet, VGG11 and ResNet18, sized for small images.
+"""The networks: ConvNet (Gidaris & Komodakis 2018), AlexNet, VGG11, ResNet18 and a small ViT, sized for small images.
 
-All normalise per image and channel (instance norm), so none keeps running statistics and every network is
+The convolutional ones normalise per image and channel (instance norm), so none keeps running statistics and every network is
 a pure function of its parameters. (n, c, h, w) images in, (n, K) logits out; `features` gives the penultimate (n, d).
 """
 
@@ -109,7 +109,53 @@ def resnet18_ap(shape: tuple[int, int, int], classes: int, width: int, depth: in
     return resnet18(shape, classes, width, depth, mean_pool=True)
 
 
-NETWORKS = {"convnet": convnet, "alexnet": alexnet, "vgg11": vgg11, "resnet18": resnet18, "resnet18_ap": resnet18_ap}
+class Patches(nn.Module):
+    """An image as 8 x 8 tokens: (n, c, h, w) -> (n, 64, width), positions added."""
+
+    def __init__(self, shape: tuple[int, int, int], width: int):
+        super().__init__()
+        patch = (shape[1] // 8, shape[2] // 8)
+        self.positions = nn.Parameter(torch.zeros(64, width))
+        self.conv = nn.Conv2d(shape[0], width, patch, stride=patch)
+
+    def draw(self, generator: torch.Generator) -> list[Tensor]:
+        """The first positions, N(0, 0.02^2)."""
+        return [torch.empty(self.positions.shape).normal_(0, 0.02, generator=generator)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)[:, :, :8, :8].flatten(2).transpose(1, 2) + self.positions
+
+
+class Encoder(nn.Module):
+    """Attention among tokens, then a perceptron on each, both behind a norm and beside a shortcut (Dosovitskiy et al. 2021)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
+        self.norm1, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm2, self.wide, self.narrow = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
+        x = x + self.out(seen)
+        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+
+
+class Mean(nn.Module):
+    """Over tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def vit(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> nn.Module:
+    """Six encoders on 8 x 8 patches of any size, the mean of the tokens read out; one more evaluator, nothing is distilled with it."""
+    return Plain([Patches(shape, width), *(Encoder(width) for _ in range(6)), nn.LayerNorm(width), Mean()], shape, classes)
+
+
+NETWORKS = {"convnet": convnet, "alexnet": alexnet, "vgg11": vgg11, "resnet18": resnet18, "resnet18_ap": resnet18_ap, "vit": vit}
 
 
 def build(settings: Network, shape: tuple[int, int, int], classes: int) -> nn.Module:

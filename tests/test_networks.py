@@ -93,7 +93,10 @@ def test_the_first_draw_is_torchs_own_rule(architecture):
     layers = dict(flat.module.named_modules())
     for name, values in flat.unpack(theta).items():
         layer = layers[name.rpartition(".")[0]]
-        if isinstance(layer, nn.GroupNorm):
+        if isinstance(layer, networks.Patches):
+            assert float(values.std()) == pytest.approx(0.02, rel=0.1)
+            continue
+        if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
             assert torch.equal(values, torch.full_like(values, float(name.endswith("weight"))))
             continue
         bound = 1 / math.sqrt(layer.weight[0].numel())
@@ -148,3 +151,15 @@ def test_perturbation_comes_from_its_generator_and_zero_is_none():
     one, again, other = (perturb(flat, theta, 1.0, "elementwise", generator("d", seed)) for seed in (0, 0, 1))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert torch.equal(perturb(flat, theta, 0.0, "elementwise", generator("d")), theta)
+
+
+def test_a_vit_sees_where_its_patches_are():
+    """Positions count: an image whose patches change places is another image; patches of any size give 64 tokens."""
+    for shape, patch in ((SHAPE, 2), ((3, 64, 64), 8)):
+        flat = Flat(networks.build(Network(architecture="vit", width=8), shape, CLASSES))
+        theta, x = flat.initial(generator("theta")).double(), torch.randn(2, *shape, generator=generator("x"), dtype=torch.float64)
+        moved = x.roll(patch, 3)
+        assert (flat(theta, x) - flat(theta, moved)).abs().max() > 1e-6
+        without = {n: p * (n != "features.0.positions") for n, p in flat.unpack(theta).items()}
+        blind = torch.func.functional_call(flat.module, without, (x,)), torch.func.functional_call(flat.module, without, (moved,))
+        torch.testing.assert_close(*blind)
