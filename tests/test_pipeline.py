@@ -13,7 +13,7 @@ from ddlib.store import Store
 from ddlib.whiten import Space
 
 DATA = Data(name="digits")
-NET = Network(width=4, depth=2)
+NET = Network(width=8, depth=2)  # wide enough for the fused kernels
 EXPERT = Expert(data=DATA, network=NET, epochs=3, lr=0.02)
 START = Selection(data=DATA, method="representative", expert=EXPERT)
 SET = Distillation(
