@@ -140,7 +140,7 @@ EXPERT = Expert(data=DATA)
 SET = Distillation(experts=EXPERT, start=ASKED)
 OTHERWISE = {  # for each field another value
     DATA: {"name": "mnist_5k", "seed": 1, "zca": True},
-    Network(): {"architecture": "vgg11", "width": 127, "depth": 2},
+    Network(): {"architecture": "vgg11", "width": 127, "depth": 2, "precision": "bfloat16"},
     EXPERT: {
         "data": Data(name="digits", seed=1),
         "network": Network(width=3),
