@@ -89,7 +89,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return made
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines()[-1] if error.stderr.strip() else str(error)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home is known
         reason = str(error)
     log.warning("no fast kernels: %s; plain PyTorch is used, slower, with the same results up to rounding", reason)
     return None
