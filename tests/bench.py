@@ -144,7 +144,7 @@ def evaluation(ipc, epochs):
 
 WORKS = dict(
     [
-        *(expert(shape, width, 256, penalty) for shape, width in ((GREY, 32), (COLOUR, 32), (COLOUR, 128)) for penalty in (False, True)),
+        *(expert(shape, width, batch, penalty) for shape, width, batch in ((GREY, 32, 256), (COLOUR, 32, 256), (COLOUR, 128, 64)) for penalty in (False, True)),
         iteration(1, 10),
         iteration(10, 20),
         evaluation(1, 20),
@@ -201,7 +201,7 @@ def memory():
 
 
 SIDE_BY_SIDE = {
-    "experts": (partial(train, "ours", COLOUR, 32, 256, True, 2, 2), 8),
+    "experts": (partial(train, "ours", COLOUR, 32, 256, True, 2), 6),
     "outer iterations": (partial(outer, "ours", COLOUR, 32, 1, 20), 16),
     "evaluations": (partial(train, "ours", COLOUR, 32, 10, False, 60, 2), 16),
 }
@@ -254,6 +254,14 @@ def sentence(table):
     )
 
 
+def keep(rows, about):
+    """Write what is measured so far."""
+    columns = ["work", "ours", "plain", "unit", "ratio", "fraction_of_limit", "threads", "machine"]
+    threads = ["1 a process" if row["unit"] == "tasks/s" else "1" for row in rows]
+    table = pd.DataFrame(rows).assign(threads=threads, machine=about).reindex(columns=columns)
+    write_whole(RESULTS / "bench.csv", table.to_csv(index=False, float_format="%.4g", lineterminator="\n").encode())
+
+
 def main(repeats=5):
     """Measure, print, keep."""
     began, rows, about = time.monotonic(), [], machine()
@@ -261,12 +269,9 @@ def main(repeats=5):
     for row in chain(times(repeats), memory(), throughput(min(repeats, 3))):
         rows.append(row)
         print(f"{engine.clock(time.monotonic() - began)}: {row['work']}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
-    columns = ["work", "ours", "plain", "unit", "ratio", "fraction_of_limit", "threads", "machine"]
-    table = pd.DataFrame(rows).assign(threads=1, machine=about).reindex(columns=columns)
-    table.loc[table.unit == "tasks/s", "threads"] = "1 a process"
-    write_whole(RESULTS / "bench.csv", table.to_csv(index=False, float_format="%.4g", lineterminator="\n").encode())
+        keep(rows, about)
     table = pd.read_csv(RESULTS / "bench.csv")
-    print(table[columns[:-1]].fillna("").to_markdown(index=False, floatfmt=".3g"))
+    print(table.drop(columns="machine").astype(object).fillna("").to_markdown(index=False, floatfmt=".3g"))
     press.fill("bench", [sentence(table)])
     print(f"{engine.clock(time.monotonic() - began)}; kept in {RESULTS / 'bench.csv'}")
 
