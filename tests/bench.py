@@ -144,7 +144,7 @@ def evaluation(ipc, epochs):
 
 WORKS = dict(
     [
-        *(expert(shape, width, batch, penalty) for shape, width, batch in ((GREY, 32, 256), (COLOUR, 32, 256), (COLOUR, 128, 64)) for penalty in (False, True)),
+        *(expert(shape, width, 256, penalty) for shape, width in ((GREY, 32), (COLOUR, 32), (COLOUR, 128)) for penalty in (False, True)),
         iteration(1, 10),
         iteration(10, 20),
         evaluation(1, 20),
@@ -152,6 +152,7 @@ WORKS = dict(
     ]
 )
 SIDES = ("plain", "plain, settled", "ours", "limit")
+SLOW = 30.0  # seconds of a work after which three times of each side are enough
 SETTLED = "; plain given the engine's allocator settings"
 
 
@@ -165,17 +166,18 @@ def process(settled=True):
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.settle if settled else one_thread)
 
 
-def times(repeats):
+def times(repeats, part):
     """Rows of all works: plain, plain with the engine's allocator settings, ours and the limit in turn."""
     pools = {"plain": process(False), "plain, settled": process(), "ours": process()}
     pools["limit"] = pools["ours"]
     for name, work in WORKS.items():
+        if part not in name:
+            continue
         found = {side: [] for side in SIDES}
-        for i in range(repeats + 1):
+        while len(found["limit"]) <= (3 if sum(map(sum, found.values())) > SLOW else repeats):
             for side in SIDES:
-                seconds = pools[side].submit(timed_work, name, side.split(",")[0]).result()
-                if i:  # the first warms up
-                    found[side].append(seconds)
+                found[side].append(pools[side].submit(timed_work, name, side.split(",")[0]).result())
+        found = {side: seconds[1:] for side, seconds in found.items()}  # the first warms up
         middle = {side: median(values) for side, values in found.items()}
         shown = {side: work["amount"] / t if "amount" in work else t for side, t in middle.items()}
         for side, note in (("plain", ""), ("plain, settled", SETTLED)):
@@ -255,18 +257,26 @@ def sentence(table):
 
 
 def keep(rows, about):
-    """Write what is measured so far."""
+    """Write what is measured so far, in the place of what was measured of the same works before."""
     columns = ["work", "ours", "plain", "unit", "ratio", "fraction_of_limit", "threads", "machine"]
     threads = ["1 a process" if row["unit"] == "tasks/s" else "1" for row in rows]
-    table = pd.DataFrame(rows).assign(threads=threads, machine=about).reindex(columns=columns)
-    write_whole(RESULTS / "bench.csv", table.to_csv(index=False, float_format="%.4g", lineterminator="\n").encode())
+    table, file = pd.DataFrame(rows).assign(threads=threads, machine=about).reindex(columns=columns), RESULTS / "bench.csv"
+    if file.exists():
+        before = pd.read_csv(file)
+        before = before[before.machine == about].set_index("work")
+        table = table.set_index("work")
+        names = dict.fromkeys([*before.index, *table.index])
+        table = pd.concat([before.drop(table.index, errors="ignore"), table]).loc[list(names)].reset_index()
+    write_whole(file, table.to_csv(index=False, float_format="%.4g", lineterminator="\n").encode())
 
 
-def main(repeats=5):
-    """Measure, print, keep."""
+def main(part=""):
+    """Measure all works, or those with `part` in their names; print, keep."""
     began, rows, about = time.monotonic(), [], machine()
     print(about)
-    for row in chain(times(repeats), memory(), throughput(min(repeats, 3))):
+    if not part:
+        (RESULTS / "bench.csv").unlink(missing_ok=True)
+    for row in chain(times(5, part), () if part else chain(memory(), throughput(3))):
         rows.append(row)
         print(f"{engine.clock(time.monotonic() - began)}: {row['work']}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
         keep(rows, about)
@@ -277,4 +287,4 @@ def main(repeats=5):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(*sys.argv[1:])
