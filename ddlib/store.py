@@ -11,9 +11,12 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +24,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .config import FORMAT, Refusal, Settings, key
+
+TYPES = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32"}  # as safetensors writes them
 
 
 @dataclass(frozen=True)
@@ -38,17 +43,18 @@ def digest(tensors: dict[str, Tensor], header: str = "") -> str:
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
-        total.update(t.flatten().view(torch.uint8).numpy().tobytes())
+        total.update(t.flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """All of `content` under its name, or nothing: a reader never meets half a file."""
+@contextmanager
+def whole(file: Path) -> Iterator[BinaryIO]:
+    """A file to write into that gets its name when all is written, or leaves nothing: a reader never meets half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=".half-", suffix=file.suffix)
     try:
         with os.fdopen(handle, "wb") as out:
-            out.write(content)
+            yield out
             out.flush()
             os.fsync(out.fileno())
         os.chmod(name, 0o644)
@@ -56,6 +62,30 @@ def write_whole(file: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """All of `content` under its name, or nothing."""
+    with whole(file) as out:
+        out.write(content)
+
+
+def write_parts(file: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...], Iterable[Tensor]]]) -> None:
+    """Tensors larger than memory as a safetensors file: type, shape and the parts that follow one another, each written as it comes.
+
+    Give the widest types first: then every tensor begins at a multiple of its numbers' width, as readers want.
+    """
+    header, end = {}, 0
+    for name, (dtype, shape, _) in tensors.items():
+        begin, end = end, end + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": TYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with whole(file) as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for _, _, parts in tensors.values():
+            for part in parts:
+                out.write(part.contiguous().numpy())
 
 
 def write(file: Path, settings: Settings, tensors: dict[str, Tensor], record: dict) -> None:

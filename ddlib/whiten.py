@@ -2,7 +2,8 @@
 
 U, s: eigenvectors and eigenvalues of the covariance of z over the training images, d = c h w pixels; m their mean.
 W turns each s into s / (s + eps): directions well above eps get unit variance, those of mere noise stay small.
-eps = 0.1 as in the published trajectory-matching runs. Everything is measured on training images alone.
+eps = 0.1 as in the published trajectory-matching runs. Everything is measured on training images alone, part by part: they may be
+a file's. Pixels are numbers in [0, 1] or, as files keep them, levels 0 ... 255.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+
+PART = 5000 * 3 * 32 * 32  # numbers measured at a time: 120 MB in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,7 @@ class Space:
     zca_mean: Tensor | None = None  # (d,), m
 
     def enter(self, x: Tensor) -> Tensor:
+        x = unit(x)
         z = (x - _by_channel(self.mean, x)) / _by_channel(self.std, x)
         if self.zca is None:
             return z
@@ -51,19 +55,27 @@ class Space:
 
 
 def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1) -> Space:
-    """The space measured on training images `x`, (n, c, h, w) in [0, 1]."""
-    std, mean = torch.std_mean(x.double(), dim=(0, 2, 3), correction=0)
+    """The space measured on training images `x`, (n, c, h, w)."""
+    parts = x.split(max(1, PART // x[0].numel()))
+    share = torch.tensor([len(part) / len(x) for part in parts], dtype=torch.float64).unsqueeze(1)
+    stds, means = (torch.stack(s) for s in zip(*(torch.std_mean(unit(part).double(), dim=(0, 2, 3), correction=0) for part in parts), strict=True))
+    mean = (share * means).sum(0)
+    std = (share * (stds.square() + (means - mean).square())).sum(0).sqrt()
     std = torch.where(std > 0, std, 1.0)  # a constant channel is centred and left at 0
     space = Space(mean.float(), std.float())
     if not zca:
         return space
-    z = space.enter(x).flatten(1)
-    m = z.mean(0, dtype=torch.float64)
-    parts = (part.double() - m for part in z.split(5000))  # all of CIFAR would be 1 GB in float64
-    covariance = sum(part.T @ part for part in parts) / max(len(z) - 1, 1)
+    m = sum(space.enter(part).flatten(1).sum(0, dtype=torch.float64) for part in parts) / len(x)
+    centred = (space.enter(part).flatten(1).double() - m for part in parts)
+    covariance = sum(z.T @ z for z in centred) / max(len(x) - 1, 1)
     s, u = map(torch.from_numpy, np.linalg.eigh(covariance.numpy()))  # on two cores, several times faster than torch's
     w = u * (s.clamp(min=0) + epsilon).rsqrt() @ u.T
     return Space(space.mean, space.std, w.float(), m.float())
+
+
+def unit(x: Tensor) -> Tensor:
+    """Levels 0 ... 255 as numbers in [0, 1]; numbers as they are."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 def _by_channel(value: Tensor, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ddlib import config, store
 from ddlib.config import FORMAT, Data, Distillation, Evaluation, Expert, Network, Refusal, Selection, key
@@ -46,6 +47,14 @@ def test_same_contents_same_bytes(kept, tmp_path):
 def test_rows_are_read_without_the_rest(kept):
     read = kept.rows_of(ASKED)
     assert torch.equal(read(1, 3), some_tensors()["path"][1:3])
+
+
+def test_parts_make_the_tensors_that_a_whole_write_makes(tmp_path):
+    whole = {"y": torch.arange(7), "x": torch.rand(7, 3, 2), "levels": torch.arange(21, dtype=torch.uint8).view(7, 3), "none": torch.empty(0, 3)}
+    file = tmp_path / "deeper" / "parts.safetensors"
+    store.write_parts(file, {name: (t.dtype, tuple(t.shape), t.split(3)) for name, t in whole.items()})
+    read = load_file(file)
+    assert read.keys() == whole.keys() and all(torch.equal(read[name], t) and read[name].dtype == t.dtype for name, t in whole.items())
 
 
 def test_digest_sees_names_shapes_types_and_bytes():
@@ -139,7 +148,7 @@ def test_checkpoints_are_resumed_until_the_task_is_finished(kept):
 EXPERT = Expert(data=DATA)
 SET = Distillation(experts=EXPERT, start=ASKED)
 OTHERWISE = {  # for each field another value
-    DATA: {"name": "mnist_5k", "seed": 1, "zca": True},
+    Data(name="folder", path="here", size=8, contents="0"): {"name": "digits", "seed": 1, "zca": True, "path": "there", "size": 9, "contents": "1"},
     Network(): {"architecture": "vgg11", "width": 127, "depth": 2, "precision": "bfloat16"},
     EXPERT: {
         "data": Data(name="digits", seed=1),

@@ -1,0 +1,338 @@
+"""Sets of image files: archives in their official form, made here at a small scale, and folders of one's own; each fault is named."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+from ddlib import config, data, folders, pipeline
+from ddlib.config import Data, Refusal, Selection, key
+from ddlib.store import Store
+
+COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]  # of the images of each class
+PUBLISHED = {  # the classes' numbers among ImageNet's thousand, in the order of the published runs
+    "imagenette": [0, 217, 482, 491, 497, 566, 569, 571, 574, 701],
+    "imagewoof": [193, 182, 258, 162, 155, 167, 159, 273, 207, 229],
+    "imagefruit": [953, 954, 949, 950, 951, 957, 952, 945, 943, 948],
+    "imageyellow": [309, 986, 954, 951, 987, 779, 599, 291, 72, 11],
+    "imagemeow": [281, 282, 283, 284, 285, 291, 292, 290, 289, 287],
+    "imagesquawk": [84, 130, 88, 144, 145, 22, 96, 9, 100, 89],
+}
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Every test reads anew."""
+    data._load.cache_clear()
+    yield
+    data._load.cache_clear()
+
+
+def draw(file, colour, size=(64, 64), mode="RGB", seed=0):
+    """An image of one colour, a little noisy so that no two are the same."""
+    noise = np.random.default_rng(seed).integers(-5, 6, (size[1], size[0], 3))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.array(colour) + noise).astype(np.uint8)).convert(mode).save(file)
+
+
+def colours_of(images, x):
+    """The class that each image's colour stands for."""
+    means = images.space.leave(x).mean(dim=(2, 3)) * 255  # (n, 3)
+    return torch.cdist(means, torch.tensor(COLOURS, dtype=torch.float32)).argmin(1)
+
+
+def refused(settings, store):
+    with pytest.raises(Refusal) as caught:
+        data.load(settings, store)
+    return str(caught.value)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Three classes of ten training and two validation images, as the archive lays them out."""
+    ids = folders.TINY[:3]
+    monkeypatch.setattr(folders, "TINY", ids)
+    monkeypatch.setattr(folders, "TINY_COUNTS", {"train": (10, 10), "test": (2, 2)})
+    monkeypatch.setitem(data.SETS, "tiny_imagenet", replace(data.SETS["tiny_imagenet"], class_names=tuple(ids), per_class=9))
+    home = tmp_path / "data" / "tiny-imagenet-200"
+    notes = []
+    for k, wnid in enumerate(ids):
+        for i in range(10):
+            draw(home / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", COLOURS[k], seed=10 * k + i, mode="L" if (k, i) == (2, 9) else "RGB")
+        (home / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+    for i in range(6):
+        draw(home / "val" / "images" / f"val_{i}.JPEG", COLOURS[(2 * i) % 3], seed=100 + i)
+        notes.append(f"val_{i}.JPEG\t{ids[(2 * i) % 3]}\t0\t32\t44\t62")
+    (home / "val" / "val_annotations.txt").write_text("\n".join(notes) + "\n")
+    (home / "wnids.txt").write_text("\n".join(reversed(ids)) + "\n")
+    (home / "words.txt").write_text(f"n00001740\tentity\n{ids[0]}\tgoldfish, Carassius auratus\n{ids[1]}\tfire salamander\n{ids[2]}\tbullfrog, Rana\n")
+    return home
+
+
+def test_tiny_imagenet_is_read(tiny, tmp_path):
+    images = data.load(Data(name="tiny_imagenet"), tmp_path)
+    assert images.shape == (3, 64, 64) and images.class_names == ("goldfish", "fire salamander", "bullfrog")
+    assert images.x_train.dtype == torch.float32 and images.y_train.dtype == torch.int64
+    assert [images.y_train.bincount().tolist(), images.y_val.bincount().tolist(), images.y_test.bincount().tolist()] == [[9] * 3, [1] * 3, [2] * 3]
+    assert torch.equal(colours_of(images, images.x_test), images.y_test)
+    flat = images.space.leave(torch.cat([images.x_train, images.x_val]))
+    grey = (flat - flat.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-5
+    assert grey.sum() == 1
+    coloured = torch.cat([images.x_train, images.x_val])[~grey]
+    assert torch.equal(colours_of(images, coloured), torch.cat([images.y_train, images.y_val])[~grey])
+    assert len({x.numpy().tobytes() for x in flat}) == 30  # no image twice
+    assert images.x_train.mean(dim=(0, 2, 3)).abs().max() < 1e-4 and (images.x_train.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def edit(file, old, new):
+    file.write_text(file.read_text().replace(old, new))
+
+
+TINY_FAULTS = [
+    (lambda home: (home / "wnids.txt").unlink(), ["lacks wnids.txt", "tiny-imagenet-200.zip"]),
+    (lambda home: (home / "val" / "val_annotations.txt").unlink(), ["lacks val/val_annotations.txt"]),
+    (lambda home: edit(home / "wnids.txt", "n01443537", "n99999999"), ["lists 3 ids", "n01443537, n99999999 do not match the 3 expected"]),
+    (lambda home: (home / "train" / "n01629819").rename(home / "gone"), ["lacks n01629819/images of 3 classes"]),
+    (lambda home: (home / "train" / "n01629819" / "images" / "n01629819_3.JPEG").unlink(), ["n01629819: 9", "10 of each class are expected"]),
+    (lambda home: edit(home / "val" / "val_annotations.txt", "val_3.JPEG\tn01443537", "val_3.JPEG\tn00000001"), ["line 4 of", "n00000001", "expected"]),
+    (lambda home: edit(home / "val" / "val_annotations.txt", "val_2.JPEG\t", "val_2.JPEG "), ["line 3 of", "set apart by tabs"]),
+    (lambda home: (home / "val" / "images" / "val_5.JPEG").unlink(), ["line 6 of", "val_5.JPEG"]),
+    (lambda home: edit(home / "val" / "val_annotations.txt", "val_3.JPEG", "val_0.JPEG"), ["n01443537: 1", "2 of each class"]),
+    (lambda home: (home / "train" / "n01443537" / "images" / "n01443537_7.JPEG").write_bytes(b"no image"), ["n01443537_7.JPEG cannot be read as an image"]),
+]
+
+
+@pytest.mark.parametrize("harm, parts", TINY_FAULTS, ids=[parts[0] for _, parts in TINY_FAULTS])
+def test_a_faulty_tiny_imagenet_is_refused(harm, parts, tiny, tmp_path):
+    harm(tiny)
+    text = refused(Data(name="tiny_imagenet"), tmp_path)
+    assert all(part in text for part in parts), text
+    assert not list((tmp_path / "data").glob("*.safetensors")) and not list((tmp_path / "data").glob(".half*"))
+
+
+def test_class_lists():
+    assert len(set(folders.TINY)) == 200 and sorted(folders.TINY) == folders.TINY
+    for name, numbers in PUBLISHED.items():
+        ids = folders.SUBSETS[name]
+        categories = [_IMAGENET_CATEGORIES[i] for i in numbers]
+        assert list(ids.values()) == categories == list(data.about(Data(name=name)).class_names)
+        by_number = [wnid for _, wnid in sorted(zip(numbers, ids, strict=True))]
+        assert by_number == sorted(ids)  # ImageNet numbers its classes in the order of their ids
+    shared = {}
+    for ids in folders.SUBSETS.values():
+        for wnid, word in ids.items():
+            assert shared.setdefault(wnid, word) == word
+
+
+@pytest.fixture
+def meow(tmp_path, monkeypatch):
+    """Four cats, three to five training and two validation images each, at the sizes and in the modes that ImageNet has."""
+    ids = dict(list(folders.SUBSETS["imagemeow"].items())[-4:])
+    monkeypatch.setitem(folders.SUBSETS, "imagemeow", ids)
+    monkeypatch.setattr(folders, "IMAGENET_COUNTS", {"train": (3, 5), "test": (2, 2)})
+    monkeypatch.setitem(data.SETS, "imagemeow", replace(data.SETS["imagemeow"], class_names=tuple(ids.values())))
+    home = tmp_path / "data" / "imagenet"
+    sizes = [(500, 375), (333, 500), (128, 128), (96, 140)]
+    for k, wnid in enumerate(ids):
+        for i in range(3 + k % 2):
+            draw(home / "train" / wnid / f"{wnid}_{i}.JPEG", COLOURS[k], sizes[(i + k) % 4], "CMYK" if i == 0 else "RGB", seed=10 * k + i)
+        for i in range(2):
+            draw(home / "val" / wnid / f"ILSVRC2012_val_{i}.JPEG", COLOURS[k], sizes[i], seed=50 + 10 * k + i)
+    return home
+
+
+def test_an_imagenet_subset_is_read(meow, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "ddlib"):
+        images = data.load(Data(name="imagemeow"), tmp_path)
+    assert images.shape == (3, 128, 128) and images.class_names == ("tiger", "jaguar", "snow leopard", "lynx")
+    for part, each in (("train", 2), ("val", 1), ("test", 2)):
+        x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
+        assert y.bincount().tolist() == [each] * 4 and torch.equal(colours_of(images, x), y)
+    assert caplog.messages == ["imagemeow has classes of unequal size (tiger: 3, jaguar: 4, snow leopard: 3, lynx: 4): 3 images of each are used"]
+
+
+def test_a_faulty_imagenet_is_refused(meow, tmp_path):
+    settings = Data(name="imagemeow")
+    (meow / "val" / "n02127052" / "ILSVRC2012_val_1.JPEG").unlink()
+    assert "test images in" in (text := refused(settings, tmp_path)) and "lynx" not in text and "n02127052: 1, but 2 of each class" in text
+    (meow / "val").rename(meow / "validation")
+    assert "lacks n02129604, n02128925, n02128757, n02127052 of 4 classes" in (text := refused(settings, tmp_path)) and "ILSVRC2012" in text
+    assert str(tmp_path / "elsewhere" / "data" / "imagenet") in refused(settings, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_middle_is_cut_out(turned, tmp_path):
+    bands = np.repeat(np.array(COLOURS[:3], dtype=np.uint8), 100, axis=0)[None].repeat(100, axis=0)  # (100, 300, 3)
+    Image.fromarray(bands.transpose(1, 0, 2) if turned else bands).save(tmp_path / "bands.png")
+    x = folders.decode(tmp_path / "bands.png", 50)
+    assert x.shape == (3, 50, 50) and x.dtype == torch.uint8
+    assert (x[:, 2:-2, 2:-2] == torch.tensor(COLOURS[1]).view(3, 1, 1)).all()
+    same = folders.decode(tmp_path / "bands.png", 100)
+    assert (same == torch.tensor(COLOURS[1]).view(3, 1, 1)).all()  # no resampling where the size is right
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_every_mode_becomes_rgb(mode, tmp_path):
+    grey = np.linspace(0, 255, 64).reshape(8, 8).round().astype(np.uint8)
+    image = Image.fromarray(grey.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    assert image.mode == mode
+    image.save(tmp_path / "some.png")
+    x = folders.decode(tmp_path / "some.png", 8)
+    expected = torch.from_numpy(np.where(grey > 127, 255, 0) if mode == "1" else grey).expand(3, 8, 8)
+    assert x.shape == (3, 8, 8) and (mode == "1" or torch.equal(x, expected.to(torch.uint8)))
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Thirteen cats, ten birds: photographs of any form and size."""
+    home = tmp_path / "mine"
+    forms = [("png", (40, 30)), ("JPG", (30, 50)), ("jpeg", (32, 32)), ("bmp", (20, 20)), ("webp", (64, 33))]
+    for k, (name, n) in enumerate({"bird": 10, "cat": 13}.items()):
+        for i in range(n):
+            suffix, size = forms[i % 5]
+            draw(home / "train" / name / f"{i}.{suffix}", COLOURS[k], size, seed=100 * k + i)
+        (home / "train" / name / "notes.txt").write_text("not an image")
+        (home / "train" / name / ".hidden.png").write_text("not an image")
+    return home
+
+
+def of(home, size=24, **more):
+    return Data(name="folder", path=str(home), size=size, **more)
+
+
+def test_a_folder_of_ones_own_is_read(mine, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "ddlib"):
+        images = data.load(of(mine), tmp_path)
+    assert caplog.messages == ["folder has classes of unequal size (bird: 10, cat: 13): 10 images of each are used"]
+    assert images.shape == (3, 24, 24) and images.class_names == ("bird", "cat")
+    known = data.about(of(mine))
+    assert (known.shape, known.per_class, known.class_names) == (images.shape, 7, images.class_names) and data.per_class(of(mine)) == 7
+    for part, each in (("train", 7), ("val", 1), ("test", 2)):
+        x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
+        assert y.bincount().tolist() == [each] * 2 and torch.equal(colours_of(images, x), y)
+    other = data.load(of(mine, seed=1), tmp_path)
+    assert not torch.equal(other.x_train, images.x_train)
+
+
+def test_parts_set_apart_are_kept_apart(mine, tmp_path):
+    for k, (name, n) in enumerate({"bird": 2, "cat": 4}.items()):
+        for i in range(n):
+            draw(mine / "test" / name / f"{i}.png", COLOURS[k], seed=1000 + 10 * k + i)
+    images = data.load(of(mine), tmp_path)
+    assert data.per_class(of(mine)) == 9 and images.y_train.bincount().tolist() == [9, 9] and images.y_val.bincount().tolist() == [1, 1]
+    assert images.y_test.bincount().tolist() == [2, 4] and torch.equal(colours_of(images, images.x_test), images.y_test)  # whole, for it only tests
+
+
+def spoil(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def few(home, name, n):
+    for file in sorted((home / "train" / name).glob("[0-9]*"))[n:]:
+        file.unlink()
+
+
+OWN_FAULTS = [
+    (lambda home: spoil(home / "train" / "bird" / "3.bmp"), ["train/bird/3.bmp cannot be read as an image", "replace it, or remove it"]),
+    (lambda home: few(home, "cat", 2), ["cat: 2", "at least 3 of each class", "or take the class away"]),
+    (lambda home: few(home, "bird", 0), ["bird: 0", "at least 3 of each class"]),
+    (lambda home: (home / "train" / "bird").rename(home / "bird"), ["holds 1 classes (cat)", "at least two"]),
+    (lambda home: draw(home / "val" / "cat" / "1.png", COLOURS[0]), ["val lacks bird of 2 classes"]),
+    (lambda home: [draw(home / "val" / name / "1.png", COLOURS[0]) for name in ("bird", "cat", "dog")], ["val holds dog, which train does not"]),
+    (lambda home: [draw(home / "train" / "cat" / "1.png", COLOURS[0]), (home / "train").rename(home / "test")], ["no folder train in", "correct `data.path`"]),
+]
+
+
+@pytest.mark.parametrize("harm, parts", OWN_FAULTS, ids=[parts[0] for _, parts in OWN_FAULTS])
+def test_a_faulty_folder_is_refused(harm, parts, mine, tmp_path):
+    harm(mine)
+    text = refused(of(mine), tmp_path)
+    assert all(part in text for part in parts), text
+
+
+def test_settings_of_a_folder(mine, tmp_path):
+    def fault(**fields):
+        with pytest.raises(Refusal) as caught:
+            config.validated(Data, fields, "data")
+        return str(caught.value)
+
+    assert "lacks path and size" in fault(name="folder")
+    assert "lacks size" in fault(name="folder", path=str(mine))
+    assert "path and size given with data 'digits', but only 'folder' has them" in fault(name="digits", path=str(mine), size=8)
+    assert f"no images in {tmp_path / 'none'}" in fault(name="folder", path=str(tmp_path / "none"), size=8)
+    assert "size" in fault(name="folder", path=str(mine), size=0)
+
+
+def test_other_files_are_other_data(mine, tmp_path):
+    first = of(mine)
+    assert key(of(mine)) == key(first) == key(Data(**first.model_dump()))
+    (mine / "train" / "cat" / "notes.txt").write_text("more notes")
+    assert of(mine) == first  # no image has changed
+    draw(mine / "train" / "cat" / "1.JPG", COLOURS[1], (31, 50), seed=7)
+    second = of(mine)
+    assert key(second) != key(first)
+    assert f"their listing is {second.contents}, expected {first.contents}" in refused(first, tmp_path)
+    data.load(second, tmp_path)
+    mine.rename(tmp_path / "moved")
+    again = Data(**first.model_dump())  # what an artefact holds is read without looking at the folder
+    assert again == first and "no folder train" in refused(again, tmp_path)
+
+
+def test_what_is_decoded_is_kept(mine, tmp_path, monkeypatch):
+    settings = of(mine, size=8)
+    first = data.load(settings, tmp_path)
+    kept = {file: file.read_bytes() for file in (tmp_path / "data").iterdir()}
+    assert len(kept) == 2  # pixels, and the same in the space
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "decode", None)
+        data._load.cache_clear()
+        assert torch.equal(data.load(settings, tmp_path).x_val, first.x_val)  # read
+        data.load(of(mine, size=8, zca=True), tmp_path)  # from the same pixels
+    for file, content in kept.items():
+        file.write_bytes(content[:-1])
+    data._load.cache_clear()
+    assert torch.equal(data.load(settings, tmp_path).x_val, first.x_val)
+    assert all(file.read_bytes() == content for file, content in kept.items())  # made again, the same
+    there = set((tmp_path / "data").iterdir())
+    draw(mine / "train" / "bird" / "0.png", COLOURS[0], (41, 30), seed=7)
+    data.load(of(mine, size=8), tmp_path)
+    assert len(set((tmp_path / "data").iterdir()) - there) == 2  # decoded anew, beside the others
+
+
+def test_a_killed_decode_leaves_nothing(mine, tmp_path, monkeypatch):
+    decode, done = folders.decode, []
+
+    def killed(file, side):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(file)
+        return decode(file, side)
+
+    monkeypatch.setattr(folders, "decode", killed)
+    monkeypatch.setattr(folders, "BATCH", 2)
+    with pytest.raises(KeyboardInterrupt):
+        data.load(of(mine), tmp_path)
+    assert len(done) == 5 and not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells")
+def test_images_are_mapped_not_read(mine, tmp_path):
+    images = data.load(of(mine), tmp_path)
+    file = next((tmp_path / "data").glob("*-plain.safetensors"))
+    where = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file.name)]
+    assert any(int(begin, 16) <= images.x_train.data_ptr() < int(end, 16) for begin, end in where)
+
+
+def test_the_pipeline_works_on_a_folder(mine, tmp_path):
+    store = Store(tmp_path)
+    chosen = Selection(data=of(mine), method="real", ipc=2)
+    held = pipeline.get(chosen, store)
+    assert held.tensors["images"].shape == (4, 3, 24, 24) and Selection(**held.settings) == chosen
+    assert pipeline.work(pipeline.Expert(data=of(mine))) > 0
+    with pytest.raises(Refusal, match="ipc = 8, but folder has 7 training images a class"):
+        pipeline.check(chosen.model_copy(update={"ipc": 8}))
