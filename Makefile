@@ -1,10 +1,11 @@
-# PROFILE names ddlib/profiles/<name>.yaml or is the path of such a file. WORKERS=n computes in n processes.
+# PROFILE names ddlib/profiles/<name>.yaml or is the path of such a file. WORKERS=n computes in n processes; ENGINE=serial, processes or ray.
 PROFILE ?= laptop
+STUDY ?= all
 PYTHON ?= python3.11
 BIN := .venv/bin
-export STORE RESULTS WORKERS
+export STORE RESULTS WORKERS ENGINE GPU_SHARE RAY_ADDRESS
 
-.PHONY: paper figures tune test bench lab lock clean
+.PHONY: paper figures tune run test bench lab lock clean
 
 paper: .venv/ready          ## run every notebook; make whatever is missing on the way
 	$(BIN)/python -m ddlib paper $(PROFILE)
@@ -14,6 +15,9 @@ figures: .venv/ready        ## every table and figure again, from the committed 
 
 tune: .venv/ready           ## the search behind the profile's tuned settings, on the validation split
 	$(BIN)/python -m ddlib tune $(PROFILE)
+
+run: .venv/ready            ## what a study is read from, and no notebook: STUDY=main; SHARD=1/4 does a quarter of it
+	$(BIN)/python -m ddlib run $(STUDY) --profile $(PROFILE) $(if $(SHARD),--shard $(SHARD))
 
 test: .venv/ready
 	$(BIN)/ruff check ddlib tests notebooks

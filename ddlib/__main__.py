@@ -1,4 +1,4 @@
-"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `evaluate FILE`."""
+"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `evaluate FILE`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from .config import Refusal
+from .engine import Lost
 from .fit import Diverged
 
 
@@ -24,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "paper":
             command.add_argument("--parameters", type=Path, help="a YAML file of notebook parameters")
             command.add_argument("--notebook", action="append", help="only this one (may be repeated)")
+    command = commands.add_parser("run", help="make what a study is read from, and no notebook")
+    command.add_argument("study", help="its name, or `all`: every study but `tuning`, the search for settings")
+    command.add_argument("--profile", default="laptop")
+    command.add_argument("--shard", metavar="i/n", help="only the i-th of n parts: a member of a batch system's array, over one store")
     command = commands.add_parser("evaluate", help="train fresh networks on a distilled set")
     command.add_argument("file", type=Path)
     command.add_argument("--networks", type=int, default=5)
@@ -39,9 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
             press.figures(given.profile)
         elif given.command == "tune":
             press.tune(given.profile)
+        elif given.command == "run":
+            press.run(given.study, given.profile, given.shard)
         else:
             press.evaluate_file(given.file, given.networks, given.epochs)
-    except (Refusal, Diverged) as error:
+    except (Refusal, Diverged, Lost) as error:
         print(f"ddlib: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,7 +1,7 @@
-"""Tasks over this process or several: a task runs once those it needs are there, the longest first, with the time left.
+"""Tasks over this process, several, or a Ray cluster: a task runs once those it needs are there, the longest first, with the time left.
 
-Each process computes on one thread, so a task's bytes do not depend on how many run beside it; on a CPU two such processes use two cores
-better than two threads do.
+Each process computes on one thread, so a task's bytes do not depend on how many run beside it, nor where; on a CPU two such processes use two cores
+better than two threads do. A task whose process was killed is done again; one that raised is not.
 """
 
 from __future__ import annotations
@@ -9,19 +9,29 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
+from .cluster import Ray
+from .config import Refusal
+from .shards import Shard
+
 Task = TypeVar("Task", bound=Hashable)
 KEEP_MEMORY = 1 << 30  # bytes that the allocator keeps between steps
 PRIOR = 100.0  # seconds of predicted work after which the run's own speed counts for more than the prediction
+RETRIES = 2  # times that a task is done again after its process was killed
+POLL = 2.0  # seconds between two looks at the other shards
+ENGINES = ("serial", "processes", "ray")
 
 
 def settle() -> None:
@@ -33,9 +43,59 @@ def settle() -> None:
             libc.mallopt(parameter, KEEP_MEMORY)
 
 
+def device() -> torch.device:
+    """Where tasks compute: the environment's DEVICE, else the first GPU that this process sees, else the CPU."""
+    return torch.device(os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def default_workers() -> int:
-    """One process a core, unless the environment's WORKERS says otherwise."""
-    return int(os.environ.get("WORKERS") or len(os.sched_getaffinity(0)))
+    """What the environment's WORKERS says; else, where GPU_SHARE is given, as many processes as the GPUs hold; else one a core."""
+    share = gpu_share()
+    held = int(1 / share) * len(gpus()) if share else 0
+    return int(os.environ.get("WORKERS") or held or len(os.sched_getaffinity(0)))
+
+
+def gpu_share() -> float:
+    """The part of a GPU that a task takes, from the environment's GPU_SHARE: 0.25 puts four tasks on each; 0 if it is not given.
+
+    Raises:
+        Refusal: not a number from 0 to 1.
+    """
+    given = os.environ.get("GPU_SHARE") or "0"
+    try:
+        share = float(given)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise Refusal(f"GPU_SHARE={given}: expected the part of a GPU that a task takes, from 0 to 1; 0.25 puts four tasks on each GPU")
+    return share
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (named.split(",") if named else [str(i) for i in range(count)])[:count]
+
+
+def placed(worker: int, devices: list[str]) -> str | None:
+    """The GPU of a worker: they take turns."""
+    return devices[worker % len(devices)] if devices else None
+
+
+def begin(gpu: str | None) -> None:
+    """A worker's first act: see one GPU, if there are any, settle, and end when the process that it works for is killed."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    settle()
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def follow() -> None:
+    """Wait for the parent's end, then end at once."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def clock(seconds: float) -> str:
@@ -43,6 +103,10 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{left} s"
+
+
+class Lost(RuntimeError):
+    """A task's process was killed again and again: says which task, and the likely cause."""
 
 
 class Progress:
@@ -90,12 +154,48 @@ class Here(Executor):
         return future
 
 
-def processes(workers: int) -> Executor:
-    """That many processes of one thread each; one: this process."""
-    if workers <= 1:
+class Processes(Executor):
+    """Processes of one thread each, every one a pool of its own: when one is killed only its own task breaks, and a new process takes its place."""
+
+    def __init__(self, workers: int):
+        devices = gpus()
+        self.start = [partial(ProcessPoolExecutor, 1, get_context("spawn"), begin, (placed(k, devices),)) for k in range(workers)]
+        self.pools = [start() for start in self.start]
+        self.given: list[list[Future]] = [[] for _ in self.pools]
+
+    def submit(self, do: Callable, /, *given: object) -> Future:
+        """In the process with the least to do."""
+        self.given = [[future for future in mine if not future.done()] for mine in self.given]
+        k = min(range(len(self.pools)), key=lambda k: len(self.given[k]))
+        try:
+            future = self.pools[k].submit(do, *given)
+        except BrokenExecutor:
+            self.pools[k] = self.start[k]()
+            future = self.pools[k].submit(do, *given)
+        self.given[k].append(future)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes."""
+        for pool in self.pools:
+            pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def executor(workers: int, engine: str | None = None) -> Executor:
+    """Where tasks run, by the name given or the environment's ENGINE: this process, that many on this machine (one: this process), or Ray.
+
+    Raises:
+        Refusal: no engine of that name.
+    """
+    engine = engine or os.environ.get("ENGINE") or "processes"
+    if engine not in ENGINES:
+        raise Refusal(f"ENGINE={engine}: expected one of {', '.join(ENGINES)}")
+    if engine == "ray":
+        return Ray(workers, gpu_share(), settle)
+    if engine == "serial" or workers <= 1:
         settle()
         return Here()
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=settle)
+    return Processes(workers)
 
 
 def run(
@@ -106,36 +206,62 @@ def run(
     progress: Progress | None = None,
     workers: int | None = None,
     pool: Executor | None = None,
+    shard: Shard | None = None,
 ) -> None:
     """Do every task of `tasks` (task -> the tasks it needs; needs outside the mapping count as done), in `pool` or one of its own.
 
-    A failed task does not stop those that do not need it; when all that can run has run, the first failure is raised.
+    A failed task does not stop those that do not need it; when all that can run has run, the first failure is raised. With a shard, tasks that
+    other shards are on are left to them, until their artefacts appear.
     """
     if not tasks:
         return
     workers = min(workers or default_workers(), len(tasks))
     waiting = {task: {n for n in needs if n in tasks} for task, needs in tasks.items()}
     running: dict[Future, Task] = {}
+    killed: Counter[Task] = Counter()
     failures: list[BaseException] = []
     mine = progress is None
     progress = progress or Progress("", sum(map(work, tasks)), workers)
-    with nullcontext(pool) if pool else processes(workers) as able:
+
+    def finish(task: Task) -> None:
+        for needs in waiting.values():
+            needs.discard(task)
+        progress.advance(work(task), label(task))
+
+    with nullcontext(pool) if pool else executor(workers) as able:
         while True:
+            for task in shard.made(waiting) if shard else ():
+                del waiting[task]
+                finish(task)
             ready = sorted((t for t, needs in waiting.items() if not needs), key=work, reverse=True)
-            for task in ready[: workers - len(running)]:
+            for task in shard.order(ready) if shard else ready:
+                if len(running) >= workers:
+                    break
+                if shard and not shard.takes(task):
+                    continue
                 del waiting[task]
                 running[able.submit(do, task)] = task
             if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if not ready:
+                    break
+                shard.waits(ready)
+                time.sleep(POLL)
+            for future in wait(running, POLL if shard else None, FIRST_COMPLETED).done:
                 task, error = running.pop(future), future.exception()
+                if shard:
+                    shard.drops(task)
+                if isinstance(error, BrokenExecutor):
+                    killed[task] += 1
+                    if killed[task] <= RETRIES:
+                        print(f"{label(task)}: its process was killed; again ({killed[task]} of {RETRIES})", file=sys.stderr, flush=True)
+                        waiting[task] = set()
+                        continue
+                    error = Lost(f"{label(task)}: its process was killed, and {RETRIES} times again, likely for want of memory: run fewer side by side (WORKERS=...)")
                 if error is not None:
                     failures.append(error)
                     print(f"{label(task)} failed: {error}", file=sys.stderr, flush=True)
                     continue
-                for needs in waiting.values():
-                    needs.discard(task)
-                progress.advance(work(task), label(task))
+                finish(task)
     if mine:
         progress.close()
     if failures:

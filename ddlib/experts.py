@@ -57,7 +57,7 @@ def trajectory(snapshots: Iterator[Snapshot], report: Callable[[int], None] = la
     """All snapshots as (E + 1, P), one row an epoch with the step that follows it, and the path's smoothness."""
     path, rows = [], []
     for snapshot in snapshots:
-        path.append(snapshot.theta)
+        path.append(snapshot.theta.cpu())  # a device holds one snapshot, not all
         rows.append(snapshot.row)
         report(snapshot.epoch)
     path = torch.stack(path)  # (E + 1, P)

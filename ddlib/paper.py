@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import config, engine, pipeline, plots, studies, tables
+from . import config, data, engine, pipeline, plots, studies, tables
 from .config import Distillation, Following, Selection, Settings, key
 from .data import Images
 from .results import Results
@@ -42,8 +42,8 @@ class Paper:
         self.results = Results(results or Path(os.environ.get("RESULTS") or HOME / "results") / self.name)
 
     def data(self, cell: str | None = None) -> Images:
-        """The images of a cell; of the main one if none is named."""
-        return pipeline.images(self._cell(cell).data, self.store)
+        """The images of a cell; of the main one if none is named; on the CPU, where notebooks look at them."""
+        return data.load(self._cell(cell).data, self.store.root)
 
     def get(self, settings: Settings) -> Artefact:
         """One artefact, made if it is missing."""
@@ -118,8 +118,8 @@ def network_rows(study: str) -> Callable[[Paper], list[dict]]:
 def epoch_rows(paper: Paper) -> list[dict]:
     """One line an epoch of an expert."""
     found = []
-    for data, recipe, settings in studies.experts(paper.profile):
-        label = {"data": data, "recipe": recipe, "expert_seed": settings.seed}
+    for name, recipe, settings in studies.experts(paper.profile):
+        label = {"data": name, "recipe": recipe, "expert_seed": settings.seed}
         found += [label | row | {"settings_key": key(settings)} for row in paper.store.load(settings).record["rows"]]
     return found
 
@@ -127,10 +127,10 @@ def epoch_rows(paper: Paper) -> list[dict]:
 def smoothness_rows(paper: Paper) -> list[dict]:
     """One line an expert: its whole path, and how good it is at the end."""
     found = []
-    for data, recipe, settings in studies.experts(paper.profile):
+    for name, recipe, settings in studies.experts(paper.profile):
         record = paper.store.load(settings).record
-        last = {name: record["rows"][-1][name] for name in ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")}
-        label = {"data": data, "recipe": recipe, "expert_seed": settings.seed}
+        last = {column: record["rows"][-1][column] for column in ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")}
+        label = {"data": name, "recipe": recipe, "expert_seed": settings.seed}
         found.append(label | record["smoothness"] | last | {"settings_key": key(settings)})
     return found
 

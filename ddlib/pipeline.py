@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
-from functools import cache, partial
+from contextlib import nullcontext
+from functools import cache, lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .experts import train, trajectory
 from .fit import Diverged
 from .flat import Flat
 from .initial import INITIAL
+from .shards import Shard, split
 from .store import Artefact, Store
 from .unroll import path
 
@@ -31,8 +33,14 @@ CHECKPOINT = 60.0  # seconds of work that a kill may cost
 
 
 def images(settings: Data, store: Store) -> Images:
-    """The data set, in the space in which networks see it."""
-    return data.load(settings, store.root)
+    """The data set, in the space in which networks see it, where tasks compute."""
+    return placed(data.load(settings, store.root), engine.device())
+
+
+@lru_cache(maxsize=2)
+def placed(real: Images, device: torch.device) -> Images:
+    """One copy a process; the CPU's is the one that was loaded."""
+    return real if device.type == "cpu" else real.on(device)
 
 
 @cache
@@ -85,7 +93,7 @@ def work(settings: Settings) -> float:
     """Predicted seconds."""
     where = settings.of if isinstance(settings, Evaluation | Following) else settings
     where = where.start.data if isinstance(where, Distillation) else where.data
-    known = data.SETS[where.name]
+    known = data.about(where)
     classes, (_, h, w) = len(known.class_names), known.shape
     return cost.work(settings, known.per_class * classes, classes, h * w)
 
@@ -111,8 +119,8 @@ def make_selection(settings: Selection, store: Store) -> None:
         pick = INITIAL[settings.method]
         if settings.centres:
             pick = partial(pick, centres=settings.centres)
-        seen = features(settings, store) if settings.expert else real.x_train.flatten(1)
-        classes = [(real.y_train == c).nonzero().flatten() for c in range(real.classes)]
+        seen = (features(settings, store) if settings.expert else real.x_train.flatten(1)).cpu()
+        classes = [(real.y_train == c).nonzero().flatten().cpu() for c in range(real.classes)]
         taken = torch.cat([mine[pick(seen[mine], settings.ipc, chance)] for mine in classes])
         x, y = real.x_train[taken], real.y_train[taken]
     store.save(settings, {"images": x, "labels": y, "indices": taken} | space(real), {"lr": settings.lr})
@@ -128,7 +136,7 @@ def features(settings: Selection, store: Store) -> Tensor:
     """What the fully trained expert makes of each training image, (n, d)."""
     real = images(settings.data, store)
     flat = network(settings.expert.network, real.shape, real.classes)
-    theta = get(settings.expert, store).tensors["path"][-1]
+    theta = get(settings.expert, store).tensors["path"][-1].to(real.x_train)
     see = flat if settings.features == "logits" else flat.features
     return torch.cat([see(theta, x) for x in real.x_train.split(250)])
 
@@ -138,14 +146,14 @@ def make_set(settings: Distillation, store: Store) -> None:
     real = images(settings.start.data, store)
     flat = network(settings.experts.network, real.shape, real.classes)
     start = get(settings.start, store)
-    labels = start.tensors["labels"]
+    labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
     paths = [store.rows_of(expert(settings.experts, i)) for i in range(settings.n_experts)]
     judge = Evaluation(of=settings.start, network=settings.experts.network, epochs=settings.check_epochs)
     marks = {settings.iterations * (i + 1) // settings.checks for i in range(settings.checks)}
 
-    state, curve, kept = begin(settings, start.tensors["images"]), [], [start.tensors["images"]]
+    state, curve, kept = begin(settings, first), [], [start.tensors["images"]]
     if (held := store.resume(settings)) is not None:
-        state = State(held.record["iteration"], **{n: held.tensors[n] for n in state.tensors()})
+        state = State(held.record["iteration"], **{n: held.tensors[n].to(first.device) for n in state.tensors()})
         curve, kept = held.record["curve"], list(held.tensors["history"])
 
     def keep() -> None:
@@ -163,7 +171,7 @@ def make_set(settings: Distillation, store: Store) -> None:
                 if state.iteration in marks:
                     result = score(judge, flat, state.images, labels, state.lr, real, seed=state.iteration, test=False)
                     row["validation_accuracy"] = result.validation
-                    kept.append(state.images)
+                    kept.append(state.images.cpu())
                 curve.append(row)
                 if state.iteration >= settings.iterations:
                     break
@@ -185,7 +193,8 @@ def make_rows(settings: Evaluation, store: Store) -> None:
     where = settings.of.start.data if isinstance(settings.of, Distillation) else settings.of.data
     real = images(where, store)
     flat = network(settings.network, real.shape, real.classes)
-    rows = evaluate(settings, flat, held.tensors["images"], held.tensors["labels"], held.record["lr"], real)
+    x, y = (held.tensors[name].to(real.x_train.device) for name in ("images", "labels"))
+    rows = evaluate(settings, flat, x, y, held.record["lr"], real)
     store.save(settings, {}, {"rows": [row | {"settings_key": key(settings)} for row in rows]})
 
 
@@ -196,11 +205,12 @@ def make_following(settings: Following, store: Store) -> None:
     flat = network(of.experts.network, real.shape, real.classes)
     epochs, each = of.start_epochs - 1 + of.matched_epochs, of.inner_steps // of.matched_epochs
     long = of.model_copy(update={"inner_steps": epochs * each, "balance": False})
-    rows = []
+    x, y = (held.tensors[name].to(real.x_train.device) for name in ("images", "labels"))
+    rows, lr = [], torch.tensor(held.record["lr"], device=x.device)
     for i in range(of.n_experts):
-        target = store.rows_of(expert(of.experts, i))(0, epochs + 1)  # (epochs + 1, P)
-        loss = inner_loss(flat, held.tensors["labels"], long, real.strategies, 0, -1 - i)
-        walked = path(loss, target[0], held.tensors["images"], torch.tensor(held.record["lr"]), epochs * each, of.momentum, differentiable=False)
+        target = store.rows_of(expert(of.experts, i))(0, epochs + 1).to(x)  # (epochs + 1, P)
+        loss = inner_loss(flat, y, long, real.strategies, 0, -1 - i)
+        walked = path(loss, target[0], x, lr, epochs * each, of.momentum, differentiable=False)
         errors = [float((walked[e * each] - target[e]).norm() / (target[0] - target[e]).norm()) for e in range(1, epochs + 1)]
         rows += [{"expert_seed": i, "epoch": e, "error": error} for e, error in enumerate(errors, 1)]
     store.save(settings, {}, {"rows": rows})
@@ -208,7 +218,7 @@ def make_following(settings: Following, store: Store) -> None:
 
 def make_measurement(settings: Measurement, store: Store) -> None:
     """In a fresh process, whose peak memory is its own."""
-    known = data.SETS[settings.data.name]
+    known = data.about(settings.data)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.settle) as pool:
         store.save(settings, {}, pool.submit(measure.outer_gradient, settings, known.shape, len(known.class_names)).result())
 
@@ -232,12 +242,12 @@ def task(settings: Settings, root: Path) -> None:
     get(settings, Store(root))
 
 
-def missing(wanted: Iterable[Settings], store: Store) -> dict[Settings, list[Settings]]:
-    """All tasks that `wanted` still asks for, each with what it needs."""
+def missing(wanted: Iterable[Settings], store: Store | None) -> dict[Settings, list[Settings]]:
+    """All tasks that `wanted` still asks for, each with what it needs; without a store, all that it ever asks for."""
     found: dict[Settings, list[Settings]] = {}
 
     def visit(settings: Settings) -> None:
-        if settings in found or store.has(settings):
+        if settings in found or (store and store.has(settings)):
             return
         check(settings)
         found[settings] = needs(settings)
@@ -250,10 +260,21 @@ def missing(wanted: Iterable[Settings], store: Store) -> dict[Settings, list[Set
 
 
 def fulfil(
-    wanted: Iterable[Settings], store: Store, progress: engine.Progress | None = None, workers: int | None = None, pool: Executor | None = None
+    wanted: Iterable[Settings],
+    store: Store,
+    progress: engine.Progress | None = None,
+    workers: int | None = None,
+    pool: Executor | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> None:
-    """Make everything that `wanted` needs and the store lacks, side by side, with progress and time left."""
-    tasks = missing(wanted, store)
-    for where in {s.data for s in tasks if isinstance(s, Expert | Selection)}:
-        images(where, store)  # one process builds the data set, the rest read it; a missing one stops here, before any work
-    engine.run(tasks, partial(task, root=store.root), work, name, progress, workers, pool)
+    """Make everything that `wanted` needs and the store lacks, side by side, with progress and time left; as shard (i, n), the i-th part of n."""
+    wanted = list(wanted)
+    tasks, member = missing(wanted, store), None
+    if shard:
+        owner = split(missing(wanted, None), shard[1], work)
+        tasks = missing([t for t in tasks if owner[t] == shard[0]], store)
+        member = Shard(*shard, owner, store.root, store.has, name)
+    with member or nullcontext():
+        for where in {s.data for s in tasks if isinstance(s, Expert | Selection)}:
+            images(where, store)  # one process builds the data set, the rest read it; a missing one stops here, before any work
+        engine.run(tasks, partial(task, root=store.root.resolve()), work, name, progress, workers, pool, member)

@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from . import pipeline, plots, tables
+from . import pipeline, plots, shards, tables
 from .config import Data, Evaluation, Network, Refusal, Selection
 from .data import load
-from .engine import Progress, clock, default_workers, processes
+from .engine import Progress, clock, default_workers, executor
 from .evaluate import evaluate
-from .paper import HOME, Paper
+from .paper import HOME, STUDIES, Paper
 from .store import read, write_whole
 
 NOTEBOOKS = HOME / "notebooks"
@@ -122,7 +122,7 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
     workers = default_workers()
     progress = Progress(held.name, sum(map(pipeline.work, missing)) + RUNNING * len(chosen), workers)
     print(f"{held.profile.title}: {len(chosen)} notebooks, {len(missing)} tasks to do on {workers} cores", file=sys.stderr)
-    with processes(workers) as pool:
+    with executor(workers) as pool:
         for number, notebook in enumerate(chosen, 1):
             progress.title = f"{notebook.stem} ({number}/{len(chosen)})"
             for study in NEEDS.get(notebook.stem, []):
@@ -151,6 +151,21 @@ def tune(profile: str) -> None:
     held = Paper(profile)
     held.study("tuning")
     print(held.table("tuning").to_string(index=False))
+
+
+def run(study: str, profile: str, part: str | None = None) -> None:
+    """`make run`: the artefacts of a study and no notebook; of all studies but the search for settings if it is `all`; with a part i/n, that shard's.
+
+    Raises:
+        Refusal: no study of that name, or no such part.
+    """
+    if study not in (*STUDIES, "all"):
+        raise Refusal(f"no study '{study}': expected one of {', '.join(STUDIES)}, or all")
+    shard = None if part is None else shards.parse(part)
+    began, held = time.monotonic(), Paper(profile)
+    chosen = [name for name in STUDIES if name != "tuning"] if study == "all" else [study]
+    pipeline.fulfil(dict.fromkeys(settings for name in chosen for settings in held.tasks(name)), held.store, shard=shard)
+    print(f"{study}{f', shard {part}' if shard else ''}: done in {clock(time.monotonic() - began)}; kept in {held.store.root}")
 
 
 def evaluate_file(file: Path, networks: int, epochs: int) -> None:

@@ -7,11 +7,11 @@ import ddlib
 
 HOME = Path(ddlib.__file__).parent
 FLOORS = [  # from the ground up; modules of one floor do not know each other
-    ("config", "engine", "kernels"),  # settings and chance; processes; compiled code
-    ("store",),  # artefacts
-    ("results",),
+    ("config", "kernels"),  # settings and chance; compiled code
+    ("store", "cluster", "shards"),  # artefacts; Ray; several machines over one store
+    ("results", "engine"),
     ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims"),  # the mathematics
-    ("fused", "fit", "tables", "plots"),
+    ("fused", "fit", "tables", "plots", "folders"),
     ("data",),
     ("experts", "distil", "evaluate"),  # the stages
     ("measure", "studies"),
@@ -60,4 +60,4 @@ def test_imports_go_down():
 def test_the_parser_sees_imports():
     """Of a file known to have them, in both spellings, so that the test above cannot pass by blindness."""
     assert {"augment", "config", "fit", "flat", "matching", "unroll"} == set(imported(HOME / "distil.py"))
-    assert {"config", "store", "whiten"} == set(imported(HOME / "data.py"))
+    assert {"config", "folders", "store", "whiten"} == set(imported(HOME / "data.py"))

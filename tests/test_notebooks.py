@@ -7,7 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from ddlib import engine, pipeline, plots, press, studies, tables
+from ddlib import pipeline, plots, press, studies, tables
 from ddlib.__main__ import main
 from ddlib.config import Refusal
 from ddlib.results import Results
@@ -73,7 +73,7 @@ def test_a_second_run_computes_nothing_and_changes_nothing(printed, monkeypatch)
     monkeypatch.setenv("STORE", str(printed / "store"))
     monkeypatch.setenv("RESULTS", str(printed / "results"))
     before = {f: f.read_bytes() for f in (printed / "results/smoke").rglob("*") if f.suffix in (".csv", ".md", ".svg", ".safetensors")}
-    monkeypatch.setattr(press, "processes", lambda workers: engine.Here())
+    monkeypatch.setenv("ENGINE", "serial")
     monkeypatch.setattr(pipeline, "MAKE", {})  # nothing is left to make
     assert main(["paper", "smoke", "--notebook", "07_evaluation"]) == 0
     assert main(["figures", "smoke"]) == 0
