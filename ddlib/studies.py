@@ -98,14 +98,15 @@ def distillation(profile: Profile, name: str, method: str, seed: int, **changes:
     tuned = how.tuned_as or method
     if tuned not in cell.tuned:
         raise Refusal(f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods")
-    fields = cell.student | cell.tuned[tuned] | how.switches | changes
+    fields = cell.student | how.switches | cell.tuned[tuned] | changes
+    start = fields.pop("init", how.start)
     if how.tuned_as and how.switches["momentum"] != METHODS[tuned].switches["momentum"]:  # keep N a / (1 - mu), the student's reach
         reach = (1 - how.switches["momentum"]) / (1 - METHODS[tuned].switches["momentum"])
         fields |= {"a0": fields["a0"] * reach, "lr_lr": fields["lr_lr"] * reach**2}
     given = {
         "experts": recipe(profile, cell, how.recipe).model_dump(),
         "n_experts": profile.n_experts,
-        "start": selection(profile, cell, how.start, seed, how.recipe).model_dump(),
+        "start": selection(profile, cell, start, seed, how.recipe).model_dump(),
         "seed": seed,
     }
     return validated(Distillation, given | fields, f"'{method}' on {name}")

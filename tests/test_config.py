@@ -76,7 +76,7 @@ IN_A_PROFILE = [  # place, value, what the message says
     (f"cells/{CELL}/tuned/AST", None, [f"cell {CELL} has no tuned settings for 'AST'", f"cells.{CELL}.tuned", "remove"]),
     (f"cells/{CELL}/student/inner_step", 3, [f"'MTT' on {CELL} cannot be used", "inner_step: unknown key"]),
     (f"cells/{CELL}/student/start_epochs", 5, ["T_max = 5", "lower T_max or M"]),
-    (f"cells/{CELL}/data/name", "mnist", ["data 'mnist' is unknown", "mnist_5k", "correct `data.name`"]),
+    (f"cells/{CELL}/data/name", "mnist_6k", ["data 'mnist_6k' is unknown", "mnist_5k", "correct `data.name`"]),
     (f"cells/{CELL}/ipc", 121, ["ipc = 121, but digits has 120 training images a class", "choose an ipc of at most 120"]),
     ("recipes/ast", None, ["no expert recipe 'ast'", "expected one of adam, momentum"]),
     ("recipes/ast/lr", 0.0, ["recipe ast", "lr", "greater than 0"]),
@@ -101,7 +101,7 @@ def test_a_fault_anywhere_in_a_profile_shows_before_any_work(place, value, parts
         assert part in str(caught.value), str(caught.value)
 
 
-@pytest.mark.parametrize("name", [p.stem for p in PROFILES.glob("*.yaml")])
+@pytest.mark.parametrize("name", config.profiles())
 def test_every_profile_here_is_sound(name):
     for settings in studies.everything(config.profile(name)):
         pipeline.check(settings)
@@ -154,3 +154,19 @@ def test_each_use_has_a_generator_of_its_own():
     before = first(0, "augment", 1)
     torch.manual_seed(3)
     assert first(0, "augment", 1) == before
+
+
+def test_a_profile_extends_others_key_by_key(tmp_path):
+    (tmp_path / "below.yaml").write_text("extends: smoke\ntitle: below\nnetwork: {width: 16}\n")
+    (tmp_path / "beside.yaml").write_text("seeds: 1\n")
+    (tmp_path / "mine.yaml").write_text("extends: [below, beside]\ntitle: mine\nevaluation: {factors: [1.0]}\n")
+    mine, smoke = config.profile(str(tmp_path / "mine.yaml")), config.profile("smoke")
+    assert (mine.title, mine.seeds, mine.network.width, mine.network.depth) == ("mine", 1, 16, smoke.network.depth)
+    assert mine.evaluation == smoke.evaluation | {"factors": [1.0]} and mine.cells == smoke.cells
+
+
+@pytest.mark.parametrize("text, said", [("extends: nobody", "'nobody', which is not there"), ("extends: mine", "'mine', which extends it")])
+def test_a_profile_that_extends_nothing_or_itself_is_refused(text, said, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(Refusal, match=said):
+        config.profile(str(tmp_path / "mine.yaml"))
