@@ -1,4 +1,4 @@
-"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `evaluate FILE`."""
+"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `plan`, `evaluate FILE`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("paper", "run every notebook; make what is missing"),
         ("figures", "render tables and figures again from the kept rows"),
         ("tune", "run the search behind the profile's tuned settings"),
+        ("plan", "predict what a profile costs, here and on GPUs, before it is paid"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("profile", nargs="?", default="laptop")
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--epochs", type=int, default=300)
     given = parser.parse_args(arguments)
 
-    from . import press  # torch takes seconds to import: `--help` need not wait
+    from . import plan, press  # torch takes seconds to import: `--help` need not wait
 
     try:
         if given.command == "paper":
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
             press.tune(given.profile)
         elif given.command == "run":
             press.run(given.study, given.profile, given.shard)
+        elif given.command == "plan":
+            plan.report(given.profile)
         else:
             press.evaluate_file(given.file, given.networks, given.epochs)
     except (Refusal, Diverged, Lost) as error:

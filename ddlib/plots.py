@@ -493,10 +493,56 @@ def interval(ax: Axes, y: float, row: tuple, look: Look) -> None:
     ax.plot([effect], [y], look.marker, color=look.color, markerfacecolor="white" if look is PLAIN else look.color)
 
 
+def scaling(results: Results) -> Figure:
+    """What a larger run would cost: predicted memory and time of one distillation as one size grows, and disk and time of the experts."""
+    rows = results.rows("scaling")
+    parts = ["inner steps N", "images per class", "pixels a side", "experts"]
+    figure, axes = canvas(WIDE, 3.9, 2, 4)
+    for column, part in enumerate(parts):
+        mine = rows[rows.part == part]
+        for row, (value, words) in enumerate({"gigabytes": "GB of memory" if part != "experts" else "GB of disk", "hours": "hours"}.items()):
+            ax = axes[4 * row + column]
+            for gradient, line in mine.groupby("gradient", sort=False):
+                look = LOOKS.get(gradient, PLAIN)
+                ax.plot(line.x, line[value], color=look.color, linestyle=look.line, marker=look.marker, label=gradient)
+            ax.set_xscale("log")
+            ax.set_xticks(mine.x.unique(), [f"{x:g}" for x in mine.x.unique()])
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            logarithmic(ax)
+            ax.set_xlabel(part if row else "")
+            ax.set_title(words)
+    figure.suptitle(f"Predicted for one {rows.gpu.iloc[0]}; the middle is 3 × 32 × 32 pixels, ten classes, ten images a class, N = 30, width 128")
+    key_below(figure, axes[0], 2)
+    return figure
+
+
+def peers(results: Results) -> Figure:
+    """What users of trajectory matching report as needing several GPUs: predicted memory with each gradient, beside what GPUs hold."""
+    rows = results.rows("scaling")
+    mine = rows[rows.part.str.contains("IPC")]
+    names = list(mine.part.unique())
+    figure, (ax,) = canvas(WIDE * 0.75, 0.9 + 0.25 * len(names))
+    for gradient, line in mine.groupby("gradient", sort=False):
+        look = LOOKS.get(gradient, PLAIN)
+        ax.plot(line.gigabytes, [names.index(part) for part in line.part], look.marker, color=look.color, label=gradient)
+    for memory in (24, 40, 80):
+        ax.axvline(memory, color=BLACK, linestyle=DASH, linewidth=0.8)
+        ax.text(memory, 1.01, f"{memory} GB", ha="center", va="bottom", fontsize=7, transform=ax.get_xaxis_transform())
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("predicted peak memory of one outer iteration (GB)")
+    key_below(figure, ax, 2)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     figure.__name__: figure
     for figure in (
         *(main, experts, smoothness, quality, norms, initialisation, coresets, student, memory),
-        *(distillation, images, history, cross_architecture, ablation, start_epochs, following, claims),
+        *(distillation, images, history, cross_architecture, ablation, start_epochs, following, claims, scaling, peers),
     )
 }

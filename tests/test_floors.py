@@ -14,9 +14,9 @@ FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("fused", "fit", "tables", "plots", "folders"),
     ("data",),
     ("experts", "distil", "evaluate"),  # the stages
-    ("measure", "studies"),
+    ("measure", "counts", "studies"),
     ("pipeline",),  # the stages joined with the store
-    ("paper",),
+    ("paper", "plan"),
     ("press",),
     ("__main__",),
     ("__init__",),
