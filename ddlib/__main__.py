@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("paper", "run every notebook; make what is missing"),
         ("figures", "render tables and figures again from the kept rows"),
         ("tune", "run the search behind the profile's tuned settings"),
-        ("plan", "predict what a profile costs, here and on GPUs, before it is paid"),
+        ("plan", "predict what a profile costs, here and on GPUs, before it is paid; `cells`: every cell of the paper"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("profile", nargs="?", default="laptop")
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "run":
             press.run(given.study, given.profile, given.shard)
         elif given.command == "plan":
-            plan.report(given.profile)
+            press.cells() if given.profile == "cells" else plan.report(given.profile)
         else:
             press.evaluate_file(given.file, given.networks, given.epochs)
     except (Refusal, Diverged, Lost) as error:

@@ -34,6 +34,8 @@ UNFLIPPED = ("color", "crop", "cutout", "scale", "rotate")  # a mirrored digit i
 EVERY = ("color", "crop", "cutout", "flip", "scale", "rotate")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "stereo_motorcycle")
 
+LARGEST_ZCA = 64  # pixels a side: the matrix has 12 288 x 12 288 numbers
+
 log = logging.getLogger("ddlib")
 
 Raw = dict[str, Tensor]  # x_train, y_train, x_val, ...: uint8 pixels (n, c, h, w) and uint8 labels (n,)
@@ -92,10 +94,18 @@ def load(settings: Data, folder: Path | str | None = None) -> Images:
 def about(settings: Data) -> Set:
     """What is known before anything is loaded: shape, class names, training images a class."""
     if settings.name == "folder":
-        return _own(settings)
+        return _whitenable(_own(settings), settings)
     if settings.name not in SETS:
         raise Refusal(f"data '{settings.name}' is unknown: expected one of {', '.join(SETS)} or folder; correct `data.name`")
-    return SETS[settings.name]
+    return _whitenable(SETS[settings.name], settings)
+
+
+def _whitenable(entry: Set, settings: Data) -> Set:
+    """Refuse a whitening whose matrix and eigenvectors would take tens of GB and days."""
+    side = entry.shape[1]
+    if settings.zca and side > LARGEST_ZCA:
+        raise Refusal(f"zca for '{settings.name}' at {side} pixels: expected at most {LARGEST_ZCA}, for ZCA needs a square matrix of all pixels; set `zca: false`")
+    return entry
 
 
 def per_class(settings: Data) -> int:

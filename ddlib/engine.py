@@ -198,6 +198,14 @@ def executor(workers: int, engine: str | None = None) -> Executor:
     return Processes(workers)
 
 
+def forgiven(task: str, times: int) -> Lost | None:
+    """Nothing, where a task whose process was killed so often may be done again; else the error."""
+    if times <= RETRIES:
+        print(f"{task}: its process was killed; again ({times} of {RETRIES})", file=sys.stderr, flush=True)
+        return None
+    return Lost(f"{task}: its process was killed, and {RETRIES} times again, likely for want of memory: run fewer side by side (WORKERS=...)")
+
+
 def run(
     tasks: Mapping[Task, Iterable[Task]],
     do: Callable[[Task], object],
@@ -252,11 +260,9 @@ def run(
                     shard.drops(task)
                 if isinstance(error, BrokenExecutor):
                     killed[task] += 1
-                    if killed[task] <= RETRIES:
-                        print(f"{label(task)}: its process was killed; again ({killed[task]} of {RETRIES})", file=sys.stderr, flush=True)
+                    if (error := forgiven(label(task), killed[task])) is None:
                         waiting[task] = set()
                         continue
-                    error = Lost(f"{label(task)}: its process was killed, and {RETRIES} times again, likely for want of memory: run fewer side by side (WORKERS=...)")
                 if error is not None:
                     failures.append(error)
                     print(f"{label(task)} failed: {error}", file=sys.stderr, flush=True)

@@ -217,9 +217,9 @@ def make_following(settings: Following, store: Store) -> None:
 
 
 def make_measurement(settings: Measurement, store: Store) -> None:
-    """In a fresh process, whose peak memory is its own."""
+    """In a fresh process, whose peak memory is its own, with PyTorch's memory settings: a heap that keeps what is freed would hide what is live."""
     known = data.about(settings.data)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.settle) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=partial(torch.set_num_threads, 1)) as pool:
         store.save(settings, {}, pool.submit(measure.outer_gradient, settings, known.shape, len(known.class_names)).result())
 
 

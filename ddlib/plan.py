@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from . import config, counts, data, engine, pipeline, studies
-from .config import Distillation, Evaluation, Expert, Network, Profile, Settings
+from .config import Data, Distillation, Evaluation, Expert, Network, Profile, Settings
 from .cost import size
 from .counts import Form, Work
 
@@ -116,15 +116,15 @@ def here(work: Work, rates: dict[Work, Rates]) -> float:
     return rate.step * work.steps + rate.flop * operations(work)
 
 
-def where(settings: Settings) -> str:
-    """The name of the data that a task is about."""
+def where(settings: Expert | Distillation | Evaluation) -> Data:
+    """The data that a task is about."""
     made = settings.of if isinstance(settings, Evaluation) else settings
-    return (made.start if isinstance(made, Distillation) else made).data.name
+    return (made.start if isinstance(made, Distillation) else made).data
 
 
 def part(settings: Expert | Distillation | Evaluation) -> Part:
     """What one task runs."""
-    entry = data.SETS[where(settings)]
+    entry, name = data.about(where(settings)), where(settings).name
     k, shape = len(entry.class_names), entry.shape
     train, pixels = entry.per_class * k, counts.REAL * shape[0] * shape[1] * shape[2]
     resident = train * (1 + LOOKED) * pixels
@@ -137,13 +137,13 @@ def part(settings: Expert | Distillation | Evaluation) -> Part:
         form = "gradient" if settings.penalty == "none" else "penalty"
         steps = (work(settings.network, form, batch), settings.epochs * train / batch)
         looks = (work(settings.network, "forward", 250), (settings.epochs + 1) * train * LOOKED / 250)
-        return Part("experts", f"{where(settings)}, {'with' if form == 'penalty' else 'no'} penalty", 1, (steps, looks), path, 2 * path + resident)
+        return Part("experts", f"{name}, {'with' if form == 'penalty' else 'no'} penalty", 1, (steps, looks), path, 2 * path + resident)
     if isinstance(settings, Distillation):
         n, network = size(settings, train, k), settings.experts.network
         batch = min(settings.batch or n, n)
         inner = (work(network, settings.gradient, batch, settings.inner_steps), float(settings.iterations))
         checks = (work(network, "gradient", min(n, 256)), settings.checks * settings.check_epochs * max(1.0, n / 256))
-        what = f"{where(settings)}, ipc {settings.start.ipc}, N = {settings.inner_steps}, {batch} images a step"
+        what = f"{name}, ipc {settings.start.ipc}, N = {settings.inner_steps}, {batch} images a step"
         follow = (settings.matched_epochs + 1) * counts.REAL * counts.parameters(network, shape, k)
         return Part("distillation", what, 1, (inner, checks), (settings.checks + 2) * n * pixels, follow + (settings.checks + 5) * n * pixels + resident)
     n = size(settings.of, train, k)
@@ -151,12 +151,12 @@ def part(settings: Expert | Distillation | Evaluation) -> Part:
     runs = len(settings.factors) * settings.search_networks * (len(settings.factors) > 1) + 1.5 * settings.networks
     steps = (work(settings.network, "gradient", batch), runs * settings.epochs * n / batch)
     looks = (work(settings.network, "forward", 250), runs * settings.looks * train * LOOKED / 250)
-    what = f"{settings.network.architecture} on {n} images of {where(settings)}, {settings.networks} networks, {settings.epochs} epochs"
+    what = f"{settings.network.architecture} on {n} images of {name}, {settings.networks} networks, {settings.epochs} epochs"
     return Part("evaluation", what, 1, (steps, looks), 0.0, resident)
 
 
-def parts(profile: Profile) -> tuple[list[Part], Counter[str]]:
-    """All tasks of a paper, like ones counted together; and how many are left out, by the unknown data that they ask for."""
+def parts(profile: Profile) -> list[Part]:
+    """All tasks of a paper, like ones counted together, stage after stage."""
     tasks: dict[Settings, None] = {}
 
     def visit(settings: Settings) -> None:
@@ -167,15 +167,9 @@ def parts(profile: Profile) -> tuple[list[Part], Counter[str]]:
 
     for settings in studies.everything(profile):
         visit(settings)
-    found: Counter[Part] = Counter()
-    unknown: Counter[str] = Counter()
-    for settings in tasks:
-        if where(settings) not in data.SETS:
-            unknown[where(settings)] += 1
-        elif isinstance(settings, Expert | Distillation | Evaluation):
-            found[part(settings)] += 1
+    found = Counter(part(settings) for settings in tasks if isinstance(settings, Expert | Distillation | Evaluation))
     order = ["experts", "distillation", "evaluation"]
-    return sorted((replace(one, tasks=n) for one, n in found.items()), key=lambda p: order.index(p.stage)), unknown
+    return sorted((replace(one, tasks=n) for one, n in found.items()), key=lambda p: order.index(p.stage))
 
 
 def device_bytes(work: Work) -> float:
@@ -207,7 +201,7 @@ def advice(work: Work, memory: float) -> str | None:
 def table(profile: Profile, rates: dict[Work, Rates] | None = None) -> pd.DataFrame:
     """A line a part: tasks, FLOP, peak GB on a GPU with the unroll and with the adjoint, disk and host GB, hours of all its tasks here and on each GPU."""
     lines = []
-    for one in parts(profile)[0]:
+    for one in parts(profile):
         main = one.works[0][0]
         both = [main if one.stage != "distillation" else replace(main, form=form) for form in ("unroll", "adjoint")]
         peaks = {f"{form} GB": device_bytes(work) / 1e9 for form, work in zip(("unroll", "adjoint"), both, strict=True)}
@@ -223,7 +217,7 @@ def table(profile: Profile, rates: dict[Work, Rates] | None = None) -> pd.DataFr
 def warnings(profile: Profile) -> list[str]:
     """A sentence for each part that does not fit a GPU as it is set, with the switch that makes it fit; and for the unroll, whether it would."""
     said = []
-    for one in parts(profile)[0]:
+    for one in parts(profile):
         main = one.works[0][0]
         works = {"": main} | ({" with the unroll": replace(main, form="unroll")} if main.form == "adjoint" else {})
         for words, work in works.items():
@@ -239,14 +233,9 @@ def warnings(profile: Profile) -> list[str]:
 def report(name: str) -> None:
     """`python -m ddlib plan PROFILE`: calibrate, then print the table and what does not fit."""
     profile = config.profile(name)
-    found, unknown = parts(profile)
     print(f"{profile.title}: predicted cost")
-    for name, tasks in unknown.items():
-        print(f"Data '{name}' is not in the catalogue: {tasks} tasks are left out; expected one of {', '.join(data.SETS)}.")
-    if not found:
-        return
     began = time.monotonic()
-    rates = calibrate(work for one in found for work, _ in one.works)
+    rates = calibrate(work for one in parts(profile) for work, _ in one.works)
     print(f"This machine, one process of one thread, was calibrated in {time.monotonic() - began:.0f} s.")
     held = table(profile, rates)
     times = [column for column in held if column.endswith(" h")]
@@ -258,6 +247,23 @@ def report(name: str) -> None:
         "Memory is what is live: a heap that keeps freed memory, as here, was seen to hold up to 1.9 times that with the unroll."
     )
     print("\n".join(warnings(profile)) or "Everything fits every GPU of the table, with the unroll too.")
+
+
+def cell(name: str, gpu: str = "A100-80GB") -> dict[str, Any]:
+    """Of one cell's profile: predicted hours on one GPU, peak GB of its largest distillation with each gradient and of any stage, GB of disk."""
+    profile = config.profile(name)
+    ((where, what),) = ((data.about(each.data), each) for each in profile.cells.values())
+    held = table(profile)
+    sets = held[held.stage == "distillation"]
+    peaks = {"unroll GB": sets["unroll GB"].max(), "adjoint GB": sets["adjoint GB"].max(), "any stage GB": held["adjoint GB"].max()}
+    about = {"cell": name, "data": profile.title.split(",")[0], "pixels": where.shape[1], "ipc": what.ipc}
+    return about | {"hours": held[f"{gpu} h"].sum()} | peaks | {"disk GB": held["disk GB"].sum(), "gpu": gpu}
+
+
+def cells() -> pd.DataFrame:
+    """A line for each cell of the paper."""
+    lines = [cell(name) for name in config.profiles() if list(config.profile(name).cells) == [name]]
+    return pd.DataFrame(lines).sort_values(["pixels", "data", "ipc"], ignore_index=True)
 
 
 PEERS = {  # what MTT's users report as needing several GPUs, at its published settings

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from . import pipeline, plots, shards, tables
+from . import pipeline, plan, plots, shards, tables
 from .config import Data, Evaluation, Network, Refusal, Selection
 from .data import load
 from .engine import Progress, clock, default_workers, executor
@@ -197,6 +197,30 @@ def fill_readme(held: Paper) -> None:
         verdicts.to_markdown(index=False),
     ]
     fill("paper", block)
+
+
+CELLS = HOME / "results" / "scale" / "cells.csv"  # what the README's table of cells is a function of
+
+
+def cells() -> None:
+    """`python -m ddlib plan cells`: predict every cell of the paper, and put the README's table."""
+    write_whole(CELLS, plan.cells().to_csv(index=False, lineterminator="\n", float_format="%.4g").encode())
+    fill("cells", [cells_table(pd.read_csv(CELLS))])
+
+
+def cells_table(rows: pd.DataFrame) -> str:
+    """A line a data set; IPC 1 / 10 / 50 side by side."""
+    lines = [
+        {"data": "MNIST-M-5k, MNIST-5k", "cells": "`laptop`", "run here": "yes, on two cores", "dry-run here": ""},
+        {"data": "digits", "cells": "`smoke`", "run here": "yes, its numbers mean nothing", "dry-run here": ""},
+    ]
+    for (pixels, name), mine in rows.groupby(["pixels", "data"], sort=False):
+        first, *others = mine.cell
+        sides = {column: " / ".join(f"{value:.0f}" for value in mine[column]) for column in ("hours", "adjoint GB", "unroll GB", "disk GB")}
+        predicted = {f"{mine.gpu.iloc[0]}: hours": sides["hours"], "GB, adjoint": sides["adjoint GB"], "GB, unroll": sides["unroll GB"], "GB of disk": sides["disk GB"]}
+        names = ", ".join([f"`{first}`", *(f"`-{other.rsplit('-', 1)[1]}`" for other in others)])
+        lines.append({"data": f"{name}, {pixels} px", "cells": names, "run here": "no", "dry-run here": "yes"} | predicted)
+    return pd.DataFrame(lines).fillna("").to_markdown(index=False)
 
 
 def fill(part: str, paragraphs: list[str]) -> None:

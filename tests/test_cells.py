@@ -210,3 +210,9 @@ def test_dry_run(name, archive):
     plt.close(figure)
     real = plots.pixels(began)
     assert abs(real.mean() - grid.mean()) < 0.2 and np.abs(real - np.round(real * 255) / 255).max() < 0.01  # whitened and back: pixels again
+
+
+def test_a_whitening_too_large_is_refused_before_any_work():
+    with pytest.raises(config.Refusal, match=r"zca for 'imagenette' at 128 pixels: expected at most 64, .*set `zca: false`"):
+        data.about(config.Data(name="imagenette", zca=True))
+    assert data.about(config.Data(name="tiny_imagenet", zca=True)).shape == (3, 64, 64)

@@ -7,12 +7,13 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 
+import pandas as pd
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ddlib import config, counts, measure, plan
+from ddlib import config, counts, measure, plan, press
 from ddlib.__main__ import main
 from ddlib.config import Network
 from ddlib.counts import Work
@@ -142,14 +143,12 @@ def test_what_does_not_fit_is_told_the_switch_that_makes_it_fit():
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "cifar100-ipc10", "tiny_imagenet-ipc10", "imagenette-ipc1"])
 def test_every_profile_has_a_plan(name):
-    found, unknown = plan.parts(config.profile(name))
-    assert found or unknown
-    if found and not unknown:
-        assert {part.stage for part in found} == {"experts", "distillation", "evaluation"}
+    found = plan.parts(config.profile(name))
+    assert {part.stage for part in found} == {"experts", "distillation", "evaluation"}
 
 
 def test_disk_is_that_of_the_trajectories():
-    found, _ = plan.parts(config.profile("cifar100-ipc10"))
+    found = plan.parts(config.profile("cifar100-ipc10"))
     expert = next(part for part in found if part.stage == "experts")
     assert expert.disk == 51 * 4 * counts.parameters(Network(width=128), COLOUR, 100)
 
@@ -160,6 +159,15 @@ def test_the_command_prints_a_table_and_says_that_gpus_are_predicted(monkeypatch
     said = capsys.readouterr().out
     assert all(words in said for words in ("experts", "distillation", "evaluation", "unroll GB", "adjoint GB", "here h", *plan.GPUS, "predictions"))
     assert main(["plan", "smok"]) == 2
+
+
+def test_the_readmes_table_of_cells_is_what_is_predicted():
+    rows = pd.read_csv(press.CELLS)
+    assert set(rows.cell) == {name for name in config.profiles() if "-ipc" in name}
+    (kept,) = rows[rows.cell == "cifar10-ipc10"].to_dict("records")
+    predicted = plan.cell("cifar10-ipc10")
+    assert predicted == {name: value if isinstance(value, str) else pytest.approx(value, rel=1e-3) for name, value in kept.items()}
+    assert press.cells_table(rows) in (press.HOME / "README.md").read_text()
 
 
 def test_memory_grows_with_the_unroll_and_hardly_with_the_adjoint():

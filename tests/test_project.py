@@ -1,6 +1,11 @@
 """The project around the library: one dependency list, and committed tables that are functions of committed rows."""
 
 import io
+import json
+import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -21,6 +26,17 @@ def test_environment_is_the_conda_face_of_pyproject():
     wanted = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["dependencies"]
     listed = yaml.safe_load((HOME / "environment.yml").read_text())["dependencies"][-1]["pip"]
     assert listed == [*wanted, "--editable ."]
+
+
+def test_the_container_recipe_is_sound():
+    """By a linter of such recipes; and what it copies is there."""
+    folder = HOME / ".devcontainer"
+    found = subprocess.run([shutil.which("hadolint", path=Path(sys.executable).parent), folder / "Dockerfile"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+    about = json.loads((folder / "devcontainer.json").read_text())
+    assert (folder / about["build"]["dockerfile"]).exists() and (folder / about["build"]["context"]).resolve() == HOME
+    copied = re.findall(r"^COPY (?:--\S+ )*(\S+) ", (folder / "Dockerfile").read_text(), re.M)
+    assert copied == ["requirements.lock", "."] and (HOME / copied[0]).exists()
 
 
 def test_the_lock_pins_every_dependency():
