@@ -1,4 +1,4 @@
-"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `plan`, `evaluate FILE`."""
+"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `plan`, `evaluate FILE`, `export FILE`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("study", help="its name, or `all`: every study but `tuning`, the search for settings")
     command.add_argument("--profile", default="laptop")
     command.add_argument("--shard", metavar="i/n", help="only the i-th of n parts: a member of a batch system's array, over one store")
-    command = commands.add_parser("evaluate", help="train fresh networks on a distilled set")
-    command.add_argument("file", type=Path)
-    command.add_argument("--networks", type=int, default=5)
-    command.add_argument("--epochs", type=int, default=300)
+    _borders(commands)
     given = parser.parse_args(arguments)
 
-    from . import plan, press  # torch takes seconds to import: `--help` need not wait
+    from . import plan, press, trade  # torch takes seconds to import: `--help` need not wait
 
     try:
         if given.command == "paper":
@@ -49,12 +46,38 @@ def main(arguments: list[str] | None = None) -> int:
             press.run(given.study, given.profile, given.shard)
         elif given.command == "plan":
             press.cells() if given.profile == "cells" else plan.report(given.profile)
+        elif given.command == "evaluate":
+            said = trade.Words(given.data, given.lr, given.whitening, given.labels, given.width, given.depth)
+            trade.evaluate_file(given.file, given.networks, given.epochs, said)
+        elif given.what == "experts":
+            trade.export_experts(given.profile, given.recipe, given.to, given.cell)
         else:
-            press.evaluate_file(given.file, given.networks, given.epochs)
+            trade.export_set(Path(given.what), given.to)
     except (Refusal, Diverged, Lost) as error:
         print(f"ddlib: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _borders(commands: argparse._SubParsersAction) -> None:
+    """The commands for sets and experts that come and go."""
+    command = commands.add_parser("evaluate", help="train fresh networks on a distilled set: one of ours, or images in a stranger's .pt")
+    command.add_argument("file", type=Path)
+    command.add_argument("--networks", type=int, default=5)
+    command.add_argument("--epochs", type=int, default=300)
+    theirs = command.add_argument_group("about a stranger's images, where their file does not say it")
+    theirs.add_argument("--data", help="what they were distilled from, as profiles name it")
+    theirs.add_argument("--whitening", choices=("none", "zca", "mtt", "mtt-zca"), help="their space: ours without or with ZCA, or that of MTT's code")
+    theirs.add_argument("--lr", type=float, help="to train with; else lr_*.pt beside the images")
+    theirs.add_argument("--labels", type=Path, help="their file; else labels_*.pt beside the images")
+    theirs.add_argument("--width", type=int, help="of the convnet that is trained; 128")
+    theirs.add_argument("--depth", type=int, help="of that convnet; 3 up to 32 pixels, 4 up to 64, else 5")
+    command = commands.add_parser("export", help="write a set, or a recipe's experts, as .pt files in the form of MTT's code")
+    command.add_argument("what", help="a set's file, or `experts`")
+    command.add_argument("--to", type=Path, required=True, help="the folder to write into")
+    command.add_argument("--profile", default="laptop", help="whose experts")
+    command.add_argument("--recipe", default="sgd", help="which of them")
+    command.add_argument("--cell", help="on whose data; the profile's first")
 
 
 if __name__ == "__main__":

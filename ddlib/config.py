@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_serializer, model_validator
 
 PROFILES = Path(__file__).parent / "profiles"
 FORMAT = 2  # part of every key: raise it when a change of code changes results
 PARTS = ("train", "val", "test")
+ENDING = 17 << 20  # bytes; an archive's list of entries takes less
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # in capitals too
 
 Count = Annotated[int, Field(ge=1)]
@@ -65,6 +68,7 @@ class Data(Settings):
     path: str | None = None  # of a folder of one's own, with train/<class>/* and perhaps val/<class>/*, test/<class>/*
     size: Count | None = None  # side of its images in pixels, once they are cut square
     contents: str | None = None  # its `listing`, taken when left out: with other files it is other data, under another key
+    space: Literal["mtt"] | None = None  # not ours but that of MTT's code, which its experts and images are in
 
     @model_validator(mode="after")
     def _check(self):
@@ -106,6 +110,35 @@ def listing(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def buffer_files(path: Path) -> list[Path]:
+    """The files of a buffer: `path` itself, or the replay_buffer_<n>.pt in it, by number.
+
+    Raises:
+        Refusal: there are none.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise Refusal(f"no buffer {path.absolute()}: expected a replay_buffer_<n>.pt, or the folder of several; correct `buffer`")
+        return [path]
+    numbered = {int(found[1]): file for file in path.iterdir() if (found := re.fullmatch(r"replay_buffer_([0-9]+)\.pt", file.name))}
+    if not numbered:
+        raise Refusal(f"no replay_buffer_<n>.pt in {path.absolute()}: correct `buffer`")
+    return [numbered[n] for n in sorted(numbered)]
+
+
+def fingerprint(buffer: Path) -> str:
+    """16 hexadecimal digits that name a buffer's contents, by names, sizes and how each file ends: there a `.pt` archive lists the checksums of all that it holds."""
+    text = json.dumps([(file.name, (about := file.stat()).st_size, _ending(file, about.st_size, about.st_mtime_ns)) for file in buffer_files(buffer)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _ending(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as held:
+        held.seek(max(0, size - ENDING))
+        return hashlib.sha256(held.read(ENDING)).hexdigest()
+
+
 class Network(Settings):
     architecture: Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap", "vit"] = "convnet"
     width: Count = 128
@@ -134,6 +167,34 @@ class Expert(Settings):
     seed: int = 0
 
 
+class Imported(Settings):
+    """One expert that was trained elsewhere: a trajectory of a buffer in MTT's form."""
+
+    stage: ClassVar[str] = "experts"
+    data: Data
+    network: Network = Network()
+    buffer: str  # a replay_buffer_<n>.pt, or the folder of several
+    epochs: Count = 50  # E; the buffer holds E + 1 snapshots of each
+    contents: str | None = None  # the buffer's `fingerprint`, taken when left out: with other contents it is another expert, under another key
+    seed: int = 0  # which trajectory, from 0
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.network.architecture != "convnet":
+            raise ValueError(f"a buffer of {self.network.architecture} cannot be imported: only a convnet's parameters are known to mean the same there; set `network`")
+        if self.contents is None:
+            self.__dict__["contents"] = fingerprint(Path(self.buffer))  # frozen from here on
+        return self
+
+
+def _origin(expert: Any) -> str:
+    """Which of the two kinds of expert is meant."""
+    return "imported" if (expert.get("buffer") if isinstance(expert, dict) else getattr(expert, "buffer", None)) else "trained"
+
+
+AnyExpert = Annotated[Annotated[Expert, Tag("trained")] | Annotated[Imported, Tag("imported")], Discriminator(_origin)]
+
+
 class Selection(Settings):
     """Images to start from, or to train on as they are: a coreset is an initialisation with nothing after it."""
 
@@ -141,7 +202,7 @@ class Selection(Settings):
     data: Data
     method: Literal["noise", "real", "representative", "herding", "k_center", "all"]
     ipc: Count = 1  # images per class
-    expert: Expert | None = None  # whose features the selection looks at
+    expert: AnyExpert | None = None  # whose features the selection looks at
     features: Literal["logits", "penultimate"] = "logits"
     centres: Count | None = None  # k-means centres a class; None: as many as images
     lr: Positive = 0.01  # to train on the selection with: nothing is learned here
@@ -162,7 +223,7 @@ class Distillation(Settings):
     """The outer loop, its student and what it follows."""
 
     stage: ClassVar[str] = "sets"
-    experts: Expert  # their recipe; expert i takes seed i
+    experts: AnyExpert  # their recipe, or their buffer; expert i takes seed i
     n_experts: Count = 100
     start: Selection
     inner_steps: Count = 20  # N
@@ -296,7 +357,7 @@ class Profile(Settings):
 
     title: str
     network: Network
-    recipes: dict[str, dict[str, Any]]  # expert recipe -> fields of Expert
+    recipes: dict[str, dict[str, Any]]  # expert recipe -> fields of Expert; of Imported, if one of them is `buffer`
     n_experts: Count
     seeds: Count  # distillation seeds
     evaluation: dict[str, Any]

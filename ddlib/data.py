@@ -125,7 +125,7 @@ def _held(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Te
     """The space, and images and labels as `Images` names them, in memory."""
     raw = partial(_made, entry, settings, folder)
     raw = _kept(folder / "data" / f"{settings.name}-{settings.seed}.safetensors", raw, _expected(entry, settings)) if entry.cached else raw()
-    space = _space(raw["x_train"], settings.zca, folder / "data")
+    space = _space(raw["x_train"], settings, folder / "data")
     return space, {name: space.enter(t) if name.startswith("x") else t.long() for name, t in raw.items()}
 
 
@@ -144,7 +144,7 @@ def _mapped(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, 
             counts = ", ".join(f"{name}: {n}" for name, n in zip(entry.class_names, sizes, strict=True))
             log.warning("%s has classes of unequal size (%s): %d images of each are used", settings.name, counts, min(sizes))
         raw = _opened(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.name}"))
-        space = _space(raw["x_train"], settings.zca, home)
+        space = _space(raw["x_train"], settings, home)
         small = {name: t for name, t in raw.items() if name.startswith("y")} | {f"space.{name}": t for name, t in space.tensors().items()}
         large = {f"x_{part}": raw[f"x_{part}"] for part in PARTS}
         write_parts(
@@ -153,7 +153,7 @@ def _mapped(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, 
             | {name: (torch.float32, tuple(x.shape), map(space.enter, x.split(500))) for name, x in large.items()},
         )
 
-    held = _opened(home / f"{stem}-{'zca' if settings.zca else 'plain'}.safetensors", enter)
+    held = _opened(home / f"{stem}-{'mtt-' if settings.space else ''}{'zca' if settings.zca else 'plain'}.safetensors", enter)
     space = Space.from_tensors({name.removeprefix("space."): t for name, t in held.items() if name.startswith("space.")})
     return space, {name: t for name, t in held.items() if not name.startswith("space.")}
 
@@ -215,11 +215,23 @@ def _made(entry: Set, settings: Data, folder: Path) -> Raw:
     return raw
 
 
-def _space(x: Tensor, zca: bool, home: Path) -> Space:
+def _space(x: Tensor, settings: Data, home: Path) -> Space:
     """The space of training images `x`. With ZCA it is kept: 3072 eigenvectors take half a minute, and each worker would compute its own."""
-    if not zca:
-        return fit_space(x, zca)
-    return Space.from_tensors(_kept(home / f"zca-{digest({'x': x})[:16]}.safetensors", lambda: fit_space(x, zca).tensors()))
+    given = _mtt(settings) if settings.space else None
+    if not settings.zca:
+        return fit_space(x, False, given=given)
+    file = home / f"{'mtt-' if given else ''}zca-{digest({'x': x})[:16]}.safetensors"
+    return Space.from_tensors(_kept(file, lambda: fit_space(x, True, given=given).tensors()))
+
+
+def _mtt(settings: Data) -> Space:
+    """How MTT's code shows images: by fixed means and deviations; with ZCA it whitens pixels as they are, so the same epsilon is far larger beside their variance."""
+    channels = about(settings).shape[0]
+    if settings.zca:
+        return Space(torch.zeros(channels), torch.ones(channels))
+    if (known := MTT.get(settings.name)) is None:
+        raise Refusal(f"MTT's code has no means and deviations for data '{settings.name}', expected one of {', '.join(MTT)}: leave `data.space` out, or set `zca: true`")
+    return Space(*map(torch.tensor, known))
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Tensor]], expected: str | None = None) -> dict[str, Tensor]:
@@ -350,6 +362,8 @@ def _with_validation(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, seed:
     return _cut(x, y, {"train": each - each // 10, "val": each // 10}, seed) | {"x_test": x_test, "y_test": y_test}
 
 
+CIFAR_STATISTICS, IMAGENET_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+MTT = dict.fromkeys(("cifar10", "cifar100"), CIFAR_STATISTICS) | dict.fromkeys(("tiny_imagenet", *folders.SUBSETS), IMAGENET_STATISTICS)  # mean, std
 DIGITS = tuple("0123456789")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck"

@@ -53,6 +53,13 @@ def train(settings: config.Expert, flat: Flat, images: Images) -> Iterator[Snaps
         yield Snapshot(done.index + 1, done.theta, row)
 
 
+def imported(path: Tensor, flat: Flat, images: Images) -> Iterator[Snapshot]:
+    """Snapshots 0 ... E of an expert that was trained elsewhere, its path (E + 1, P); what its training loss was is not known."""
+    for epoch, theta in enumerate(path):
+        theta = theta.to(images.x_train)
+        yield Snapshot(epoch, theta, look(flat, theta, images) | {"epoch": epoch, "loss": float("nan")})
+
+
 def trajectory(snapshots: Iterator[Snapshot], report: Callable[[int], None] = lambda epoch: None) -> tuple[Tensor, list[dict], dict]:
     """All snapshots as (E + 1, P), one row an epoch with the step that follows it, and the path's smoothness."""
     path, rows = [], []

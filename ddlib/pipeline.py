@@ -5,6 +5,7 @@ Data -> Expert -> Selection -> Distillation -> Evaluation; each names what it ne
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -16,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cost, data, engine, fused, measure, networks
-from .config import Data, Distillation, Evaluation, Expert, Following, Measurement, Network, Refusal, Selection, Settings, generator, key
+from . import cost, data, engine, exchange, fused, measure, networks
+from .config import Data, Distillation, Evaluation, Expert, Following, Imported, Measurement, Network, Refusal, Selection, Settings, generator, key
 from .data import Images
 from .distil import State, begin, distil, inner_loss
 from .evaluate import evaluate, score
-from .experts import train, trajectory
+from .experts import imported, train, trajectory
 from .fit import Diverged
 from .flat import Flat
 from .initial import INITIAL
@@ -30,6 +31,9 @@ from .store import Artefact, Store
 from .unroll import path
 
 CHECKPOINT = 60.0  # seconds of work that a kill may cost
+FAINT = 1.5  # an imported expert that is not this many times as good as chance is doubted
+
+log = logging.getLogger("ddlib")
 
 
 def images(settings: Data, store: Store) -> Images:
@@ -49,8 +53,8 @@ def network(settings: Network, shape: tuple[int, int, int], classes: int) -> Fla
     return fused.flat(networks.build(settings, shape, classes), settings.precision)
 
 
-def expert(settings: Expert, seed: int) -> Expert:
-    """The same recipe under another seed."""
+def expert(settings: Expert | Imported, seed: int) -> Expert | Imported:
+    """The same recipe under another seed, or another trajectory of the same buffer."""
     return settings.model_copy(update={"seed": seed})
 
 
@@ -66,16 +70,26 @@ def needs(settings: Settings) -> list[Settings]:
 
 
 def check(settings: Settings) -> None:
-    """Refuse before any work what only the data can tell: more images a class than there are."""
+    """Refuse before any work what only data and buffers can tell: more images a class than there are, more experts, or experts of another network."""
     for inner in (settings, *needs(settings)):
+        if isinstance(inner, Imported) and inner.seed >= (held := sum(n for _, n in exchange.count(inner.buffer, shapes(inner), inner.epochs))):
+            raise Refusal(f"{inner.buffer} holds {held} trajectories, but number {inner.seed} (from 0) is asked for: set n_experts to at most {held}")
         if isinstance(inner, Selection) and inner.method not in ("noise", "all"):
             most = data.per_class(inner.data)
             if inner.ipc > most:
                 raise Refusal(f"ipc = {inner.ipc}, but {inner.data.name} has {most} training images a class: choose an ipc of at most {most}")
 
 
+def shapes(settings: Expert | Imported) -> dict[str, torch.Size]:
+    """The parameters of an expert's network in order, by name."""
+    known = data.about(settings.data)
+    return network(settings.network, known.shape, len(known.class_names)).shapes
+
+
 def name(settings: Settings) -> str:
     """A task in a few words, for progress and errors."""
+    if isinstance(settings, Imported):
+        return f"expert {settings.seed} of {settings.buffer} on {settings.data.name}"
     if isinstance(settings, Expert):
         return f"expert {settings.optimiser} {settings.seed} on {settings.data.name}"
     if isinstance(settings, Selection):
@@ -103,6 +117,22 @@ def make_expert(settings: Expert, store: Store) -> None:
     real = images(settings.data, store)
     flat = network(settings.network, real.shape, real.classes)
     path, rows, smooth = trajectory(train(settings, flat, real))
+    store.save(settings, {"path": path}, {"rows": rows, "smoothness": smooth})
+
+
+def import_expert(settings: Imported, store: Store) -> None:
+    """Read its trajectory from the buffer, and keep what is kept of a trained one."""
+    real = images(settings.data, store)
+    flat = network(settings.network, real.shape, real.classes)
+    given = exchange.trajectory(settings.buffer, settings.seed, flat.shapes, settings.epochs, settings.contents)
+    path, rows, smooth = trajectory(imported(given, flat, real))
+    if rows[-1]["validation_accuracy"] < FAINT * max(1 / real.classes, rows[0]["validation_accuracy"]):
+        log.warning(
+            "%s classifies %.1f %% of the validation images at its end, hardly more than chance: was it trained on this data, in this space "
+            "(`data: {zca: true}`, or `space: mtt` for buffers of MTT's code)?",
+            name(settings),
+            100 * rows[-1]["validation_accuracy"],
+        )
     store.save(settings, {"path": path}, {"rows": rows, "smoothness": smooth})
 
 
@@ -223,7 +253,15 @@ def make_measurement(settings: Measurement, store: Store) -> None:
         store.save(settings, {}, pool.submit(measure.outer_gradient, settings, known.shape, len(known.class_names)).result())
 
 
-MAKE = {Expert: make_expert, Selection: make_selection, Distillation: make_set, Evaluation: make_rows, Following: make_following, Measurement: make_measurement}
+MAKE = {
+    Expert: make_expert,
+    Imported: import_expert,
+    Selection: make_selection,
+    Distillation: make_set,
+    Evaluation: make_rows,
+    Following: make_following,
+    Measurement: make_measurement,
+}
 
 
 def get(settings: Settings, store: Store) -> Artefact:
@@ -275,6 +313,6 @@ def fulfil(
         tasks = missing([t for t in tasks if owner[t] == shard[0]], store)
         member = Shard(*shard, owner, store.root, store.has, name)
     with member or nullcontext():
-        for where in {s.data for s in tasks if isinstance(s, Expert | Selection)}:
+        for where in {s.data for s in tasks if isinstance(s, Expert | Imported | Selection)}:
             images(where, store)  # one process builds the data set, the rest read it; a missing one stops here, before any work
         engine.run(tasks, partial(task, root=store.root.resolve()), work, name, progress, workers, pool, member)

@@ -15,12 +15,10 @@ import pandas as pd
 import yaml
 
 from . import pipeline, plan, plots, shards, tables
-from .config import Data, Evaluation, Network, Refusal, Selection
-from .data import load
+from .config import Refusal
 from .engine import Progress, clock, default_workers, executor
-from .evaluate import evaluate
 from .paper import HOME, STUDIES, Paper
-from .store import read, write_whole
+from .store import write_whole
 
 NOTEBOOKS = HOME / "notebooks"
 NEEDS = {  # the studies that a notebook reads
@@ -166,20 +164,6 @@ def run(study: str, profile: str, part: str | None = None) -> None:
     chosen = [name for name in STUDIES if name != "tuning"] if study == "all" else [study]
     pipeline.fulfil(dict.fromkeys(settings for name in chosen for settings in held.tasks(name)), held.store, shard=shard)
     print(f"{study}{f', shard {part}' if shard else ''}: done in {clock(time.monotonic() - began)}; kept in {held.store.root}")
-
-
-def evaluate_file(file: Path, networks: int, epochs: int) -> None:
-    """Fresh networks on a kept set, which says itself what it was made of."""
-    held = read(file)
-    made = held.settings
-    data = Data(**made.get("start", made)["data"])
-    expert = made.get("experts") or made.get("expert")
-    network = Network(**expert["network"]) if expert else Network(width=32)
-    images = load(data, os.environ.get("STORE") or HOME / "store")
-    settings = Evaluation(of=Selection(data=data, method="all"), network=network, networks=networks, epochs=epochs)
-    flat = pipeline.network(network, images.shape, images.classes)
-    rows = evaluate(settings, flat, held.tensors["images"], held.tensors["labels"], held.record["lr"], images)
-    print(tables.spread(pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))
 
 
 def fill_readme(held: Paper) -> None:

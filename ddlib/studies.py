@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .config import Cell, Distillation, Evaluation, Expert, Network, Profile, Refusal, Selection, Settings, validated
+from .config import Cell, Distillation, Evaluation, Expert, Imported, Network, Profile, Refusal, Selection, Settings, validated
 
 FEATURES = "momentum"  # the recipe whose expert shows the coresets their features
 
@@ -78,12 +78,12 @@ class Run:
         return {"study": self.study, "cell": self.cell, "data": cell.data.name, "method": self.method, "ipc": cell.ipc, "distil_seed": self.distil_seed}
 
 
-def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert:
-    """The expert of that recipe on the cell's data."""
+def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | Imported:
+    """The expert of that recipe on the cell's data; a recipe that names a `buffer` imports it."""
     if name not in profile.recipes:
         raise Refusal(f"no expert recipe '{name}' in the profile: expected one of {', '.join(profile.recipes)}")
     fields = {"data": cell.data.model_dump(), "network": profile.network.model_dump(), **profile.recipes[name], "seed": seed}
-    return validated(Expert, fields, f"recipe {name}")
+    return validated(Imported if "buffer" in fields else Expert, fields, f"recipe {name}")
 
 
 def selection(profile: Profile, cell: Cell, method: str, seed: int, features: str = FEATURES) -> Selection:
@@ -178,7 +178,7 @@ def tuning(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
                 yield Run("tuning", trial.cell, method, 1000, evaluation(profile, trial.cell, made, **trial.evaluation, networks=2, test=False)), tried
 
 
-def experts(profile: Profile) -> Iterator[tuple[str, str, Expert]]:
+def experts(profile: Profile) -> Iterator[tuple[str, str, Expert | Imported]]:
     """(data, recipe, expert): every recipe on the main cell's data; on the others those that a method follows."""
     first = next(iter(profile.cells.values())).data
     seen = set()

@@ -54,15 +54,10 @@ class Space:
         return cls(**{name: tensors[name] for name in cls.__match_args__ if name in tensors})
 
 
-def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1) -> Space:
-    """The space measured on training images `x`, (n, c, h, w)."""
+def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1, given: Space | None = None) -> Space:
+    """The space measured on training images `x`, (n, c, h, w); its channels' mean and std are those of `given` if there is one."""
     parts = x.split(max(1, PART // x[0].numel()))
-    share = torch.tensor([len(part) / len(x) for part in parts], dtype=torch.float64).unsqueeze(1)
-    stds, means = (torch.stack(s) for s in zip(*(torch.std_mean(unit(part).double(), dim=(0, 2, 3), correction=0) for part in parts), strict=True))
-    mean = (share * means).sum(0)
-    std = (share * (stds.square() + (means - mean).square())).sum(0).sqrt()
-    std = torch.where(std > 0, std, 1.0)  # a constant channel is centred and left at 0
-    space = Space(mean.float(), std.float())
+    space = given or _by_channels(parts, len(x))
     if not zca:
         return space
     m = sum(space.enter(part).flatten(1).sum(0, dtype=torch.float64) for part in parts) / len(x)
@@ -71,6 +66,16 @@ def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1) -> Space:
     s, u = map(torch.from_numpy, np.linalg.eigh(covariance.numpy()))  # on two cores, several times faster than torch's
     w = u * (s.clamp(min=0) + epsilon).rsqrt() @ u.T
     return Space(space.mean, space.std, w.float(), m.float())
+
+
+def _by_channels(parts: tuple[Tensor, ...], n: int) -> Space:
+    """Mean and std of each channel over n images."""
+    share = torch.tensor([len(part) / n for part in parts], dtype=torch.float64).unsqueeze(1)
+    stds, means = (torch.stack(s) for s in zip(*(torch.std_mean(unit(part).double(), dim=(0, 2, 3), correction=0) for part in parts), strict=True))
+    mean = (share * means).sum(0)
+    std = (share * (stds.square() + (means - mean).square())).sum(0).sqrt()
+    std = torch.where(std > 0, std, 1.0)  # a constant channel is centred and left at 0
+    return Space(mean.float(), std.float())
 
 
 def unit(x: Tensor) -> Tensor:

@@ -9,15 +9,15 @@ HOME = Path(ddlib.__file__).parent
 FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("config", "kernels"),  # settings and chance; compiled code
     ("store", "cluster", "shards"),  # artefacts; Ray; several machines over one store
-    ("results", "engine"),
+    ("results", "engine", "foreign"),
     ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims"),  # the mathematics
-    ("fused", "fit", "tables", "plots", "folders"),
+    ("fused", "fit", "tables", "plots", "folders", "exchange"),
     ("data",),
     ("experts", "distil", "evaluate"),  # the stages
     ("measure", "counts", "studies"),
     ("pipeline",),  # the stages joined with the store
     ("paper", "plan"),
-    ("press",),
+    ("press", "trade"),
     ("__main__",),
     ("__init__",),
 ]

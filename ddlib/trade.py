@@ -1,0 +1,115 @@
+"""The commands for sets and experts that come and go: `evaluate` one, ours or a stranger's; `export` ours in the form that MTT's code writes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from . import data, exchange, pipeline, studies, tables
+from .config import Data, Evaluation, Network, Refusal, Selection, validated
+from .evaluate import evaluate
+from .paper import HOME, Paper
+from .store import Store, read
+
+WHITENING = {"none": {}, "zca": {"zca": True}, "mtt": {"space": "mtt"}, "mtt-zca": {"zca": True, "space": "mtt"}}  # --whitening, as fields of Data
+ASKED = {
+    "data": f"--data NAME, what its images were distilled from ({', '.join(data.SETS)})",
+    "whitening": "--whitening WORD, the space that they are in: none (our normalised pixels), zca (ours whitened), mtt or mtt-zca (these two as MTT's code has them)",
+    "lr": "--lr NUMBER, to train with, the one that was learned with them (no lr_*.pt lies beside them)",
+}
+DEPTHS = {32: 3, 64: 4, 128: 5}  # of the convnet that the field takes, by the side of the images up to which
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the command line says about a stranger's set, where the file does not."""
+
+    data: str | None = None
+    lr: float | None = None
+    whitening: str | None = None
+    labels: Path | None = None
+    width: int | None = None
+    depth: int | None = None
+
+
+def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
+    """Fresh networks on a set: one of ours says itself what it was made of, of a stranger's .pt the command line says it.
+
+    Raises:
+        Refusal: the file is not sound, or does not fit what is said; something is not said, or said twice.
+    """
+    judge = _ours if file.suffix == ".safetensors" else _theirs
+    settings, x, y, lr = judge(file, said)
+    where = settings.of.data
+    images = pipeline.images(where, Store(os.environ.get("STORE") or HOME / "store"))
+    settings = settings.model_copy(update={"networks": networks, "epochs": epochs})
+    flat = pipeline.network(settings.network, images.shape, images.classes)
+    rows = evaluate(settings, flat, x.to(images.x_train), y.to(images.y_train), lr, images)
+    print(tables.spread(pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))
+
+
+def _judged(where: Data, network: Network) -> Evaluation:
+    return Evaluation(of=Selection(data=where, method="all"), network=network)
+
+
+def _ours(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tensor, float]:
+    if extra := [f"--{name}" for name, value in vars(said).items() if value is not None]:
+        raise Refusal(f"{file} says itself what {' and '.join(extra)} would say: leave {'it' if len(extra) == 1 else 'them'} out")
+    held = read(file)
+    expert = held.settings.get("experts") or held.settings.get("expert")
+    network = Network(**expert["network"]) if expert else Network(width=32)
+    return _judged(_data_of(held.settings), network), held.tensors["images"], held.tensors["labels"], held.record["lr"]
+
+
+def _data_of(settings: dict) -> Data:
+    return Data(**settings.get("start", settings)["data"])
+
+
+def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tensor, float]:
+    lacking = [ASKED[name] for name in ("data", "whitening") if getattr(said, name) is None]
+    if said.lr is None and not exchange.has_lr(file):
+        lacking.append(ASKED["lr"])
+    if lacking:
+        raise Refusal(f"{file} does not say all that is needed to judge it: add " + "; ".join(lacking))
+    where = Data(name=said.data, **WHITENING[said.whitening])
+    known = data.about(where)
+    classes = len(known.class_names)
+    found = exchange.read_set(file, said.labels, known.shape, classes, classes * known.per_class)
+    lr = found.lr if said.lr is None else exchange.positive(said.lr, "--lr")
+    depth = said.depth if said.depth is not None else next((depth for side, depth in DEPTHS.items() if known.shape[1] <= side), 5)
+    network = validated(Network, {"width": 128 if said.width is None else said.width, "depth": depth}, "the network of --width and --depth")
+    counts = found.labels.bincount(minlength=classes)
+    print(f"{len(found.labels)} images of {classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
+    return _judged(where, network), found.images, found.labels, lr
+
+
+def export_set(file: Path, folder: Path) -> None:
+    """One of our sets as images_best.pt, labels_best.pt and lr_best.pt, its images in the space that they are in; and the command that judges them."""
+    held = read(file)
+    if "images" not in held.tensors:
+        raise Refusal(f"{file} holds {', '.join(held.tensors) or 'no tensors'}, expected a set: images, labels and lr; name one of results/*/sets")
+    where = _data_of(held.settings)
+    whitening = next(word for word, fields in WHITENING.items() if fields.get("zca", False) == where.zca and fields.get("space") == where.space)
+    files = exchange.write_set(folder, held.tensors["images"], held.tensors["labels"], held.record["lr"])
+    print(f"{', '.join(map(str, files))}\nJudge them anywhere with\n  python -m ddlib evaluate {files[0]} --data {where.name} --whitening {whitening}")
+
+
+def export_experts(profile: str, recipe: str, folder: Path, cell: str | None = None) -> None:
+    """The experts of a recipe as replay_buffer_<n>.pt, ten a file; those that are missing are trained. Of a profile's first cell, if none is named.
+
+    Raises:
+        Refusal: no such profile, recipe or cell.
+    """
+    held = Paper(profile)
+    if cell is not None and cell not in held.profile.cells:
+        raise Refusal(f"no cell '{cell}' in profile {held.name}: expected one of {', '.join(held.profile.cells)}")
+    where = held.profile.cells[cell or next(iter(held.profile.cells))]
+    wanted = [studies.recipe(held.profile, where, recipe, seed) for seed in range(held.profile.n_experts)]
+    pipeline.fulfil(wanted, held.store)
+    paths = (held.store.load(settings).tensors["path"] for settings in wanted)
+    files = exchange.write_buffer(folder, paths, pipeline.shapes(wanted[0]))
+    print(f"{len(wanted)} experts '{recipe}' of {where.data.name} in {', '.join(map(str, files))}")
