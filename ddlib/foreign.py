@@ -11,6 +11,7 @@ import io
 import os
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .config import Refusal
 DIRECTORY = 16 << 20  # bytes that an archive's list of entries may take: 200 000 tensors
 PICKLE = 8 << 20  # bytes that its pickle may take: 100 000 tensors
 AXES = 8  # of a tensor, at most
+UNSOUND = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, struct.error)  # what zipfile raises at an archive that is no such
 STORAGES = {
     f"torch {name}Storage": dtype
     for name, dtype in {
@@ -86,7 +88,9 @@ def entries(file: Path) -> dict[str, zipfile.ZipInfo]:
         raise Refusal(f"no file {file}: check the path") from None
     except IsADirectoryError:
         raise Refusal(f"{file} is a folder, expected a .pt file: name the file in it") from None
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+    except Refusal:
+        raise
+    except UNSOUND as error:
         raise Refusal(f"{file} is damaged ({error}): copy or download it again") from None
     if len(found) != listed:
         raise Refusal(f"{file} lists {len(found)} entries but announces {listed}: it is damaged; copy or download it again")
@@ -169,7 +173,7 @@ def _contents(file: Path, some: Iterable[zipfile.ZipInfo], keep: bool) -> bytes:
                 with archive.open(entry) as held:
                     while part := held.read(1 << 20):
                         parts += [part] * keep
-    except (zipfile.BadZipFile, EOFError) as error:
+    except UNSOUND as error:
         raise Refusal(f"{file} is damaged ({error}): copy or download it again; if it was saved without checksums, save it again with them") from None
     return b"".join(parts)
 
