@@ -230,7 +230,10 @@ def _mtt(settings: Data) -> Space:
     if settings.zca:
         return Space(torch.zeros(channels), torch.ones(channels))
     if (known := MTT.get(settings.name)) is None:
-        raise Refusal(f"MTT's code has no means and deviations for data '{settings.name}', expected one of {', '.join(MTT)}: leave `data.space` out, or set `zca: true`")
+        raise Refusal(
+            f"MTT's code has no means and deviations for data '{settings.name}', expected one of {', '.join(MTT)}: "
+            "leave `data.space` out (--whitening none), or set `zca: true` beside it (--whitening mtt-zca)"
+        )
     return Space(*map(torch.tensor, known))
 
 

@@ -46,6 +46,9 @@ def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
     settings, x, y, lr = judge(file, said)
     where = settings.of.data
     images = pipeline.images(where, Store(os.environ.get("STORE") or HOME / "store"))
+    if said.data:
+        counts = y.bincount(minlength=images.classes)
+        print(f"{len(y)} images of {images.classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
     settings = settings.model_copy(update={"networks": networks, "epochs": epochs})
     flat = pipeline.network(settings.network, images.shape, images.classes)
     rows = evaluate(settings, flat, x.to(images.x_train), y.to(images.y_train), lr, images)
@@ -60,13 +63,13 @@ def _ours(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tens
     if extra := [f"--{name}" for name, value in vars(said).items() if value is not None]:
         raise Refusal(f"{file} says itself what {' and '.join(extra)} would say: leave {'it' if len(extra) == 1 else 'them'} out")
     held = read(file)
-    expert = held.settings.get("experts") or held.settings.get("expert")
-    network = Network(**expert["network"]) if expert else Network(width=32)
-    return _judged(_data_of(held.settings), network), held.tensors["images"], held.tensors["labels"], held.record["lr"]
+    return _judged(*_made_of(held.settings)), held.tensors["images"], held.tensors["labels"], held.record["lr"]
 
 
-def _data_of(settings: dict) -> Data:
-    return Data(**settings.get("start", settings)["data"])
+def _made_of(settings: dict) -> tuple[Data, Network]:
+    """The data of one of our sets, and the network it was made with."""
+    expert = settings.get("experts") or settings.get("expert")
+    return Data(**settings.get("start", settings)["data"]), Network(**expert["network"]) if expert else Network(width=32)
 
 
 def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tensor, float]:
@@ -75,15 +78,13 @@ def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Te
         lacking.append(ASKED["lr"])
     if lacking:
         raise Refusal(f"{file} does not say all that is needed to judge it: add " + "; ".join(lacking))
-    where = Data(name=said.data, **WHITENING[said.whitening])
+    where = validated(Data, {"name": said.data, **WHITENING[said.whitening]}, "--data and --whitening")
     known = data.about(where)
     classes = len(known.class_names)
     found = exchange.read_set(file, said.labels, known.shape, classes, classes * known.per_class)
     lr = found.lr if said.lr is None else exchange.positive(said.lr, "--lr")
     depth = said.depth if said.depth is not None else next((depth for side, depth in DEPTHS.items() if known.shape[1] <= side), 5)
     network = validated(Network, {"width": 128 if said.width is None else said.width, "depth": depth}, "the network of --width and --depth")
-    counts = found.labels.bincount(minlength=classes)
-    print(f"{len(found.labels)} images of {classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
     return _judged(where, network), found.images, found.labels, lr
 
 
@@ -92,10 +93,13 @@ def export_set(file: Path, folder: Path) -> None:
     held = read(file)
     if "images" not in held.tensors:
         raise Refusal(f"{file} holds {', '.join(held.tensors) or 'no tensors'}, expected a set: images, labels and lr; name one of results/*/sets")
-    where = _data_of(held.settings)
+    where, network = _made_of(held.settings)
     whitening = next(word for word, fields in WHITENING.items() if fields.get("zca", False) == where.zca and fields.get("space") == where.space)
     files = exchange.write_set(folder, held.tensors["images"], held.tensors["labels"], held.record["lr"])
-    print(f"{', '.join(map(str, files))}\nJudge them anywhere with\n  python -m ddlib evaluate {files[0]} --data {where.name} --whitening {whitening}")
+    print(", ".join(map(str, files)))
+    if where.name in data.SETS and where.seed == 0:
+        said = f"--data {where.name} --whitening {whitening} --width {network.width} --depth {network.depth}"
+        print(f"Judge them anywhere with\n  python -m ddlib evaluate {files[0]} {said}")
 
 
 def export_experts(profile: str, recipe: str, folder: Path, cell: str | None = None) -> None:

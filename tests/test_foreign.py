@@ -182,11 +182,12 @@ def test_lists_of_entries_and_pickles_have_a_limit(tmp_path, monkeypatch):
     assert len(read_foreign(file)) == 50
 
 
-def test_files_of_many_entries_are_read(tmp_path):
-    """Above 65 535 an archive has another form."""
-    file = saved(tmp_path / "many.pt", [torch.full((1,), i, dtype=torch.int32) for i in range(66_000)])
-    assert file.read_bytes()[-42:-38] == b"PK\6\7"
-    assert foreign.outline(file) == [Outline((1,), torch.int32)] * 66_000
+def test_both_forms_of_an_archives_end_are_read(tmp_path):
+    """The wide one, which torch.save writes, and the narrow one, which is for at most 65 535 entries."""
+    wide = saved(tmp_path / "wide.pt", GOOD)
+    narrow = rezipped(tmp_path / "narrow.pt", wide)
+    assert [file.read_bytes()[-42:-38] == b"PK\6\7" for file in (wide, narrow)] == [True, False]
+    assert same(read_foreign(wide), GOOD) and same(read_foreign(narrow), GOOD)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "archive/../../outside", "archive\\..\\outside", "archive/./x", "outside"])
