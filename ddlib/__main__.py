@@ -1,4 +1,4 @@
-"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `plan`, `evaluate FILE`, `export FILE`."""
+"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `plan`, `status`, `gc`, `evaluate FILE`, `export FILE`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("figures", "render tables and figures again from the kept rows"),
         ("tune", "run the search behind the profile's tuned settings"),
         ("plan", "predict what a profile costs, here and on GPUs, before it is paid; `cells`: every cell of the paper"),
+        ("status", "what the store holds for a profile, and what is missing"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("profile", nargs="?", default="laptop")
@@ -30,10 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("study", help="its name, or `all`: every study but `tuning`, the search for settings")
     command.add_argument("--profile", default="laptop")
     command.add_argument("--shard", metavar="i/n", help="only the i-th of n parts: a member of a batch system's array, over one store")
+    command = commands.add_parser("gc", help="show what no profile needs, and remove it once asked")
+    command.add_argument("profile", nargs="*", help="profiles of your own whose artefacts stay too; those of the library's always do")
+    command.add_argument("--yes", action="store_true", help="remove without asking")
     _borders(commands)
     given = parser.parse_args(arguments)
 
-    from . import plan, press, trade  # torch takes seconds to import: `--help` need not wait
+    from . import plan, press, trade, upkeep  # torch takes seconds to import: `--help` need not wait
+    from .store import FULL, no_room
 
     try:
         if given.command == "paper":
@@ -46,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
             press.run(given.study, given.profile, given.shard)
         elif given.command == "plan":
             press.cells() if given.profile == "cells" else plan.report(given.profile)
+        elif given.command == "status":
+            upkeep.status(given.profile)
+        elif given.command == "gc":
+            upkeep.gc(given.profile, given.yes)
         elif given.command == "evaluate":
             said = trade.Words(given.data, given.lr, given.whitening, given.labels, given.width, given.depth)
             trade.evaluate_file(given.file, given.networks, given.epochs, said)
@@ -55,6 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
             trade.export_set(Path(given.what), given.to)
     except (Refusal, Diverged, Lost) as error:
         print(f"ddlib: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"ddlib: {no_room(error, Path(error.filename or 'a file'))}", file=sys.stderr)
         return 2
     return 0
 

@@ -19,13 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ddlib import folders
 from ddlib.config import PARTS, Data, Refusal, generator, listing
-from ddlib.store import digest, write_parts, write_whole
+from ddlib.store import digest, entire, kept, read_parts, write_parts
 from ddlib.whiten import Space, fit_space
 
 FOLDER = Path("store")  # where nobody says otherwise
@@ -124,7 +122,7 @@ def _load(settings: Data, folder: Path) -> Images:
 def _held(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
     """The space, and images and labels as `Images` names them, in memory."""
     raw = partial(_made, entry, settings, folder)
-    raw = _kept(folder / "data" / f"{settings.name}-{settings.seed}.safetensors", raw, _expected(entry, settings)) if entry.cached else raw()
+    raw = _kept(copy(settings, folder), lambda file: write_parts(file, entire(raw())), _expected(entry, settings)) if entry.cached else raw()
     space = _space(raw["x_train"], settings, folder / "data")
     return space, {name: space.enter(t) if name.startswith("x") else t.long() for name, t in raw.items()}
 
@@ -136,35 +134,44 @@ def _mapped(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, 
     """
     found, home, side = entry.find(folder), folder / "data", entry.shape[1]
     parts = _parts(found, settings.seed)
-    stem = f"{settings.name}-{folders.name(parts, side)}"
+    stem = _stem(settings, parts, side)
 
     def enter(file: Path) -> None:
         sizes = [len(files) for files in found["train"]]
         if len(set(sizes)) > 1:
             counts = ", ".join(f"{name}: {n}" for name, n in zip(entry.class_names, sizes, strict=True))
             log.warning("%s has classes of unequal size (%s): %d images of each are used", settings.name, counts, min(sizes))
-        raw = _opened(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.name}"))
+        raw = _kept(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.name}"))
         space = _space(raw["x_train"], settings, home)
         small = {name: t for name, t in raw.items() if name.startswith("y")} | {f"space.{name}": t for name, t in space.tensors().items()}
         large = {f"x_{part}": raw[f"x_{part}"] for part in PARTS}
-        write_parts(
-            file,
-            {name: (t.dtype, tuple(t.shape), [t]) for name, t in small.items()}
-            | {name: (torch.float32, tuple(x.shape), map(space.enter, x.split(500))) for name, x in large.items()},
-        )
+        write_parts(file, entire(small) | {name: (torch.float32, tuple(x.shape), map(space.enter, x.split(500))) for name, x in large.items()})
 
-    held = _opened(home / f"{stem}-{'mtt-' if settings.space else ''}{'zca' if settings.zca else 'plain'}.safetensors", enter)
+    held = _kept(_entered(settings, stem, home), enter)
     space = Space.from_tensors({name.removeprefix("space."): t for name, t in held.items() if name.startswith("space.")})
     return space, {name: t for name, t in held.items() if not name.startswith("space.")}
 
 
-def _opened(path: Path, make: Callable[[Path], None]) -> dict[str, Tensor]:
-    """The tensors of `path`, mapped; where it is absent or cut short, `make` writes it. Its bytes are not hashed: that would read them all."""
-    try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        make(path)
-    return load_file(path)
+def copy(settings: Data, folder: Path) -> Path | None:
+    """Where `load` keeps what it made of them, under `folder/data`; None for sets that are made anew each time.
+
+    Raises:
+        Refusal: it would be made of files that are not there.
+    """
+    entry = about(settings)
+    if entry.cached:
+        return folder / "data" / f"{settings.name}-{settings.seed}.safetensors"
+    if entry.find:
+        return _entered(settings, _stem(settings, _parts(entry.find(folder), settings.seed), entry.shape[1]), folder / "data")
+    return None
+
+
+def _stem(settings: Data, parts: folders.Parts, side: int) -> str:
+    return f"{settings.name}-{folders.name(parts, side)}"
+
+
+def _entered(settings: Data, stem: str, home: Path) -> Path:
+    return home / f"{stem}-{'mtt-' if settings.space else ''}{'zca' if settings.zca else 'plain'}.safetensors"
 
 
 def _parts(found: folders.Found, seed: int) -> folders.Parts:
@@ -221,7 +228,7 @@ def _space(x: Tensor, settings: Data, home: Path) -> Space:
     if not settings.zca:
         return fit_space(x, False, given=given)
     file = home / f"{'mtt-' if given else ''}zca-{digest({'x': x})[:16]}.safetensors"
-    return Space.from_tensors(_kept(file, lambda: fit_space(x, True, given=given).tensors()))
+    return Space.from_tensors(_kept(file, lambda file: write_parts(file, entire(fit_space(x, True, given=given).tensors()))))
 
 
 def _mtt(settings: Data) -> Space:
@@ -237,20 +244,9 @@ def _mtt(settings: Data) -> Space:
     return Space(*map(torch.tensor, known))
 
 
-def _kept(path: Path, make: Callable[[], dict[str, Tensor]], expected: str | None = None) -> dict[str, Tensor]:
-    """The copy at `path`, or `make()`, which leaves one there; a copy that is damaged, or not the expected one, is made again."""
-    try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-            expected = expected or file.metadata()["sha256"]
-        if digest(tensors) == expected:
-            return tensors
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError):  # absent, cut short, or no file of ours
-        pass
-    tensors = make()
-    write_whole(path, save(tensors, {"sha256": digest(tensors)}))
-    return tensors
+def _kept(file: Path, make: Callable[[Path], None], expected: str | None = None) -> dict[str, Tensor]:
+    """The tensors of `file` in a store's `data`, mapped; where it is absent, damaged or not of the expected digest, `make` writes it."""
+    return kept(file.parent.parent, file, f"data {file.stem}", partial(read_parts, expected=expected), partial(make, file))
 
 
 def split(y: Tensor, counts: dict[str, int], seed: int) -> dict[str, Tensor]:

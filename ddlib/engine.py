@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .cluster import Ray
 from .config import Refusal
 from .shards import Shard
+from .store import Full
 
 Task = TypeVar("Task", bound=Hashable)
 KEEP_MEMORY = 1 << 30  # bytes that the allocator keeps between steps
@@ -215,11 +216,12 @@ def run(
     workers: int | None = None,
     pool: Executor | None = None,
     shard: Shard | None = None,
+    busy: Callable[[Task], bool] = lambda task: False,
 ) -> None:
     """Do every task of `tasks` (task -> the tasks it needs; needs outside the mapping count as done), in `pool` or one of its own.
 
-    A failed task does not stop those that do not need it; when all that can run has run, the first failure is raised. With a shard, tasks that
-    other shards are on are left to them, until their artefacts appear.
+    A failed task does not stop those that do not need it; when all that can run has run, the first failure is raised. Where a disk is full nothing more
+    is begun. Tasks that another process is on (`busy`) come last. With a shard, tasks that other shards are on are left to them, until their artefacts appear.
     """
     if not tasks:
         return
@@ -241,7 +243,7 @@ def run(
             for task in shard.made(waiting) if shard else ():
                 del waiting[task]
                 finish(task)
-            ready = sorted((t for t, needs in waiting.items() if not needs), key=work, reverse=True)
+            ready = sorted((t for t, needs in waiting.items() if not needs), key=lambda t: (busy(t), -work(t)))
             for task in shard.order(ready) if shard else ready:
                 if len(running) >= workers:
                     break
@@ -265,6 +267,8 @@ def run(
                         continue
                 if error is not None:
                     failures.append(error)
+                    if isinstance(error, Full):
+                        waiting.clear()
                     print(f"{label(task)} failed: {error}", file=sys.stderr, flush=True)
                     continue
                 finish(task)

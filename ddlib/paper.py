@@ -25,6 +25,11 @@ from .studies import Run
 HOME = Path(os.environ.get("DDLIB_HOME") or Path(__file__).resolve().parent.parent)
 
 
+def store_folder() -> Path:
+    """Where the environment's STORE says; else `store` beside the library."""
+    return Path(os.environ.get("STORE") or HOME / "store")
+
+
 class Paper:
     """A profile, the store that its runs fill and the results that it leaves.
 
@@ -38,7 +43,7 @@ class Paper:
         self.profile = config.profile(profile)
         for settings in studies.everything(self.profile):
             pipeline.check(settings)
-        self.store = Store(store or os.environ.get("STORE") or HOME / "store")
+        self.store = Store(store or store_folder())
         self.results = Results(results or Path(os.environ.get("RESULTS") or HOME / "results") / self.name)
 
     def data(self, cell: str | None = None) -> Images:
@@ -48,7 +53,7 @@ class Paper:
     def get(self, settings: Settings) -> Artefact:
         """One artefact, made if it is missing."""
         pipeline.fulfil([settings], self.store)
-        return self.store.load(settings)
+        return pipeline.get(settings, self.store)
 
     def study(self, name: str) -> pd.DataFrame:
         """The rows of a study: made where they are missing, and kept."""
@@ -86,7 +91,7 @@ class Paper:
             made = run.settings.of
             if run.method not in methods or (isinstance(made, Selection) and run.distil_seed):
                 continue
-            held = self.store.load(made)
+            held = pipeline.get(made, self.store)
             wanted = held.tensors.keys() - ({"history"} if run.distil_seed else set())
             if "history" in wanted and made.start.ipc > 1:
                 wanted -= {"history"}
@@ -109,7 +114,7 @@ def network_rows(study: str) -> Callable[[Paper], list[dict]]:
             label = run.label(paper.profile.cells[run.cell])
             if run.method == studies.CEILING:
                 label["ipc"] = None
-            found += [label | row for row in paper.store.load(run.settings).record["rows"]]
+            found += [label | row for row in pipeline.get(run.settings, paper.store).record["rows"]]
         return found
 
     return rows
@@ -120,7 +125,7 @@ def epoch_rows(paper: Paper) -> list[dict]:
     found = []
     for name, recipe, settings in studies.experts(paper.profile):
         label = {"data": name, "recipe": recipe, "expert_seed": settings.seed}
-        found += [label | row | {"settings_key": key(settings)} for row in paper.store.load(settings).record["rows"]]
+        found += [label | row | {"settings_key": key(settings)} for row in pipeline.get(settings, paper.store).record["rows"]]
     return found
 
 
@@ -128,7 +133,7 @@ def smoothness_rows(paper: Paper) -> list[dict]:
     """One line an expert: its whole path, and how good it is at the end."""
     found = []
     for name, recipe, settings in studies.experts(paper.profile):
-        record = paper.store.load(settings).record
+        record = pipeline.get(settings, paper.store).record
         last = {column: record["rows"][-1][column] for column in ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")}
         label = {"data": name, "recipe": recipe, "expert_seed": settings.seed}
         found.append(label | record["smoothness"] | last | {"settings_key": key(settings)})
@@ -140,7 +145,7 @@ def curve_rows(paper: Paper) -> list[dict]:
     found = []
     for run in paper._distilled():
         label = run.label(paper.profile.cells[run.cell])
-        curve = paper.store.load(run.settings.of).record["curve"]
+        curve = pipeline.get(run.settings.of, paper.store).record["curve"]
         found += [label | row | {"settings_key": key(run.settings.of)} for row in curve]
     return found
 
@@ -151,7 +156,7 @@ def following_rows(paper: Paper) -> list[dict]:
     for run in studies.ablation(paper.profile):
         settings = Following(of=run.settings.of)
         label = {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}
-        found += [label | row | {"settings_key": key(settings)} for row in paper.store.load(settings).record["rows"]]
+        found += [label | row | {"settings_key": key(settings)} for row in pipeline.get(settings, paper.store).record["rows"]]
     return found
 
 
@@ -160,7 +165,7 @@ def tuning_rows(paper: Paper) -> list[dict]:
     found = []
     for run, tried in studies.tuning(paper.profile):
         label = run.label(paper.profile.cells[run.cell]) | {"tried": ", ".join(f"{k} = {v:g}" for k, v in tried.items()), "iterations": run.settings.of.iterations}
-        found += [label | row for row in paper.store.load(run.settings).record["rows"]]
+        found += [label | row for row in pipeline.get(run.settings, paper.store).record["rows"]]
     return found
 
 

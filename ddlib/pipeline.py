@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import cache, lru_cache, partial
@@ -27,7 +27,7 @@ from .fit import Diverged
 from .flat import Flat
 from .initial import INITIAL
 from .shards import Shard, split
-from .store import Artefact, Store
+from .store import Absent, Artefact, Damaged, Store, sweep
 from .unroll import path
 
 CHECKPOINT = 60.0  # seconds of work that a kill may cost
@@ -177,7 +177,7 @@ def make_set(settings: Distillation, store: Store) -> None:
     flat = network(settings.experts.network, real.shape, real.classes)
     start = get(settings.start, store)
     labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
-    paths = [store.rows_of(expert(settings.experts, i)) for i in range(settings.n_experts)]
+    paths = [rows_of(expert(settings.experts, i), store) for i in range(settings.n_experts)]
     judge = Evaluation(of=settings.start, network=settings.experts.network, epochs=settings.check_epochs)
     marks = {settings.iterations * (i + 1) // settings.checks for i in range(settings.checks)}
 
@@ -238,7 +238,7 @@ def make_following(settings: Following, store: Store) -> None:
     x, y = (held.tensors[name].to(real.x_train.device) for name in ("images", "labels"))
     rows, lr = [], torch.tensor(held.record["lr"], device=x.device)
     for i in range(of.n_experts):
-        target = store.rows_of(expert(of.experts, i))(0, epochs + 1).to(x)  # (epochs + 1, P)
+        target = rows_of(expert(of.experts, i), store)(0, epochs + 1).to(x)  # (epochs + 1, P)
         loss = inner_loss(flat, y, long, real.strategies, 0, -1 - i)
         walked = path(loss, target[0], x, lr, epochs * each, of.momentum, differentiable=False)
         errors = [float((walked[e * each] - target[e]).norm() / (target[0] - target[e]).norm()) for e in range(1, epochs + 1)]
@@ -265,14 +265,25 @@ MAKE = {
 
 
 def get(settings: Settings, store: Store) -> Artefact:
-    """The artefact of `settings`: read if it is there, else made, with all that it needs."""
-    if not store.has(settings):
+    """The artefact of `settings`: read if it is there and sound, else made, with all that it needs; what another process is on is waited for."""
+
+    def make() -> None:
         check(settings)
         for other in needs(settings):
             if not store.has(other):
                 get(other, store)
         MAKE[type(settings)](settings, store)
-    return store.load(settings)
+
+    return store.kept(settings, name(settings), make, needs(settings))
+
+
+def rows_of(settings: Expert | Imported, store: Store) -> Callable[[int, int], Tensor]:
+    """`(first, last) -> rows first ... last - 1` of an expert's path, read from disk without the rest; what is damaged is made again first."""
+    try:
+        return store.rows_of(settings)
+    except (Absent, Damaged):
+        get(settings, store)
+    return store.rows_of(settings)
 
 
 def task(settings: Settings, root: Path) -> None:
@@ -307,6 +318,7 @@ def fulfil(
 ) -> None:
     """Make everything that `wanted` needs and the store lacks, side by side, with progress and time left; as shard (i, n), the i-th part of n."""
     wanted = list(wanted)
+    sweep(store.root)
     tasks, member = missing(wanted, store), None
     if shard:
         owner = split(missing(wanted, None), shard[1], work)
@@ -315,4 +327,4 @@ def fulfil(
     with member or nullcontext():
         for where in {s.data for s in tasks if isinstance(s, Expert | Imported | Selection)}:
             images(where, store)  # one process builds the data set, the rest read it; a missing one stops here, before any work
-        engine.run(tasks, partial(task, root=store.root.resolve()), work, name, progress, workers, pool, member)
+        engine.run(tasks, partial(task, root=store.root.resolve()), work, name, progress, workers, pool, member, store.busy)

@@ -18,7 +18,7 @@ from . import pipeline, plan, plots, shards, tables
 from .config import Refusal
 from .engine import Progress, clock, default_workers, executor
 from .paper import HOME, STUDIES, Paper
-from .store import write_whole
+from .store import sweep, whole, write_whole
 
 NOTEBOOKS = HOME / "notebooks"
 NEEDS = {  # the studies that a notebook reads
@@ -80,28 +80,30 @@ def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
     import nbformat
     import papermill
 
-    folder.mkdir(parents=True, exist_ok=True)
-    half, failed = folder / f".half-{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
-    try:
-        papermill.execute_notebook(
-            str(notebook), str(half), given, kernel_name="python3", progress_bar=False, cwd=str(NOTEBOOKS), extra_arguments=["--log-level=CRITICAL"]
-        )
-    except papermill.PapermillExecutionError as error:
-        os.replace(half, failed)
-        raise Refusal(f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\nthe half-run copy is {failed}") from None
-    except BaseException:
-        half.unlink(missing_ok=True)
-        raise
-    done = nbformat.read(half, as_version=4)
+    failed = folder / f"{notebook.stem}.failed.ipynb"
+    with whole(folder / notebook.name) as half:
+        try:
+            papermill.execute_notebook(
+                str(notebook), half.name, given, kernel_name="python3", progress_bar=False, cwd=str(NOTEBOOKS), extra_arguments=["--log-level=CRITICAL"]
+            )
+        except papermill.PapermillExecutionError as error:
+            os.replace(half.name, failed)
+            raise Refusal(f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\nthe half-run copy is {failed}") from None
+        done = cleaned(nbformat.read(half.name, as_version=4))
+        half.truncate()
+        half.write(nbformat.writes(done).encode())
+    failed.unlink(missing_ok=True)
+
+
+def cleaned(done: Any) -> Any:
+    """An executed notebook without what differs from run to run."""
     for part in (done, *done.cells):  # times and paths of this machine are no part of the paper
         part.metadata.pop("papermill", None)
         part.metadata.pop("execution", None)
     for cell in done.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "given-parameters"  # papermill's is random
-    write_whole(folder / notebook.name, nbformat.writes(done).encode())
-    half.unlink()
-    failed.unlink(missing_ok=True)
+    return done
 
 
 def paper(profile: str, file: Path | None = None, only: list[str] | None = None) -> None:
@@ -114,6 +116,7 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
         check_parameters(notebook, given)
     for cell in held.profile.cells:
         held.data(cell)  # a missing data set stops here
+    sweep(held.results.folder)
     os.environ |= {"STORE": str(held.store.root.resolve()), "RESULTS": str(held.results.folder.parent.resolve())}  # for the kernels
 
     missing = pipeline.missing([s for n in chosen for study in NEEDS.get(n.stem, []) for s in held.tasks(study)], held.store)

@@ -1,8 +1,9 @@
 """A study over several machines that share the store's folder: each shard does its part, and leaves to the living what is theirs.
 
 Any shard may do any task, for an artefact depends on its settings alone and is written whole: two that do the same one lose time, nothing else. So
-there are no locks. Each shard writes into a file of its own, every BEAT seconds, which tasks it is on. What a task needs from another shard is waited for
-while that one lives; it is done here once its owner has ended, was silent for SILENCE seconds or never came.
+nothing here rests on locks; the store's own, which every process takes for what it makes, come on top. Each shard writes into a file of its own, every
+BEAT seconds, which tasks it is on. What a task needs from another shard is waited for while that one lives; it is done here once its owner has ended, was
+silent for SILENCE seconds or never came.
 """
 
 from __future__ import annotations

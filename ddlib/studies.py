@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .config import Cell, Distillation, Evaluation, Expert, Imported, Network, Profile, Refusal, Selection, Settings, validated
+from .config import Cell, Distillation, Evaluation, Expert, Following, Imported, Measurement, Network, Profile, Refusal, Selection, Settings, validated
+from .unroll import GRADIENTS
 
 FEATURES = "momentum"  # the recipe whose expert shows the coresets their features
 
@@ -196,6 +197,14 @@ def experts(profile: Profile) -> Iterator[tuple[str, str, Expert | Imported]]:
 RUNS = {"coresets": coresets, "main": main, "ablation": ablation, "cross_architecture": cross_architecture}
 
 
+def measurements(profile: Profile) -> list[Measurement]:
+    """Each gradient of the outer loop on the main cell's data, over inner loops from a quarter of its length to twice it."""
+    cell = next(iter(profile.cells.values()))
+    most = cell.student.get("inner_steps", Distillation.model_fields["inner_steps"].default) * 2
+    lengths = sorted({max(2, most // 8), max(3, most // 4), most // 2, most})
+    return [Measurement(network=profile.network, data=cell.data, ipc=10, gradient=form, inner_steps=n) for form in GRADIENTS for n in lengths]
+
+
 def everything(profile: Profile) -> list[Settings]:
     """All that a paper needs, settled before any work: a fault anywhere in the profile shows here."""
     for name in (profile.ablation.cell, profile.cross_architecture.cell, *(trial.cell for trial in profile.tuning)):
@@ -204,3 +213,10 @@ def everything(profile: Profile) -> list[Settings]:
     for method in {m for cell in profile.cells.values() for m in cell.methods}:
         known(method)
     return [e for _, _, e in experts(profile)] + [run.settings for runs in RUNS.values() for run in runs(profile)]
+
+
+def asked(profile: Profile) -> list[Settings]:
+    """All that the notebooks ever ask for under a profile: the studies, and what one of them shows beside."""
+    name, cell = next(iter(profile.cells.items()))
+    shown = [selection(profile, cell, "representative", 0), distillation(profile, name, "AST", 0)]
+    return [*everything(profile), *(Following(of=run.settings.of) for run in ablation(profile)), *shown, *measurements(profile)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from . import data, exchange, pipeline, studies, tables
 from .config import Data, Evaluation, Network, Refusal, Selection, validated
 from .evaluate import evaluate
-from .paper import HOME, Paper
+from .paper import Paper, store_folder
 from .store import Store, read
 
 WHITENING = {"none": {}, "zca": {"zca": True}, "mtt": {"space": "mtt"}, "mtt-zca": {"zca": True, "space": "mtt"}}  # --whitening, as fields of Data
@@ -45,7 +44,7 @@ def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
     judge = _ours if file.suffix == ".safetensors" else _theirs
     settings, x, y, lr = judge(file, said)
     where = settings.of.data
-    images = pipeline.images(where, Store(os.environ.get("STORE") or HOME / "store"))
+    images = pipeline.images(where, Store(store_folder()))
     if said.data:
         counts = y.bincount(minlength=images.classes)
         print(f"{len(y)} images of {images.classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")

@@ -7,7 +7,7 @@ import ddlib
 
 HOME = Path(ddlib.__file__).parent
 FLOORS = [  # from the ground up; modules of one floor do not know each other
-    ("config", "kernels"),  # settings and chance; compiled code
+    ("config", "kernels", "locks"),  # settings and chance; compiled code; one process at a time
     ("store", "cluster", "shards"),  # artefacts; Ray; several machines over one store
     ("results", "engine", "foreign"),
     ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims"),  # the mathematics
@@ -17,7 +17,7 @@ FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("measure", "counts", "studies"),
     ("pipeline",),  # the stages joined with the store
     ("paper", "plan"),
-    ("press", "trade"),
+    ("press", "trade", "upkeep"),
     ("__main__",),
     ("__init__",),
 ]
