@@ -238,11 +238,12 @@ def opened(file: Path) -> Iterator[Any]:
             yield held
     except FileNotFoundError:
         raise Absent(f"no file {file}: check the path, or make it by asking for its table") from None
-    except (SafetensorError, ValueError, RuntimeError, TypeError, IsADirectoryError) as error:
+    except OSError as error:
+        raise Refusal(f"{file} cannot be read ({error.strerror or error}): expected a file, and the right to read it") from error
+    except (SafetensorError, ValueError, RuntimeError, TypeError) as error:
         if isinstance(error, Refusal):
             raise
-        size = file.stat().st_size if file.is_file() else None
-        raise Damaged(file, "it is empty" if size == 0 else str(error) or type(error).__name__) from error
+        raise Damaged(file, str(error) if file.stat().st_size else "it is empty") from error
 
 
 def noted(file: Path, notes: dict[str, str]) -> tuple[str, str, dict[str, Any]]:

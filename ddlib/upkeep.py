@@ -60,7 +60,7 @@ def table(store: Store, wanted: list[Settings], faults: dict[Settings, str]) -> 
     """A line a stage: files wanted, there, missing, damaged, and the size of those there."""
     sets = dict.fromkeys(task.data for task in wanted if hasattr(task, "data"))
     copies = {where: copy_of(where, store) for where in sets}
-    groups: dict[str, list[Path | None]] = {"data": [file for keeps, file in copies.values() if keeps]}
+    groups: dict[str, list[Path | None]] = {"copies of data": [file for keeps, file in copies.values() if keeps]}
     for stage in STAGES:
         groups[stage] = [store.file(task) for task in wanted if task.stage == stage]
     bad, lines = {store.file(task) for task in faults}, []

@@ -102,7 +102,7 @@ def test_patches_come_from_disjoint_columns():
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "foreign"])
-def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch):
+def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
     raw = data._digits(5, tmp_path)
     made = []
     monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], cached=True, make=lambda *_: made.append(1) or raw))
@@ -118,6 +118,8 @@ def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch):
     again = data.load(settings, tmp_path)
     assert made == [1, 1] and torch.equal(first.x_train, again.x_train)
     assert path.read_bytes() == good  # whole again
+    assert [file.name for file in (tmp_path / "damaged").iterdir()] == ["data-digits-5.safetensors"]
+    assert f"warning: {path} is damaged: " in capsys.readouterr().err
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing half-written is left
 
 

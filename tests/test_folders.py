@@ -293,11 +293,13 @@ def test_what_is_decoded_is_kept(mine, tmp_path, monkeypatch):
         data._load.cache_clear()
         assert torch.equal(data.load(settings, tmp_path).x_val, first)  # read
         data.load(of(mine, size=8, zca=True), tmp_path)  # from the same pixels
-    for file, content in kept.items():
-        file.write_bytes(content[:-1])
-    data._load.cache_clear()
-    assert torch.equal(data.load(settings, tmp_path).x_val, first)
-    assert all(file.read_bytes() == content for file, content in kept.items())  # made again, the same
+    for harm in (lambda content: content[:-1], lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]):
+        for file, content in kept.items():
+            file.write_bytes(harm(content))
+        data._load.cache_clear()
+        assert torch.equal(data.load(settings, tmp_path).x_val, first)
+        assert all(file.read_bytes() == content for file, content in kept.items())  # made again, the same
+    assert len(list((tmp_path / "damaged").iterdir())) == 4
     there = set((tmp_path / "data").iterdir())
     draw(mine / "train" / "bird" / "0.png", COLOURS[0], (41, 30), seed=7)
     data.load(of(mine, size=8), tmp_path)

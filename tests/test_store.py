@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from ddlib import config, store
 from ddlib.config import FORMAT, Data, Distillation, Evaluation, Expert, Imported, Network, Refusal, Selection, key
@@ -98,23 +101,79 @@ def test_a_damaged_file_is_refused(kept):
         file.write_bytes(content)
         with pytest.raises(Refusal) as caught:
             kept.load(ASKED)
-        assert str(file) in str(caught.value) and "damaged" in str(caught.value) and "delete it and it will be made again" in str(caught.value), harm
+        assert isinstance(caught.value, store.Damaged) and str(caught.value).startswith(f"{file} is damaged or not a ddlib file: "), harm
+        assert str(caught.value).endswith("; take a sound copy of it, or move it away and make it again"), harm
     file.unlink()
     with pytest.raises(Refusal, match="no file"):
         kept.load(ASKED)
 
 
-def test_any_flipped_bit_is_refused_or_does_no_harm(kept):
+def test_any_flipped_bit_is_refused(kept):
     file = kept.file(ASKED)
     good = file.read_bytes()
-    held = store.read(file)
     for place in range(len(good)):
-        file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        try:
-            found = store.read(file)
-        except Refusal:
-            continue
-        assert (found.record, found.settings) == (held.record, held.settings) and store.digest(found.tensors) == store.digest(held.tensors), place
+        file.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
+        with pytest.raises(store.Damaged):
+            store.read(file)
+
+
+def test_the_layout_is_that_of_safetensors(kept):
+    odd = {"é \"\\\n\x01\x7f": torch.ones(3, dtype=torch.bfloat16), "z": torch.tensor(1.0), "a": torch.ones(2, 2) > 0, "b": torch.ones(5).short()}
+    for tensors in (some_tensors(), odd, some_tensors() | odd, {}):
+        tensors, notes = {name: t.contiguous() for name, t in tensors.items()}, {"note": 'é "\\\n\x01\x7f\u2028'}
+        order, start = store.layout(tensors, notes)
+        assert start + b"".join(tensors[name].flatten().view(torch.uint8).numpy().tobytes() for name in order) == save(tensors, notes)
+
+
+def test_a_file_of_another_format_is_refused(kept, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "FORMAT", FORMAT + 1)
+        kept.save(ASKED, some_tensors(), RECORD)
+    with pytest.raises(store.Damaged, match=f"it was written under format {FORMAT + 1}, this library reads format {FORMAT}"):
+        kept.load(ASKED)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 2', b"\xff\xfe", b"\0" * 13])
+def test_a_damaged_mark_of_the_store_is_made_again(content, kept, capsys):
+    mark = kept.root / "store.json"
+    good = mark.read_bytes()
+    mark.write_bytes(content)
+    assert Store(kept.root).load(ASKED).record == RECORD and mark.read_bytes() == good
+    assert f"warning: {mark} is damaged: it is no JSON" in capsys.readouterr().err
+    assert [file.read_bytes() for file in (kept.root / "damaged").iterdir()] == [content]
+
+
+def test_what_is_set_aside_overwrites_nothing(kept, capsys):
+    good, harms = kept.file(ASKED).read_bytes(), [b"", b"foreign", b"", b"foreign again"]
+    for harm in harms:
+        kept.file(ASKED).write_bytes(harm)
+        held = kept.kept(ASKED, "some images", lambda: kept.save(ASKED, some_tensors(), RECORD))
+        assert held.record == RECORD and kept.file(ASKED).read_bytes() == good
+    assert sorted(file.read_bytes() for file in (kept.root / "damaged").iterdir()) == sorted(harms)
+    said = capsys.readouterr().err
+    assert said.count(f"warning: {kept.file(ASKED)} is damaged: ") == 4 and said.count("damaged: it is empty") == 2
+
+
+def test_half_files_of_ended_processes_are_swept_and_those_of_living_ones_not(kept):
+    """The dead one is killed for real: it leaves what it had written under no final name."""
+    program = """import os, sys
+from pathlib import Path
+from ddlib.store import whole
+with whole(Path(sys.argv[1])) as out:
+    out.write(b"half")
+    out.flush()
+    os.kill(os.getpid(), 9)"""
+    target = kept.root / "data" / "deep" / "x.safetensors"
+    killed = subprocess.run([sys.executable, "-c", program, str(target)], env=os.environ | {"PYTHONPATH": str(Path(store.__file__).parent.parent)})
+    (half,) = target.parent.iterdir()
+    assert killed.returncode == -9 and half.name.startswith(".half-") and half.read_bytes() == b"half"
+    assert store.sweep(kept.root) == [] and half.exists()  # it is young: its process might be about to lock it
+    with store.whole(target) as out:
+        for file in (half, Path(out.name)):
+            os.utime(file, (0, 0))
+        assert store.sweep(kept.root) == [half]
+        out.write(b"whole")
+    assert target.read_bytes() == b"whole" and list(target.parent.iterdir()) == [target]
 
 
 def test_a_file_under_anothers_name_is_refused_naming_both_values(kept):
