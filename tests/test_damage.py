@@ -156,7 +156,7 @@ def test_a_users_file_is_named_with_its_fault_and_stays(done, tmp_path, capsys, 
         assert said.startswith(f"ddlib: {mine} is damaged or not a ddlib file: ") and fault in said and "take a sound copy of it" in said
         assert mine.read_bytes() == content and not (tmp_path / "damaged").exists()
     assert main(["evaluate", str(tmp_path / "none")]) == 2 and "no file" in capsys.readouterr().err
-    assert main(["evaluate", str(tmp_path)]) == 2 and f"{tmp_path} cannot be read" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path)]) == 2 and f"{tmp_path} is a folder, expected a .pt file" in capsys.readouterr().err
 
 
 FILLED = """
