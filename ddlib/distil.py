@@ -14,12 +14,13 @@ from torch import Tensor
 
 from . import augment
 from .config import Distillation, Refusal, generator
-from .fit import Diverged
+from .fit import Diverged, finite
 from .flat import CrossEntropy, Flat, perturb
 from .matching import balance, matched_steps, objective
-from .unroll import GRADIENTS, Loss
+from .unroll import GRADIENTS, Gradient, Loss, path
 
 MOMENTUM = 0.5
+STEEP, FAR, GROWN = 1.0, 1e3, 10.0  # beyond them: |d loss / d pixel| of a loss near 1; a pixel of whitened images; a / a0
 
 Segment = Callable[[int, int, int], Tensor]  # (expert, start epoch s, M) -> theta*_s ... theta*_{s+M}, (M + 1, P)
 
@@ -128,8 +129,9 @@ def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor,
         target = segment(expert, start, settings.matched_epochs).to(state.images)  # (M + 1, P)
         theta = perturb(flat, target[0], settings.perturbation, settings.perturbation_form, generator(settings.seed, "perturb", t))
 
+        inner = inner_loss(flat, labels, settings, strategies, start, t)
         gradient = GRADIENTS[settings.gradient](
-            inner_loss(flat, labels, settings, strategies, start, t),
+            inner,
             theta,
             state.images,
             state.log_lr.exp(),
@@ -142,27 +144,51 @@ def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor,
         v_lr = MOMENTUM * state.v_lr + gradient.lr * state.log_lr.exp()  # d/d log a = a d/da
         images = state.images - settings.lr_images * v_images
         log_lr = state.log_lr - settings.lr_lr / settings.a0**2 * v_lr
-        value = checked(t, settings, gradient.value, {"synthetic images": images, "inner lr": log_lr.exp()}, theta, target)
-        state = replace(state, iteration=t + 1, images=images, log_lr=log_lr, v_images=v_images, v_lr=v_lr)
+        after = replace(state, iteration=t + 1, images=images, log_lr=log_lr, v_images=v_images, v_lr=v_lr)
+        value = checked(settings, inner, theta, target, state, gradient, after)
+        state = after
         yield Step(state, value, start)
 
 
-def checked(iteration: int, settings: Distillation, loss: Tensor, others: dict[str, Tensor], theta: Tensor, target: Tensor) -> float:
-    """The loss as a number, if it and the others are finite; one look at the device an iteration.
+def checked(settings: Distillation, inner: InnerLoss, theta: Tensor, target: Tensor, state: State, gradient: Gradient, after: State) -> float:
+    """The loss as a number, if it and all that came of an iteration is finite; two looks at the device.
 
     Raises:
-        Diverged: names the first that is not, and what to lower.
+        Diverged: names the first that is not, the iteration, and what to lower.
         Refusal: the student starts where it should end, and the loss divides by zero.
     """
-    finite = [loss.isfinite(), *(value.isfinite().all() for value in others.values())]
-    value, *good = torch.stack([loss, *finite]).tolist()
+    looked = {
+        "student's parameters": gradient.end,
+        "matching loss": gradient.value,
+        "gradient for the images": gradient.images,
+        "gradient for the inner lr": gradient.lr,
+        "synthetic images": after.images,
+        "inner lr": after.log_lr.exp(),
+    }
+    good = finite(*looked.values())
     if all(good):
-        return value
+        return float(gradient.value)
     for i, point in enumerate(target[1:], 1):
         if torch.equal(theta, point):
             raise Refusal(f"expert epoch s + {i} equals the student's start: nothing to match; check that the expert moves (its lr, its data)")
-    name = next(n for n, fine in zip(["matching loss", *others], good, strict=True) if not fine)
+    name = where = list(looked)[good.index(False)]
+    if not good[0]:
+        walked = path(inner, theta, state.images, state.log_lr.exp(), settings.inner_steps, settings.momentum, differentiable=False)
+        where = f"{name}, at inner step {finite(*walked).index(False)} of {settings.inner_steps},"
     raise Diverged(
-        f"the {name} stopped being finite at outer iteration {iteration} (lr_images {settings.lr_images:g}, lr_lr {settings.lr_lr:g}, a0 {settings.a0:g}): "
-        "lower lr_images first, then a0; the last good state is kept"
+        f"the {where} stopped being finite at outer iteration {after.iteration} (lr_images {settings.lr_images:g}, lr_lr {settings.lr_lr:g}, a0 {settings.a0:g}): "
+        f"{cause(settings, name, state, gradient)}; the last good state is kept, but as it is the run stops there again"
     )
+
+
+def cause(settings: Distillation, name: str, state: State, gradient: Gradient) -> str:
+    """Why `name` overflowed, likely, and what to lower: by how steep the matching loss had been in a pixel, how far pixels had gone, and how a had grown."""
+    steepest = float((gradient.images if all(finite(gradient.images)) else state.v_images).abs().max())
+    largest = float(state.images.abs().max())
+    if steepest <= STEEP and name == "inner lr":
+        return "a step on the inner lr was too long: lower lr_lr first, then a0"
+    if steepest <= STEEP and (name == "synthetic images" or largest > FAR):
+        return f"the images had run away, to pixels of {largest:.1g}: lower lr_images first, then a0"
+    grown = state.lr > GROWN * settings.a0
+    steep = f", the matching loss was as steep as {steepest:.1g} a pixel" if steepest > STEEP else ""
+    return f"the inner loop overflowed at an inner lr of {state.lr:.3g}{steep}: lower {'lr_lr first, then a0' if grown else 'a0 first, then lr_images'}"

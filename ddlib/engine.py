@@ -88,7 +88,13 @@ def begin(gpu: str | None) -> None:
     """A worker's first act: see one GPU, if there are any, settle, and end when the process that it works for is killed."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    watched()
     settle()
+
+
+def watched() -> None:
+    """Compute on one thread, and end when the process that this one works for is killed."""
+    torch.set_num_threads(1)
     threading.Thread(target=follow, daemon=True).start()
 
 

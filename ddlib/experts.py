@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 from . import config, smoothness
 from .config import generator
 from .data import Images
-from .fit import Recipe, accuracy, fit, gradient_norms
+from .fit import Diverged, Epoch, Recipe, accuracy, fit, gradient_norms
 from .flat import Flat
+from .keeper import Keeper
 
 PROBE = 256  # test images on which the natural input-gradient norm is read
 
@@ -43,14 +44,35 @@ def look(flat: Flat, theta: Tensor, images: Images) -> dict[str, float]:
     }
 
 
-def train(settings: config.Expert, flat: Flat, images: Images) -> Iterator[Snapshot]:
-    """Snapshots 0 ... E of the expert with `settings.seed`."""
+def train(settings: config.Expert, flat: Flat, images: Images, keep: Keeper | None = None) -> Iterator[Snapshot]:
+    """Snapshots 0 ... E of the expert with `settings.seed`, on the CPU: a device holds one, not all. Those that an earlier run kept come as they were.
+
+    Raises:
+        Diverged: a number stopped being finite; the last good epoch is kept.
+    """
+    keep, how = keep or Keeper(), recipe(settings, images.strategies)
     theta = flat.initial(generator(settings.seed, "expert")).to(images.x_train)
-    yield Snapshot(0, theta, look(flat, theta, images) | {"epoch": 0, "loss": float("nan")})
-    seed = (settings.seed, "expert")
-    for done in fit(flat, theta, images.x_train, images.y_train, recipe(settings, images.strategies), seed):
-        row = look(flat, done.theta, images) | {"epoch": done.index + 1, "loss": float(done.loss)}
-        yield Snapshot(done.index + 1, done.theta, row)
+    last = after = None
+    if held := keep.left("path", "rows", *Epoch.names(how)):
+        last = after = Epoch.of(held, how)
+        made = [Snapshot(row["epoch"], point, row) for point, row in zip(held["path"], held["rows"], strict=True)]
+    else:
+        made = [Snapshot(0, theta.cpu(), look(flat, theta, images) | {"epoch": 0, "loss": float("nan")})]
+    yield from made
+
+    def so_far() -> dict:
+        return {"path": torch.stack([s.theta for s in made]), "rows": [s.row for s in made]} | last.state()
+
+    try:
+        for last in fit(flat, theta, images.x_train, images.y_train, how, (settings.seed, "expert"), after):
+            row = look(flat, last.theta, images) | {"epoch": last.index + 1, "loss": float(last.loss)}
+            made.append(Snapshot(last.index + 1, last.theta.cpu(), row))
+            keep(so_far)
+            yield made[-1]
+    except Diverged:
+        if last:
+            keep.now(so_far)
+        raise
 
 
 def imported(path: Tensor, flat: Flat, images: Images) -> Iterator[Snapshot]:
@@ -60,13 +82,12 @@ def imported(path: Tensor, flat: Flat, images: Images) -> Iterator[Snapshot]:
         yield Snapshot(epoch, theta, look(flat, theta, images) | {"epoch": epoch, "loss": float("nan")})
 
 
-def trajectory(snapshots: Iterator[Snapshot], report: Callable[[int], None] = lambda epoch: None) -> tuple[Tensor, list[dict], dict]:
+def trajectory(snapshots: Iterator[Snapshot]) -> tuple[Tensor, list[dict], dict]:
     """All snapshots as (E + 1, P), one row an epoch with the step that follows it, and the path's smoothness."""
     path, rows = [], []
     for snapshot in snapshots:
-        path.append(snapshot.theta.cpu())  # a device holds one snapshot, not all
+        path.append(snapshot.theta)
         rows.append(snapshot.row)
-        report(snapshot.epoch)
     path = torch.stack(path)  # (E + 1, P)
     for name, values in smoothness.steps(path).items():
         for row, value in zip(rows, values.tolist(), strict=False):

@@ -7,7 +7,8 @@ n images (n, c, h, w), P parameters in one vector theta.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from . import augment
 from .config import generator
 from .flat import CrossEntropy, Flat
+
+MEMORY = {"sgd": (), "momentum": ("momentum_buffer",), "adam": ("step", "exp_avg", "exp_avg_sq")}  # what torch's optimisers carry from step to step
 
 
 class Diverged(ArithmeticError):
@@ -41,11 +44,26 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch left: its index from 0, theta (P,) after it, the mean training loss over it."""
+    """What an epoch left, and all that the next one needs: its index from 0, theta (P,) after it, the mean training loss over it, what the optimiser remembers."""
 
     index: int
     theta: Tensor
     loss: Tensor
+    memory: dict[str, Tensor]
+
+    def state(self) -> dict[str, Any]:
+        """For keeping."""
+        return {"epoch": self.index, "theta": self.theta, "loss": self.loss, **self.memory}
+
+    @staticmethod
+    def names(recipe: Recipe) -> tuple[str, ...]:
+        """Those in `state`."""
+        return ("epoch", "theta", "loss", *MEMORY[recipe.optimiser])
+
+    @classmethod
+    def of(cls, state: dict[str, Any], recipe: Recipe) -> Epoch:
+        """The epoch that was kept."""
+        return cls(state["epoch"], state["theta"], state["loss"], {name: state[name] for name in MEMORY[recipe.optimiser]})
 
 
 def ramp(epoch: int, epochs: int) -> float:
@@ -80,45 +98,86 @@ def gradient(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, draws: augment.Dra
     return value, d_theta
 
 
+def finite(*tensors: Tensor) -> list[bool]:
+    """Whether all numbers of each are finite, by their extremes, which carry a NaN along; one look at the device."""
+    first = tensors[0].device
+    return torch.stack([end.to(first) for t in tensors for end in t.aminmax()]).isfinite().view(-1, 2).all(1).tolist()
+
+
+def optimiser_at(epoch: int, theta: Tensor, recipe: Recipe, memory: dict[str, Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of an epoch, at its lr, with what it remembers of those before it."""
+    middle = recipe.epochs // 2 + 1
+    lr = recipe.lr * (recipe.drop if epoch > middle else 1.0)
+    optimiser = optimiser_for(theta, recipe, lr * ramp(epoch, recipe.ramp_epochs) if recipe.ramp == "lr" else lr)
+    if memory and (epoch != middle + 1 or recipe.drop == 1.0):
+        optimiser.state[theta] = {name: (t.to(theta.device) if t.dim() else t).clone() for name, t in memory.items()}  # Adam counts its steps on the CPU
+    return optimiser
+
+
+def steps(x: Tensor, recipe: Recipe, epoch: int, seed: tuple[int | str, ...]) -> list[tuple[Tensor, augment.Draws]]:
+    """Which images each step of an epoch sees, and how they are augmented: once through all of them."""
+    order = torch.randperm(len(x), generator=generator(*seed, "order", epoch)).to(x.device)
+    batches = order.split(recipe.batch)
+    draws = augment.draws([len(batch) for batch in batches], recipe.strategies, generator(*seed, "augment", epoch), x.device)
+    return list(zip(batches, draws, strict=True))
+
+
 def one_epoch(
     flat: Flat, theta: Tensor, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, recipe: Recipe, epoch: int, factor: float, seed: tuple[int | str, ...]
 ) -> Tensor:
     """Walk once through all images, moving theta; the mean training loss. Nothing is read back from the device."""
-    order = torch.randperm(len(x), generator=generator(*seed, "order", epoch)).to(x.device)
-    batches = order.split(recipe.batch)
-    draws = augment.draws([len(batch) for batch in batches], recipe.strategies, generator(*seed, "augment", epoch), x.device)
     total = torch.zeros((), device=x.device)
-    for batch, drawn in zip(batches, draws, strict=True):
+    for batch, drawn in steps(x, recipe, epoch, seed):
         value, theta.grad = gradient(flat, theta, x[batch], y[batch], drawn, recipe, factor)
         optimiser.step()
         total += value * len(batch)
     return total / len(x)
 
 
-def fit(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: tuple[int | str, ...]) -> Iterator[Epoch]:
-    """Train theta on images x and labels y, an epoch a turn; all chance comes from `seed`.
+def fit(
+    flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: tuple[int | str, ...], after: Epoch | None = None
+) -> Iterator[Epoch]:
+    """Train theta on images x and labels y, an epoch a turn, each a function of the one before: going on `after` one gives the same bytes.
+
+    All chance comes from `seed`.
 
     Raises:
-        Diverged: the training loss of an epoch is not finite.
+        Diverged: a number stopped being finite in an epoch; says which, at which step, and what to lower.
     """
-    theta = theta.clone()
-    middle = recipe.epochs // 2 + 1
-    optimiser = optimiser_for(theta, recipe, recipe.lr)
-    for epoch in range(recipe.epochs):
-        lr, factor = recipe.lr * (recipe.drop if epoch > middle else 1.0), 1.0
-        if epoch == middle + 1 and recipe.drop != 1.0:
-            optimiser = optimiser_for(theta, recipe, lr)
-        if recipe.ramp == "loss":
-            factor = ramp(epoch, recipe.ramp_epochs)
-        elif recipe.ramp == "lr":
-            optimiser.param_groups[0]["lr"] = lr * ramp(epoch, recipe.ramp_epochs)
-        loss = one_epoch(flat, theta, optimiser, x, y, recipe, epoch, factor, seed)
-        if not torch.isfinite(loss):
-            raise Diverged(
-                f"training loss is {float(loss)} in epoch {epoch} (lr {recipe.lr:g}, penalty {recipe.penalty} x {recipe.penalty_weight:g}): "
-                "expected a finite number; lower the lr or the penalty weight"
-            )
-        yield Epoch(epoch, theta.clone(), loss)
+    last = after or Epoch(-1, theta, theta.new_zeros(()), {})
+    for index in range(last.index + 1, recipe.epochs):
+        theta = last.theta.to(x.device, copy=True)
+        optimiser = optimiser_at(index, theta, recipe, last.memory)
+        factor = ramp(index, recipe.ramp_epochs) if recipe.ramp == "loss" else 1.0
+        loss = one_epoch(flat, theta, optimiser, x, y, recipe, index, factor, seed)
+        memory = {name: optimiser.state[theta][name] for name in MEMORY[recipe.optimiser]}
+        if not all(finite(loss, theta, *memory.values())):
+            raise Diverged(blame(flat, last, x, y, recipe, index, factor, seed))
+        last = Epoch(index, theta, loss, memory)
+        yield last
+
+
+def blame(flat: Flat, last: Epoch, x: Tensor, y: Tensor, recipe: Recipe, epoch: int, factor: float, seed: tuple[int | str, ...]) -> str:
+    """Walk a bad epoch again, looking at every number: which was the first that is not finite, where, and what to lower."""
+    theta = last.theta.to(x.device, copy=True)
+    optimiser = optimiser_at(epoch, theta, recipe, last.memory)
+    plan, steep, found = steps(x, recipe, epoch, seed), False, "a number stopped being finite"
+    for step, (batch, drawn) in enumerate(plan, 1):
+        value, theta.grad = gradient(flat, theta, x[batch], y[batch], drawn, recipe, factor)
+        if step == 1 and recipe.penalty != "none":
+            plain = gradient(flat, theta, x[batch], y[batch], drawn, replace(recipe, penalty="none"), factor)[1]
+            steep = all(finite(plain)) and not (theta.grad - plain).abs().max() <= plain.abs().max()  # the penalty pulls harder than the images
+        optimiser.step()
+        memory = {f"optimiser's {name}": optimiser.state[theta][name] for name in MEMORY[recipe.optimiser]}
+        looked = {"training loss": value, "gradient": theta.grad, **memory, "parameters": theta}
+        good = finite(*looked.values())
+        if not all(good):
+            found = f"the {list(looked)[good.index(False)]} stopped being finite at step {step} of {len(plan)}"
+            break
+    penalty = "" if recipe.penalty == "none" else f", penalty_weight {recipe.penalty_weight:g}"
+    lower = ["lr"] if not penalty else ["penalty_weight", "lr"] if steep else ["lr", "penalty_weight"]
+    advice = f"lower {' first, then '.join(lower)}" if all(finite(x)) else "the images themselves are not finite: correct them"
+    return f"{found} in epoch {epoch + 1} of {recipe.epochs} ({recipe.optimiser}, lr {recipe.lr:g}{penalty}): {advice}; begun again as it is, it stops there again"
 
 
 def accuracy(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, batch: int = 250) -> float:

@@ -6,7 +6,6 @@ Data -> Expert -> Selection -> Distillation -> Evaluation; each names what it ne
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
@@ -20,17 +19,17 @@ from torch import Tensor
 from . import cost, data, engine, exchange, fused, measure, networks
 from .config import Data, Distillation, Evaluation, Expert, Following, Imported, Measurement, Network, Refusal, Selection, Settings, generator, key
 from .data import Images
-from .distil import State, begin, distil, inner_loss
+from .distil import Segment, State, begin, distil, inner_loss
 from .evaluate import evaluate, score
 from .experts import imported, train, trajectory
 from .fit import Diverged
 from .flat import Flat
 from .initial import INITIAL
+from .keeper import Keeper, interval
 from .shards import Shard, split
 from .store import Absent, Artefact, Damaged, Store, sweep
-from .unroll import path
+from .unroll import walk
 
-CHECKPOINT = 60.0  # seconds of work that a kill may cost
 FAINT = 1.5  # an imported expert that is not this many times as good as chance is doubted
 
 log = logging.getLogger("ddlib")
@@ -116,8 +115,9 @@ def make_expert(settings: Expert, store: Store) -> None:
     """Train it, keep its trajectory, one row an epoch and its smoothness."""
     real = images(settings.data, store)
     flat = network(settings.network, real.shape, real.classes)
-    path, rows, smooth = trajectory(train(settings, flat, real))
-    store.save(settings, {"path": path}, {"rows": rows, "smoothness": smooth})
+    keep = Keeper(store, settings)
+    path, rows, smooth = trajectory(train(settings, flat, real, keep))
+    keep.finish({"path": path}, {"rows": rows, "smoothness": smooth})
 
 
 def import_expert(settings: Imported, store: Store) -> None:
@@ -139,21 +139,37 @@ def import_expert(settings: Imported, store: Store) -> None:
 def make_selection(settings: Selection, store: Store) -> None:
     """Pick IPC images a class, class after class."""
     real = images(settings.data, store)
-    chance = generator(settings.seed, "selection")
+    chance, keep = generator(settings.seed, "selection"), Keeper(store, settings)
     if settings.method == "all":
         x, y, taken = real.x_train, real.y_train, torch.arange(len(real.y_train))
     elif settings.method == "noise":
         y, taken = torch.arange(real.classes).repeat_interleave(settings.ipc), torch.empty(0, dtype=torch.long)
         x = torch.randn(len(y), *real.shape, generator=chance)
     else:
-        pick = INITIAL[settings.method]
-        if settings.centres:
-            pick = partial(pick, centres=settings.centres)
-        seen = (features(settings, store) if settings.expert else real.x_train.flatten(1)).cpu()
-        classes = [(real.y_train == c).nonzero().flatten().cpu() for c in range(real.classes)]
-        taken = torch.cat([mine[pick(seen[mine], settings.ipc, chance)] for mine in classes])
+        taken = pick(settings, store, chance, keep)
         x, y = real.x_train[taken], real.y_train[taken]
-    store.save(settings, {"images": x, "labels": y, "indices": taken} | space(real), {"lr": settings.lr})
+    keep.finish({"images": x, "labels": y, "indices": taken} | space(real), {"lr": settings.lr})
+
+
+def pick(settings: Selection, store: Store, chance: torch.Generator, keep: Keeper) -> Tensor:
+    """Indices of IPC training images a class, class after class."""
+    real, way = images(settings.data, store), INITIAL[settings.method]
+    if settings.centres:
+        way = partial(way, centres=settings.centres)
+    seen = (features(settings, store) if settings.expert else real.x_train.flatten(1)).cpu()
+    taken: list[Tensor] = []
+    if held := keep.left("taken", "chance"):
+        taken = list(held["taken"].split(settings.ipc))
+        chance.set_state(held["chance"])
+
+    def so_far() -> dict:
+        return {"taken": torch.cat(taken), "chance": chance.get_state()}
+
+    for c in range(len(taken), real.classes):
+        mine = (real.y_train == c).nonzero().flatten().cpu()
+        taken.append(mine[way(seen[mine], settings.ipc, chance)])
+        keep(so_far)
+    return torch.cat(taken)
 
 
 def space(real: Images) -> dict[str, Tensor]:
@@ -175,81 +191,96 @@ def make_set(settings: Distillation, store: Store) -> None:
     """Run the outer loop; of the images at each check keep those that taught a fresh network best on the validation split."""
     real = images(settings.start.data, store)
     flat = network(settings.experts.network, real.shape, real.classes)
-    start = get(settings.start, store)
+    start, keep = get(settings.start, store), Keeper(store, settings)
     labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
     paths = [rows_of(expert(settings.experts, i), store) for i in range(settings.n_experts)]
-    judge = Evaluation(of=settings.start, network=settings.experts.network, epochs=settings.check_epochs)
-    marks = {settings.iterations * (i + 1) // settings.checks for i in range(settings.checks)}
-
-    state, curve, kept = begin(settings, first), [], [start.tensors["images"]]
-    if (held := store.resume(settings)) is not None:
-        state = State(held.record["iteration"], **{n: held.tensors[n].to(first.device) for n in state.tensors()})
-        curve, kept = held.record["curve"], list(held.tensors["history"])
-
-    def keep() -> None:
-        store.checkpoint(settings, state.tensors() | {"history": torch.stack(kept)}, {"iteration": state.iteration, "curve": curve})
-
-    def segment(i: int, s: int, m: int) -> Tensor:
-        return paths[i](s, s + m + 1)
-
-    kept_at = time.monotonic()
-    if state.iteration < settings.iterations:
-        try:
-            for step in distil(settings, flat, segment, labels, real.strategies, state):
-                state = step.state
-                row = {"iteration": state.iteration, "loss": step.loss, "start": step.start, "lr": state.lr}
-                if state.iteration in marks:
-                    result = score(judge, flat, state.images, labels, state.lr, real, seed=state.iteration, test=False)
-                    row["validation_accuracy"] = result.validation
-                    kept.append(state.images.cpu())
-                curve.append(row)
-                if state.iteration >= settings.iterations:
-                    break
-                if time.monotonic() - kept_at > CHECKPOINT:
-                    keep()
-                    kept_at = time.monotonic()
-        except Diverged:
-            keep()
-            raise
+    curve, history = outer_loop(settings, flat, lambda i, s, m: paths[i](s, s + m + 1), first, labels, real, keep)
     looked = [row for row in curve if "validation_accuracy" in row]
     best = max(range(len(looked)), key=lambda i: looked[i]["validation_accuracy"])
-    tensors = {"images": kept[best + 1], "labels": labels, "history": torch.stack(kept)} | space(real)
-    store.finish(settings, tensors, {"lr": looked[best]["lr"], "chosen_iteration": looked[best]["iteration"], "curve": curve})
+    tensors = {"images": history[best + 1], "labels": labels, "history": torch.stack(history)} | space(real)
+    keep.finish(tensors, {"lr": looked[best]["lr"], "chosen_iteration": looked[best]["iteration"], "curve": curve})
+
+
+def outer_loop(settings: Distillation, flat: Flat, segment: Segment, first: Tensor, labels: Tensor, real: Images, keep: Keeper) -> tuple[list[dict], list[Tensor]]:
+    """One row an iteration, with the validation accuracy where it was looked at, and the images at the start and at each look.
+
+    Raises:
+        Diverged: a number stopped being finite; the last good state is kept.
+    """
+    judge = Evaluation(of=settings.start, network=settings.experts.network, epochs=settings.check_epochs)
+    marks = {settings.iterations * (i + 1) // settings.checks for i in range(settings.checks)}
+    state, curve, history = begin(settings, first), [], [first.cpu()]
+    if held := keep.left("iteration", "curve", "history", *state.tensors()):
+        state = State(held["iteration"], **{name: held[name].to(first.device) for name in state.tensors()})
+        curve, history = held["curve"], list(held["history"])
+
+    def so_far() -> dict:
+        return state.tensors() | {"history": torch.stack(history), "iteration": state.iteration, "curve": curve}
+
+    def look() -> None:
+        if state.iteration in marks and "validation_accuracy" not in curve[-1]:
+            result = score(judge, flat, state.images, labels, state.lr, real, seed=state.iteration, test=False, keep=keep.inside(so_far))
+            curve[-1]["validation_accuracy"] = result.validation
+            history.append(state.images.cpu())
+
+    try:
+        look()  # a run that was killed while it looked looks first
+        steps = distil(settings, flat, segment, labels, real.strategies, state)
+        while state.iteration < settings.iterations:
+            step = next(steps)
+            state = step.state
+            curve.append({"iteration": state.iteration, "loss": step.loss, "start": step.start, "lr": state.lr})
+            look()
+            keep(so_far)
+    except Diverged:
+        keep.now(so_far)
+        raise
+    return curve, history
 
 
 def make_rows(settings: Evaluation, store: Store) -> None:
     """Fresh networks on the set; one row each."""
-    held = get(settings.of, store)
+    held, keep = get(settings.of, store), Keeper(store, settings)
     where = settings.of.start.data if isinstance(settings.of, Distillation) else settings.of.data
     real = images(where, store)
     flat = network(settings.network, real.shape, real.classes)
     x, y = (held.tensors[name].to(real.x_train.device) for name in ("images", "labels"))
-    rows = evaluate(settings, flat, x, y, held.record["lr"], real)
-    store.save(settings, {}, {"rows": [row | {"settings_key": key(settings)} for row in rows]})
+    rows = evaluate(settings, flat, x, y, held.record["lr"], real, keep)
+    keep.finish({}, {"rows": [row | {"settings_key": key(settings)} for row in rows]})
 
 
 def make_following(settings: Following, store: Store) -> None:
     """Per expert and epoch: |theta - theta*_e| / |theta*_0 - theta*_e| of a student started at theta*_0 and left to itself."""
     of = settings.of
-    real, held = images(of.start.data, store), get(of, store)
+    real, held, keep = images(of.start.data, store), get(of, store), Keeper(store, settings)
     flat = network(of.experts.network, real.shape, real.classes)
     epochs, each = of.start_epochs - 1 + of.matched_epochs, of.inner_steps // of.matched_epochs
     long = of.model_copy(update={"inner_steps": epochs * each, "balance": False})
     x, y = (held.tensors[name].to(real.x_train.device) for name in ("images", "labels"))
     rows, lr = [], torch.tensor(held.record["lr"], device=x.device)
-    for i in range(of.n_experts):
+    if past := keep.left("rows", "theta", "b"):
+        rows, theta, b = past["rows"], past["theta"].to(x), past["b"].to(x)
+
+    def so_far() -> dict:
+        return {"rows": rows, "theta": theta, "b": b}
+
+    for i in range(len(rows) // epochs, of.n_experts):
         target = rows_of(expert(of.experts, i), store)(0, epochs + 1).to(x)  # (epochs + 1, P)
         loss = inner_loss(flat, y, long, real.strategies, 0, -1 - i)
-        walked = path(loss, target[0], x, lr, epochs * each, of.momentum, differentiable=False)
-        errors = [float((walked[e * each] - target[e]).norm() / (target[0] - target[e]).norm()) for e in range(1, epochs + 1)]
-        rows += [{"expert_seed": i, "epoch": e, "error": error} for e, error in enumerate(errors, 1)]
-    store.save(settings, {}, {"rows": rows})
+        for e in range(len(rows) % epochs + 1, epochs + 1):
+            if e == 1:
+                theta, b = target[0], torch.zeros_like(target[0])
+            theta, b = walk(loss, theta, b, x, lr, range((e - 1) * each + 1, e * each + 1), of.momentum)
+            error = float((theta - target[e]).norm() / (target[0] - target[e]).norm())
+            rows.append({"expert_seed": i, "epoch": e, "error": error})
+            keep(so_far)
+    keep.finish({}, {"rows": rows})
 
 
 def make_measurement(settings: Measurement, store: Store) -> None:
     """In a fresh process, whose peak memory is its own, with PyTorch's memory settings: a heap that keeps what is freed would hide what is live."""
     known = data.about(settings.data)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=partial(torch.set_num_threads, 1)) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.watched) as pool:
         store.save(settings, {}, pool.submit(measure.outer_gradient, settings, known.shape, len(known.class_names)).result())
 
 
@@ -317,6 +348,7 @@ def fulfil(
     shard: tuple[int, int] | None = None,
 ) -> None:
     """Make everything that `wanted` needs and the store lacks, side by side, with progress and time left; as shard (i, n), the i-th part of n."""
+    interval()  # a wrong CHECKPOINT stops here, before any work
     wanted = list(wanted)
     sweep(store.root)
     tasks, member = missing(wanted, store), None

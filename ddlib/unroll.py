@@ -60,6 +60,14 @@ def path(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, mome
     return visited
 
 
+def walk(loss: Loss, theta: Tensor, b: Tensor, images: Tensor, lr: Tensor, steps: range, momentum: float) -> tuple[Tensor, Tensor]:
+    """theta and b after these steps, k by k, of a student that has theta and b before them; without derivatives, and nothing kept on the way."""
+    for k in steps:
+        b = momentum * b + loss.gradient(theta, images, k)
+        theta = theta - lr * b
+    return theta, b
+
+
 def unroll(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int]) -> Gradient:
     """The plain form: back-propagate through the whole path. Memory grows with N."""
     images, lr = images.detach().requires_grad_(), lr.detach().requires_grad_()

@@ -38,7 +38,7 @@ def killed_while_it_distils(mark: Path, root: Path, settings) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield step
 
-    pipeline.CHECKPOINT, pipeline.distil = -1.0, dies
+    os.environ["CHECKPOINT"], pipeline.distil = "0", dies
     try:
         pipeline.task(settings, root)
     finally:

@@ -9,7 +9,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ddlib import augment, networks
 from ddlib.augment import Draws
 from ddlib.config import Network, generator
-from ddlib.fit import Diverged, Recipe, accuracy, fit, gradient, gradient_norms, ramp
+from ddlib.fit import Diverged, Epoch, Recipe, accuracy, finite, fit, gradient, gradient_norms, optimiser_for, ramp
 from ddlib.flat import Flat
 
 SHAPE, CLASSES, N = (2, 6, 6), 3, 11
@@ -184,10 +184,87 @@ def test_a_gradient_of_zero_has_a_penalty_with_a_derivative():
         assert torch.isfinite(gradient(FLAT, still, x, y, Draws(None, torch.empty(3, N)), recipe)[1]).all()
 
 
-def test_a_training_that_diverges_says_so():
+WAYS = [  # the drop comes after epoch 4 of 6
+    {"drop": 0.6},
+    {"drop": 0.6, "ramp": "loss", "ramp_epochs": 3},
+    {"drop": 0.6, "ramp": "lr", "ramp_epochs": 6},
+    {"ramp": "lr", "ramp_epochs": 3, "penalty": "per_sample", "penalty_weight": 0.5, "strategies": ("crop", "color")},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["drop", "loss ramp", "lr ramp", "penalty"])
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
+def test_a_training_goes_on_after_any_epoch_to_the_same_bytes(optimiser, way):
     theta, x, y = some_data()
-    with pytest.raises(Diverged, match=r"training loss is (nan|inf) in epoch \d.*lr 1e\+200.*expected a finite number; lower the lr"):
-        list(fit(FLAT, theta, x, y, Recipe(epochs=3, batch=4, lr=1e200), SEED))
+    recipe = Recipe(epochs=6, batch=4, lr=0.02, optimiser=optimiser, weight_decay=0.01, **way)
+    whole = list(fit(FLAT, theta, x, y, recipe, SEED))
+    for stop in range(6):
+        kept = {name: part.clone() if isinstance(part, torch.Tensor) else part for name, part in whole[stop].state().items()}
+        assert kept.keys() == set(Epoch.names(recipe))
+        rest = list(fit(FLAT, theta, x, y, recipe, SEED, Epoch.of(kept, recipe)))
+        assert [epoch.index for epoch in rest] == list(range(stop + 1, 6))
+        for epoch, before in zip(rest, whole[stop + 1 :], strict=True):
+            assert all(torch.equal(torch.as_tensor(part), torch.as_tensor(before.state()[name])) for name, part in epoch.state().items())
+    if optimiser != "sgd":
+        forgetful = Epoch(0, whole[0].theta, whole[0].loss, {})
+        assert not torch.equal(next(fit(FLAT, theta, x, y, recipe, SEED, forgetful)).theta, whole[1].theta)
+
+
+def first_fault(recipe):
+    """(epoch, step, what), from 1, of the first number that is not finite, looked for after every step; in float32, as all work is done."""
+    theta, x, y = (t.float() if t.is_floating_point() else t for t in some_data())
+    optimiser = optimiser_for(theta, recipe, recipe.lr)
+    for epoch in range(recipe.epochs):
+        for step, batch in enumerate(torch.randperm(N, generator=generator(*SEED, "order", epoch)).split(recipe.batch), 1):
+            value, theta.grad = gradient(FLAT, theta, x[batch], y[batch], Draws(None, torch.empty(3, len(batch))), recipe)
+            optimiser.step()
+            squares = optimiser.state[theta].get("exp_avg_sq", value)
+            looked = {"training loss": value, "gradient": theta.grad, "optimiser's exp_avg_sq": squares, "parameters": theta}
+            for what, part in looked.items():
+                if not torch.isfinite(part).all():
+                    return epoch + 1, step, what
+    return None
+
+
+PENALTY = {"penalty": "per_sample", "penalty_weight": 1e30}
+FAULTS = [
+    ({"lr": 1e30}, "training loss", "lower lr;"),
+    ({"lr": 1e30, "optimiser": "adam"}, "training loss", "lower lr;"),
+    ({"lr": 1e30, "optimiser": "sgd", "batch": N}, "training loss", "lower lr;"),
+    ({"lr": 3e38, "weight_decay": 1e4, "batch": N, "epochs": 1}, "parameters", "lower lr;"),  # in the last step of the last epoch
+    ({"lr": 0.01} | PENALTY, "training loss", "lower penalty_weight first, then lr;"),
+    ({"lr": 0.01, "optimiser": "adam"} | PENALTY, "optimiser's exp_avg_sq", "lower penalty_weight first, then lr;"),
+    ({"lr": 1e30} | PENALTY | {"penalty_weight": 1e-3}, "training loss", "lower lr first, then penalty_weight;"),
+]
+
+
+@pytest.mark.parametrize("fields, what, advice", FAULTS)
+def test_a_training_that_diverges_names_the_step_the_quantity_and_the_cause(fields, what, advice):
+    theta, x, y = (t.float() if t.is_floating_point() else t for t in some_data())
+    recipe = Recipe(**({"epochs": 3, "batch": 4} | fields))
+    epoch, step, found = first_fault(recipe)
+    assert found == what
+    with pytest.raises(Diverged) as caught:
+        list(fit(FLAT, theta, x, y, recipe, SEED))
+    said = str(caught.value)
+    where = f"at step {step} of {-(-N // recipe.batch)} in epoch {epoch} of {recipe.epochs}"
+    assert said.startswith(f"the {what} stopped being finite {where} ({recipe.optimiser}, lr {recipe.lr:g}")
+    assert advice in said and ("penalty_weight" in said) == (recipe.penalty != "none")
+
+
+def test_images_that_are_not_finite_are_blamed_themselves():
+    theta, x, y = some_data()
+    x[3, 0, 0, 0] = torch.inf
+    with pytest.raises(Diverged, match="the images themselves are not finite: correct them"):
+        list(fit(FLAT, theta, x, y, Recipe(epochs=1, batch=N, lr=0.01), SEED))
+
+
+def test_finite_looks_at_every_number():
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        for i in (0, 500, 999):
+            t = torch.zeros(1000)
+            t[i] = wrong
+            assert finite(torch.ones(()), t, torch.full((3,), 3e38), torch.ones(2, dtype=torch.float64)) == [True, False, True, True]
 
 
 def test_accuracy_counts():

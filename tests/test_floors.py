@@ -9,7 +9,7 @@ HOME = Path(ddlib.__file__).parent
 FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("config", "kernels", "locks"),  # settings and chance; compiled code; one process at a time
     ("store", "cluster", "shards"),  # artefacts; Ray; several machines over one store
-    ("results", "engine", "foreign"),
+    ("results", "engine", "foreign", "keeper"),
     ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims"),  # the mathematics
     ("fused", "fit", "tables", "plots", "folders", "exchange"),
     ("data",),

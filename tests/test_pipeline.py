@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(stopped, done, halfway, monkeypa
             yield step
 
     distil = pipeline.distil
-    monkeypatch.setattr(pipeline, "CHECKPOINT", -1.0)  # after every iteration
+    monkeypatch.setenv("CHECKPOINT", "0")  # after every iteration
     monkeypatch.setattr(pipeline, "distil", lambda *arguments: run(*arguments, until=stopped))
     with pytest.raises(KeyboardInterrupt):
         get(SET, halfway)
@@ -119,7 +119,7 @@ def test_a_run_killed_while_it_looks_goes_on_to_the_same_bytes(done, halfway, mo
             raise KeyboardInterrupt
         return score(*arguments, **named)
 
-    monkeypatch.setattr(pipeline, "CHECKPOINT", -1.0)
+    monkeypatch.setenv("CHECKPOINT", "0")
     monkeypatch.setattr(pipeline, "score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         get(SET, halfway)
@@ -129,7 +129,7 @@ def test_a_run_killed_while_it_looks_goes_on_to_the_same_bytes(done, halfway, mo
 
 
 def test_an_outer_loop_that_is_not_finite_stops_and_keeps_its_last_good_state(halfway):
-    with pytest.raises(Diverged, match=r"the (matching loss|synthetic images|inner lr) stopped being finite at outer iteration \d \(lr_images 1e\+30"):
+    with pytest.raises(Diverged, match=r"stopped being finite at outer iteration \d \(lr_images 1e\+30.*the last good state is kept"):
         get(HARSH, halfway)
     assert not halfway.has(HARSH)
     held = halfway.resume(HARSH)
