@@ -5,13 +5,16 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export STORE RESULTS WORKERS ENGINE GPU_SHARE RAY_ADDRESS
 
-.PHONY: paper figures tune run test bench lab lock clean
+.PHONY: paper figures verify tune run test bench lab lock clean
 
 paper: .venv/ready          ## run every notebook; make whatever is missing on the way
 	$(BIN)/python -m ddlib paper $(PROFILE)
 
 figures: .venv/ready        ## every table and figure again, from the committed rows alone
 	$(BIN)/python -m ddlib figures $(PROFILE)
+
+verify: .venv/ready         ## whether what is kept follows from its rows, and comes out again when a sample is made anew; QUICK=1 makes none
+	$(BIN)/python -m ddlib verify $(PROFILE) $(if $(QUICK),--quick)
 
 tune: .venv/ready           ## the search behind the profile's tuned settings, on the validation split
 	$(BIN)/python -m ddlib tune $(PROFILE)

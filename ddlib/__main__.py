@@ -1,4 +1,4 @@
-"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `plan`, `status`, `gc`, `evaluate FILE`, `export FILE`."""
+"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `plan`, `verify`, `status`, `gc`, `evaluate FILE`, `export FILE`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .fit import Diverged
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input prints one message and returns 2."""
+    """Run one command; bad input prints one message and returns 2, and `verify` 1 where anything differs."""
     parser = argparse.ArgumentParser(prog="ddlib", description="The executable paper of AST: dataset distillation by trajectory matching")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -21,12 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
         ("tune", "run the search behind the profile's tuned settings"),
         ("plan", "predict what a profile costs, here and on GPUs, before it is paid; `cells`: every cell of the paper"),
         ("status", "what the store holds for a profile, and what is missing"),
+        ("verify", "check what is kept: tables and figures from rows, and a sample made anew; status 1 if anything differs"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("profile", nargs="?", default="laptop")
         if name == "paper":
             command.add_argument("--parameters", type=Path, help="a YAML file of notebook parameters")
             command.add_argument("--notebook", action="append", help="only this one (may be repeated)")
+        if name == "verify":
+            command.add_argument("--quick", action="store_true", help="make no sample anew")
     command = commands.add_parser("run", help="make what a study is read from, and no notebook")
     command.add_argument("study", help="its name, or `all`: every study but `tuning`, the search for settings")
     command.add_argument("--profile", default="laptop")
@@ -37,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     _borders(commands)
     given = parser.parse_args(arguments)
 
-    from . import plan, press, trade, upkeep  # torch takes seconds to import: `--help` need not wait
+    from . import plan, press, trade, upkeep, verify  # torch takes seconds to import: `--help` need not wait
     from .store import FULL, no_room
 
     try:
@@ -51,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
             press.run(given.study, given.profile, given.shard)
         elif given.command == "plan":
             press.cells() if given.profile == "cells" else plan.report(given.profile)
+        elif given.command == "verify":
+            return 0 if verify.verify(given.profile, given.quick) else 1
         elif given.command == "status":
             upkeep.status(given.profile)
         elif given.command == "gc":

@@ -54,6 +54,18 @@ def processor() -> str:
         return platform.processor()
 
 
+def compiler() -> str | None:
+    """The C compiler, as the environment's CC names it or as it is found."""
+    return shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
+
+
+def made_by() -> str:
+    """The compiler that made the kernels in use, in its own words; none where there are none."""
+    if library(torch.float32) is None:
+        return "none"
+    return subprocess.run([compiler(), "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+
+
 def build(real: str) -> Path:
     """The shared library for float or double, compiled if this source was not yet compiled here, whole or not at all.
 
@@ -61,16 +73,16 @@ def build(real: str) -> Path:
         OSError: no compiler, or nowhere to keep what it makes.
         subprocess.CalledProcessError: the compiler refused.
     """
-    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
-    if compiler is None:
+    cc = compiler()
+    if cc is None:
         raise OSError("no C compiler found (set CC)")
-    about = repr((SOURCE.read_text(), FLAGS, EPS, real, processor(), platform.machine(), compiler))
+    about = repr((SOURCE.read_text(), FLAGS, EPS, real, processor(), platform.machine(), cc))
     file = kept() / f"kernels-{real}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=file.parent) as half:
             made = Path(half) / file.name
-            subprocess.run([compiler, *FLAGS, f"-DREAL={real}", f"-DEPS={EPS}", str(SOURCE), "-o", str(made), "-lm"], check=True, capture_output=True, text=True)
+            subprocess.run([cc, *FLAGS, f"-DREAL={real}", f"-DEPS={EPS}", str(SOURCE), "-o", str(made), "-lm"], check=True, capture_output=True, text=True)
             os.replace(made, file)
     return file
 

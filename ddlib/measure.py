@@ -1,7 +1,8 @@
-"""What an outer gradient costs on this machine: peak memory above that of the process at rest, and seconds."""
+"""What this machine is, and what an outer gradient costs on it: peak memory above that of the process at rest, and seconds."""
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,36 @@ from statistics import median
 
 import torch
 
-from . import augment, fused, networks
+from . import augment, engine, fused, kernels, networks
 from .config import Measurement, generator
 from .distil import InnerLoss
 from .unroll import GRADIENTS
+
+KIND = ("processor", "model", "vectors", "device", "compiler", "torch")  # what the bytes of a result may depend on, beside its settings
+
+
+def machine() -> dict[str, str | int]:
+    """What this machine is: KIND, cores, memory in GiB, and Python's version."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    total = int(Path("/proc/meminfo").read_text().split()[1]) if Path("/proc/meminfo").exists() else 0
+    where = engine.device()
+    return {
+        "processor": about.get("model name", platform.processor()),
+        "model": "family {}, model {}, stepping {}".format(*(about.get(name, "?") for name in ("cpu family", "model", "stepping"))),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "compiler": kernels.made_by(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cores": int(about.get("cpu cores", 0)),
+        "memory": round(total / 2**20),
+    }
+
+
+def described(about: dict[str, str | int]) -> str:
+    """A machine in a line."""
+    return "{processor}, {cores} cores, {memory} GiB, {vectors}; Python {python}, torch {torch}".format(**about)
 
 
 def memory(line: str) -> float:

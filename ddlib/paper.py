@@ -9,20 +9,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from . import config, data, engine, pipeline, plots, studies, tables
-from .config import Distillation, Following, Selection, Settings, key
+from .config import Distillation, Following, Profile, Selection, Settings, key
 from .data import Images
 from .results import Results
 from .store import Artefact, Store, write
-from .studies import Run
 
 HOME = Path(os.environ.get("DDLIB_HOME") or Path(__file__).resolve().parent.parent)
+AT_THE_END = ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")  # what an expert's last epoch says of it
 
 
 def store_folder() -> Path:
@@ -58,19 +59,19 @@ class Paper:
     def study(self, name: str) -> pd.DataFrame:
         """The rows of a study: made where they are missing, and kept."""
         pipeline.fulfil(self.tasks(name), self.store)
-        return self.results.keep_rows(name, pd.DataFrame(STUDIES[name](self)))
+        return self.results.keep_rows(name, pd.DataFrame(self.rows(name)))
 
     def tasks(self, study: str) -> list[Settings]:
         """What the rows of a study are read from."""
-        if study in studies.RUNS:
-            return [run.settings for run in studies.RUNS[study](self.profile)]
-        if study in ("experts", "smoothness"):
-            return [settings for _, _, settings in studies.experts(self.profile)]
-        if study == "curves":
-            return [run.settings.of for run in self._distilled()]
-        if study == "following":
-            return [Following(of=run.settings.of) for run in studies.ablation(self.profile)]
-        return [run.settings for run, _ in studies.tuning(self.profile)] if study == "tuning" else []
+        return [settings for _, settings in STUDIES[study].asks(self.profile)]
+
+    def rows(self, study: str, wanted: Callable[[Settings], bool] = lambda settings: True) -> list[dict]:
+        """What the stored artefacts of a study say, or those of them that are wanted."""
+        found = []
+        for label, settings in STUDIES[study].asks(self.profile):
+            if wanted(settings):
+                found += [label | line | {"settings_key": key(settings)} for line in STUDIES[study].lines(pipeline.get(settings, self.store).record)]
+        return found
 
     def table(self, name: str) -> pd.DataFrame:
         """A table, from rows alone."""
@@ -100,80 +101,73 @@ class Paper:
     def _cell(self, name: str | None) -> config.Cell:
         return self.profile.cells[name or next(iter(self.profile.cells))]
 
-    def _distilled(self) -> list[Run]:
-        runs = [run for study in (studies.main, studies.ablation) for run in study(self.profile)]
-        return [run for run in runs if isinstance(run.settings.of, Distillation)]
+
+@dataclass(frozen=True)
+class Study:
+    """Rows, as data: `asks` gives the artefacts that they are read from, each with the first columns of its rows; `lines` what an artefact's record says."""
+
+    asks: Callable[[Profile], Iterable[tuple[dict, Settings]]]
+    lines: Callable[[dict], list[dict]]
 
 
-def network_rows(study: str) -> Callable[[Paper], list[dict]]:
-    """Rows of a study whose lines are networks."""
-
-    def rows(paper: Paper) -> list[dict]:
-        found = []
-        for run in studies.RUNS[study](paper.profile):
-            label = run.label(paper.profile.cells[run.cell])
-            if run.method == studies.CEILING:
-                label["ipc"] = None
-            found += [label | row for row in pipeline.get(run.settings, paper.store).record["rows"]]
-        return found
-
-    return rows
+def rows(record: dict) -> list[dict]:
+    """One line a network of an evaluation, an epoch of an expert or of what follows one."""
+    return record["rows"]
 
 
-def epoch_rows(paper: Paper) -> list[dict]:
-    """One line an epoch of an expert."""
-    found = []
-    for name, recipe, settings in studies.experts(paper.profile):
-        label = {"data": name, "recipe": recipe, "expert_seed": settings.seed}
-        found += [label | row | {"settings_key": key(settings)} for row in pipeline.get(settings, paper.store).record["rows"]]
-    return found
-
-
-def smoothness_rows(paper: Paper) -> list[dict]:
-    """One line an expert: its whole path, and how good it is at the end."""
-    found = []
-    for name, recipe, settings in studies.experts(paper.profile):
-        record = pipeline.get(settings, paper.store).record
-        last = {column: record["rows"][-1][column] for column in ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")}
-        label = {"data": name, "recipe": recipe, "expert_seed": settings.seed}
-        found.append(label | record["smoothness"] | last | {"settings_key": key(settings)})
-    return found
-
-
-def curve_rows(paper: Paper) -> list[dict]:
+def curve(record: dict) -> list[dict]:
     """One line an outer iteration."""
-    found = []
-    for run in paper._distilled():
-        label = run.label(paper.profile.cells[run.cell])
-        curve = pipeline.get(run.settings.of, paper.store).record["curve"]
-        found += [label | row | {"settings_key": key(run.settings.of)} for row in curve]
-    return found
+    return record["curve"]
 
 
-def following_rows(paper: Paper) -> list[dict]:
-    """One line an epoch of a student that follows an expert without being put back on its path."""
-    found = []
-    for run in studies.ablation(paper.profile):
-        settings = Following(of=run.settings.of)
-        label = {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}
-        found += [label | row | {"settings_key": key(settings)} for row in pipeline.get(settings, paper.store).record["rows"]]
-    return found
+def whole_path(record: dict) -> list[dict]:
+    """One line an expert: its whole path, and how good it is at the end."""
+    return [record["smoothness"] | {column: record["rows"][-1][column] for column in AT_THE_END}]
 
 
-def tuning_rows(paper: Paper) -> list[dict]:
-    """One line a network of a candidate; validation accuracy only."""
-    found = []
-    for run, tried in studies.tuning(paper.profile):
-        label = run.label(paper.profile.cells[run.cell]) | {"tried": ", ".join(f"{k} = {v:g}" for k, v in tried.items()), "iterations": run.settings.of.iterations}
-        found += [label | row for row in pipeline.get(run.settings, paper.store).record["rows"]]
-    return found
+def of_runs(study: str) -> Callable[[Profile], Iterator[tuple[dict, Settings]]]:
+    """Each evaluation of a study whose lines are networks."""
+
+    def asks(profile: Profile) -> Iterator[tuple[dict, Settings]]:
+        for run in studies.RUNS[study](profile):
+            label = run.label(profile.cells[run.cell])
+            yield label | ({"ipc": None} if run.method == studies.CEILING else {}), run.settings
+
+    return asks
 
 
-STUDIES: dict[str, Callable[[Paper], list[dict]]] = {
-    **{study: network_rows(study) for study in studies.RUNS},
-    "experts": epoch_rows,
-    "smoothness": smoothness_rows,
-    "curves": curve_rows,
-    "following": following_rows,
-    "tuning": tuning_rows,
+def of_experts(profile: Profile) -> Iterator[tuple[dict, Settings]]:
+    """Each expert."""
+    for data_name, recipe, settings in studies.experts(profile):
+        yield {"data": data_name, "recipe": recipe, "expert_seed": settings.seed}, settings
+
+
+def of_sets(profile: Profile) -> Iterator[tuple[dict, Settings]]:
+    """Each distilled set of the main study and the ablation."""
+    for study in (studies.main, studies.ablation):
+        for run in study(profile):
+            if isinstance(run.settings.of, Distillation):
+                yield run.label(profile.cells[run.cell]), run.settings.of
+
+
+def of_followings(profile: Profile) -> Iterator[tuple[dict, Settings]]:
+    """A student that follows the experts without being put back on their paths, on each set of the ablation."""
+    for run in studies.ablation(profile):
+        yield {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}, Following(of=run.settings.of)
+
+
+def of_candidates(profile: Profile) -> Iterator[tuple[dict, Settings]]:
+    """Each candidate of the search; validation accuracy only."""
+    for run, tried in studies.tuning(profile):
+        words = ", ".join(f"{k} = {v:g}" for k, v in tried.items())
+        yield run.label(profile.cells[run.cell]) | {"tried": words, "iterations": run.settings.of.iterations}, run.settings
+
+
+STUDIES = {
+    **{study: Study(of_runs(study), rows) for study in studies.RUNS},
+    "experts": Study(of_experts, rows),
+    "smoothness": Study(of_experts, whole_path),
+    "curves": Study(of_sets, curve),
+    "following": Study(of_followings, rows),
+    "tuning": Study(of_candidates, rows),
 }

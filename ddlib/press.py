@@ -14,13 +14,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from . import pipeline, plan, plots, shards, tables
+from . import measure, pipeline, plan, plots, shards, tables
 from .config import Refusal
 from .engine import Progress, clock, default_workers, executor
 from .paper import HOME, STUDIES, Paper
+from .results import Results
 from .store import sweep, whole, write_whole
 
-NOTEBOOKS = HOME / "notebooks"
+NOTEBOOKS, README = HOME / "notebooks", HOME / "README.md"
 NEEDS = {  # the studies that a notebook reads
     "02_experts": ["experts"],
     "03_smoothness": ["smoothness"],
@@ -29,6 +30,7 @@ NEEDS = {  # the studies that a notebook reads
     "07_evaluation": ["main", "cross_architecture"],
     "08_ablations": ["ablation", "following"],
 }
+GATHERS = "09_paper"  # shows what all the others made, so it runs last
 RUNNING = 12.0  # seconds that a notebook takes once everything is there
 
 
@@ -111,7 +113,8 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
     began = time.monotonic()
     profile = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile  # kernels run in another folder
     held = Paper(profile)
-    chosen, given = notebooks(only), {"profile": profile, **parameters_of(file)}
+    chosen = sorted(notebooks(only), key=lambda notebook: notebook.stem == GATHERS)
+    given = {"profile": profile, **parameters_of(file)}
     for notebook in chosen:
         check_parameters(notebook, given)
     for cell in held.profile.cells:
@@ -120,6 +123,8 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
     os.environ |= {"STORE": str(held.store.root.resolve()), "RESULTS": str(held.results.folder.parent.resolve())}  # for the kernels
 
     missing = pipeline.missing([s for n in chosen for study in NEEDS.get(n.stem, []) for s in held.tasks(study)], held.store)
+    if missing:
+        held.results.keep_machine(measure.machine())
     workers = default_workers()
     progress = Progress(held.name, sum(map(pipeline.work, missing)) + RUNNING * len(chosen), workers)
     print(f"{held.profile.title}: {len(chosen)} notebooks, {len(missing)} tasks to do on {workers} cores", file=sys.stderr)
@@ -171,19 +176,22 @@ def run(study: str, profile: str, part: str | None = None) -> None:
 
 def fill_readme(held: Paper) -> None:
     """Put the main figure, the main table and the verdicts into the README; only the profile that the README speaks of does."""
-    if held.name != "laptop":
-        return
-    folder = held.results.folder
+    if held.name == "laptop":
+        fill("paper", summary(held.results))
+
+
+def summary(results: Results) -> list[str]:
+    """The README's paragraphs on a paper, from its tables."""
+    folder = results.folder
     claims = pd.read_csv(folder / "tables" / "claims.csv", dtype={"claim": str})
     verdicts = claims[claims.claim.str.len() == 1][["claim", "statement", "verdict"]]
-    block = [
+    return [
         f"![Test accuracy by method](results/{folder.name}/figures/main.svg)",
         "Test accuracy in percent after the last epoch, lr chosen on validation: mean ± std over all networks of all distillation seeds (number of networks).",
         (folder / "tables" / "summary.md").read_text().strip(),
         "What holds of the paper's seven claims at this scale (a claim is as good as its weakest part, named in brackets):",
         verdicts.to_markdown(index=False),
     ]
-    fill("paper", block)
 
 
 CELLS = HOME / "results" / "scale" / "cells.csv"  # what the README's table of cells is a function of
@@ -211,16 +219,25 @@ def cells_table(rows: pd.DataFrame) -> str:
 
 
 def fill(part: str, paragraphs: list[str]) -> None:
-    """Put paragraphs between the README's markers for that part, <!-- part:start --> and <!-- part:end -->.
+    """Put paragraphs between the README's markers for that part, where there is a README.
 
     Raises:
         Refusal: the README has lost its markers.
     """
-    readme, start, end = HOME / "README.md", f"<!-- {part}:start -->", f"<!-- {part}:end -->"
-    if not readme.exists():
-        return
-    text = readme.read_text()
-    if start not in text or end not in text:
-        raise Refusal(f"README.md has lost its markers {start} and {end}: put them back where that part belongs")
-    head, rest = text.split(start, 1)
-    write_whole(readme, (head + "\n\n".join([start, *paragraphs, end]) + rest.split(end, 1)[1]).encode())
+    if README.exists():
+        write_whole(README, filled(part, paragraphs).encode())
+
+
+def filled(part: str, paragraphs: list[str]) -> str:
+    """The README with these paragraphs between its markers for that part, <!-- part:start --> and <!-- part:end -->.
+
+    Raises:
+        Refusal: the README has lost its markers.
+    """
+    start, end = f"<!-- {part}:start -->", f"<!-- {part}:end -->"
+    head, first, rest = README.read_text().partition(start)
+    _, last, tail = rest.partition(end)
+    if not (first and last):
+        lost = end if first else start
+        raise Refusal(f"{README} has lost its markers: expected {start} and below it {end}, found no {lost}; put them back where that part belongs")
+    return head + "\n\n".join([start, *paragraphs, end]) + tail

@@ -7,6 +7,7 @@ always be rendered again from them.
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -66,3 +67,12 @@ class Results:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata=about)
             write_whole(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())
+
+    def machine(self) -> dict | None:
+        """The machine that made what is kept, if that was written down."""
+        file = self.folder / "machine.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def keep_machine(self, about: dict) -> None:
+        """machine.json: what made the results."""
+        write_whole(self.folder / "machine.json", (json.dumps(about, indent=2) + "\n").encode())

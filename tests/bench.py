@@ -5,7 +5,6 @@ comes (tests/plain.py), `ours` as the engine runs it. The limit is what plain Py
 in between; kernels of our own may beat it. A ratio above 1 speaks for ours, whatever the unit.
 """
 
-import platform
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -230,15 +229,6 @@ def throughput(repeats):
             yield {"work": f"{name} side by side: two processes, and one as plain", "ours": ours, "plain": alone, "unit": "tasks/s", "ratio": ours / alone}
 
 
-def machine():
-    """Processor, cores, memory, versions."""
-    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in about.splitlines() if line.startswith("model name")), platform.processor())
-    cores = next((int(line.split(":")[1]) for line in about.splitlines() if line.startswith("cpu cores")), None)
-    total = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20 if Path("/proc/meminfo").exists() else float("nan")
-    return f"{model}, {cores} cores, {total:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}; Python {platform.python_version()}, torch {torch.__version__}"
-
-
 def sentence(table):
     """What the README says of it."""
     rows = table.set_index("work")
@@ -272,7 +262,7 @@ def keep(rows, about):
 
 def main(part=""):
     """Measure all works, or those with `part` in their names; print, keep."""
-    began, rows, about = time.monotonic(), [], machine()
+    began, rows, about = time.monotonic(), [], measure.described(measure.machine())
     print(about)
     if not part:
         (RESULTS / "bench.csv").unlink(missing_ok=True)

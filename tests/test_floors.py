@@ -18,6 +18,7 @@ FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("pipeline",),  # the stages joined with the store
     ("paper", "plan"),
     ("press", "trade", "upkeep"),
+    ("verify",),
     ("__main__",),
     ("__init__",),
 ]

@@ -33,17 +33,6 @@ def test_eleven_notebooks_in_order():
     assert set(press.NEEDS) <= {f.stem for f in SOURCES}
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory):
-    """A whole paper under `smoke`, from nothing."""
-    folder = tmp_path_factory.mktemp("paper")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORE", str(folder / "store"))
-        patch.setenv("RESULTS", str(folder / "results"))
-        assert main(["paper", "smoke"]) == 0
-    return folder
-
-
 def test_every_notebook_runs(printed):
     done = sorted((printed / "results/smoke/notebooks").glob("*.ipynb"))
     assert [f.name for f in done] == [f.name for f in SOURCES]
