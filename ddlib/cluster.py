@@ -35,7 +35,7 @@ class Ray(Executor):
         try:
             import ray
         except ImportError:
-            raise Refusal("ENGINE=ray, but Ray is not installed: pip install 'ddlib[ray]', or leave ENGINE out") from None
+            raise Refusal("ENGINE=ray, but Ray is not installed: pip install 'ddlib[ray]', or leave ENGINE out; serial and processes need nothing more") from None
         self.ray, self.settle, address = ray, settle, os.environ.get("RAY_ADDRESS") or "local"
         here = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
         try:

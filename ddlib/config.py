@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 import yaml
@@ -296,15 +297,32 @@ class Measurement(Settings):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
 
-def complain(error: ValidationError, where: str) -> Refusal:
-    """Pydantic's findings as one message: where, what was found, what was expected."""
+def models(annotation: Any) -> set[type[BaseModel]]:
+    """The models that a field's type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {model for inner in get_args(annotation) for model in models(inner)}
+
+
+def keys_at(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The keys that may stand beside the last of `place`, a way into `kind`."""
+    here = {kind}
+    for step in place[:-1]:  # one that names no field is a key of a mapping, or one of several forms
+        here = {model for one in here if step in one.model_fields for model in models(one.model_fields[step].annotation)} or here
+    return sorted({name for one in here for name in one.model_fields})
+
+
+def complain(error: ValidationError, where: str, kind: type[BaseModel]) -> Refusal:
+    """Pydantic's findings as one message: where, what was found, what was expected, what to do."""
     lines = []
     for e in error.errors():
         place = ".".join(str(p) for p in e["loc"]) or "settings"
         found = "" if e["type"] in ("missing", "value_error") else f" (found {e['input']!r})"
-        advice = "unknown key: check its spelling, or remove it" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
+        advice = e["msg"].removeprefix("Value error, ")
+        if e["type"] == "extra_forbidden":
+            advice = f"unknown key: check its spelling, or remove it; expected one of {', '.join(keys_at(kind, e['loc']))}"
         lines.append(f"  {place}: {advice}{found}")
-    return Refusal(f"{where} cannot be used:\n" + "\n".join(lines))
+    return Refusal(f"{where} cannot be used:\n" + "\n".join(lines) + f"\ncorrect {'this line' if len(lines) == 1 else 'these lines'}")
 
 
 class Cell(Settings):
@@ -381,7 +399,7 @@ def profile(name: str) -> Profile:
     """
     file = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not file.exists():
-        raise Refusal(f"no profile '{name}': expected one of {', '.join(profiles())}, or the path of a YAML file")
+        raise Refusal(f"no profile '{name}': expected one of {', '.join(profiles())}, or the path of a YAML file; correct the name, or write that file")
     return validated(Profile, fields_of(file), f"profile {name}")
 
 
@@ -393,8 +411,8 @@ def fields_of(file: Path, inside: tuple[Path, ...] = ()) -> Any:
     """
     try:
         fields = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise Refusal(f"profile {file.stem} is no YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise Refusal(f"profile {file.stem} is no YAML: {error}\nexpected `name: value` lines as in {PROFILES / 'smoke.yaml'}; correct {file}") from None
     if not isinstance(fields, dict):
         return fields
     bases = fields.pop("extends", [])
@@ -424,4 +442,4 @@ def validated(kind: type[Model], fields: Any, where: str) -> Model:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise complain(error, where) from None
+        raise complain(error, where, kind) from None

@@ -341,7 +341,7 @@ def _idx(kind: str, seed: int, folder: Path) -> Raw:
     raw = where / kind / "raw"
     if lacking := [f"{name} (md5 {md5})" for name, md5 in reader.resources if not check_integrity(raw / name, md5)]:
         raise Refusal(
-            f"data '{kind}' was not found whole in {raw}: expected there {', '.join(lacking)}. Put them there, or run\n"
+            f"data '{kind}' was not found whole in {raw}: expected there {', '.join(lacking)} of {reader.mirrors[0]}. Put them there, or run\n"
             f"  python -c \"from torchvision.datasets import {kind}; {kind}(r'{where}', download=True)\"\n"
             "or choose digits, mnist_5k or mnist_m_5k, which need no download"
         )

@@ -45,15 +45,34 @@ def settle() -> None:
 
 
 def device() -> torch.device:
-    """Where tasks compute: the environment's DEVICE, else the first GPU that this process sees, else the CPU."""
-    return torch.device(os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Where tasks compute: the environment's DEVICE, else the first GPU that this process sees, else the CPU.
+
+    Raises:
+        Refusal: no such device here.
+    """
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    given = os.environ.get("DEVICE") or found
+    try:
+        named = torch.device(given)
+    except RuntimeError:
+        named = None
+    if named is None or (named.type == "cuda" and found == "cpu"):
+        raise Refusal(f"DEVICE={given}, but there is none of that name here: expected cpu, or cuda where there is a GPU; correct DEVICE, or leave it out")
+    return named
 
 
 def default_workers() -> int:
-    """What the environment's WORKERS says; else, where GPU_SHARE is given, as many processes as the GPUs hold; else one a core."""
+    """What the environment's WORKERS says; else, where GPU_SHARE is given, as many processes as the GPUs hold; else one a core.
+
+    Raises:
+        Refusal: WORKERS is no number of processes, or GPU_SHARE no part of a GPU.
+    """
+    given = os.environ.get("WORKERS") or ""
+    if given and not (given.isdecimal() and int(given)):
+        raise Refusal(f"WORKERS={given}: expected a number of processes, 1 or more; correct it, or leave WORKERS out to have one a core")
     share = gpu_share()
     held = int(1 / share) * len(gpus()) if share else 0
-    return int(os.environ.get("WORKERS") or held or len(os.sched_getaffinity(0)))
+    return int(given or held or len(os.sched_getaffinity(0)))
 
 
 def gpu_share() -> float:
@@ -68,7 +87,7 @@ def gpu_share() -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise Refusal(f"GPU_SHARE={given}: expected the part of a GPU that a task takes, from 0 to 1; 0.25 puts four tasks on each GPU")
+        raise Refusal(f"GPU_SHARE={given}: expected the part of a GPU that a task takes, from 0 to 1; set 0.25 to put four tasks on each GPU, or leave it out")
     return share
 
 
@@ -196,7 +215,7 @@ def executor(workers: int, engine: str | None = None) -> Executor:
     """
     engine = engine or os.environ.get("ENGINE") or "processes"
     if engine not in ENGINES:
-        raise Refusal(f"ENGINE={engine}: expected one of {', '.join(ENGINES)}")
+        raise Refusal(f"ENGINE={engine}: expected one of {', '.join(ENGINES)}; correct it, or leave ENGINE out")
     if engine == "ray":
         return Ray(workers, gpu_share(), settle)
     if engine == "serial" or workers <= 1:

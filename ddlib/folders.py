@@ -69,11 +69,11 @@ def imagenet(subset: str, folder: Path) -> Found:
 def tiny_imagenet(folder: Path) -> Found:
     """200 classes, numbered in the order of their sorted WordNet ids; the validation images are the test set, for its test images have no labels."""
     home = folder / "data" / "tiny-imagenet-200"
-    source = "the archive tiny-imagenet-200.zip of Stanford's course CS231n, unpacked"
+    source = "the archive http://cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked"
     listed, notes, images = home / "wnids.txt", home / "val" / "val_annotations.txt", home / "val" / "images"
     missing = [str(place.relative_to(home)) for place in (listed, home / "words.txt", home / "train", notes, images) if not place.exists()]
     if missing:
-        raise Refusal(f"{home} lacks {_few(missing)}: expected there {source}")
+        raise Refusal(f"{home} lacks {_few(missing)}: expected there {source}; put it there")
     if (ids := sorted(listed.read_text().split())) != TINY:
         odd = sorted(set(ids) ^ set(TINY)) or ["an id that stands twice"]
         raise Refusal(f"{listed} lists {len(ids)} ids, of which {_few(odd)} do not match the {len(TINY)} expected: take it from {source}")
@@ -125,7 +125,7 @@ def _inside(folder: Path) -> tuple[str, ...]:
 def _by_class(home: Path, names: Sequence[str], source: str, inside: str = "") -> list[list[Path]]:
     missing = [name for name in names if not (home / name / inside).is_dir()]
     if missing:
-        raise Refusal(f"{home} lacks {_few([str(Path(name, inside)) for name in missing])} of {len(names)} classes: expected {source}")
+        raise Refusal(f"{home} lacks {_few([str(Path(name, inside)) for name in missing])} of {len(names)} classes: expected {source}; put them there")
     return [pictures(home / name / inside) for name in names]
 
 

@@ -43,7 +43,7 @@ def notebooks(only: list[str] | None = None) -> list[Path]:
     every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     for name in only or ():
         if name not in [n.stem for n in every]:
-            raise Refusal(f"no notebook '{name}': expected one of {', '.join(n.stem for n in every)}")
+            raise Refusal(f"no notebook '{name}': expected one of {', '.join(n.stem for n in every)}; correct the name, or leave it out to run all")
     return [n for n in every if not only or n.stem in only]
 
 
@@ -56,10 +56,13 @@ def parameters_of(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     if not file.exists():
-        raise Refusal(f"no parameter file {file}: give a YAML file of `name: value` lines")
-    given = yaml.safe_load(file.read_text())
+        raise Refusal(f"no parameter file {file}: expected a YAML file of `name: value` lines; correct the path, or leave it out")
+    try:
+        given = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise Refusal(f"{file} is no YAML: {error}\nexpected `name: value` lines; correct it") from None
     if not isinstance(given, dict):
-        raise Refusal(f"{file} holds {type(given).__name__}, expected `name: value` lines")
+        raise Refusal(f"{file} holds {type(given).__name__}, expected `name: value` lines; correct it")
     return given
 
 
@@ -70,7 +73,7 @@ def check_parameters(notebook: Path, given: dict[str, Any]) -> None:
     known = papermill.inspect_notebook(str(notebook))
     for name in given:
         if name not in known:
-            raise Refusal(f"unknown parameter '{name}' (found in the parameters for {notebook.name}): expected one of {', '.join(known)}")
+            raise Refusal(f"unknown parameter '{name}' (found in the parameters for {notebook.name}): expected one of {', '.join(known)}; correct its name, or remove it")
 
 
 def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
@@ -123,9 +126,9 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
     os.environ |= {"STORE": str(held.store.root.resolve()), "RESULTS": str(held.results.folder.parent.resolve())}  # for the kernels
 
     missing = pipeline.missing([s for n in chosen for study in NEEDS.get(n.stem, []) for s in held.tasks(study)], held.store)
+    workers = default_workers()
     if missing:
         held.results.keep_machine(measure.machine())
-    workers = default_workers()
     progress = Progress(held.name, sum(map(pipeline.work, missing)) + RUNNING * len(chosen), workers)
     print(f"{held.profile.title}: {len(chosen)} notebooks, {len(missing)} tasks to do on {workers} cores", file=sys.stderr)
     with executor(workers) as pool:
@@ -166,7 +169,7 @@ def run(study: str, profile: str, part: str | None = None) -> None:
         Refusal: no study of that name, or no such part.
     """
     if study not in (*STUDIES, "all"):
-        raise Refusal(f"no study '{study}': expected one of {', '.join(STUDIES)}, or all")
+        raise Refusal(f"no study '{study}': expected one of {', '.join(STUDIES)}, or all; correct the name")
     shard = None if part is None else shards.parse(part)
     began, held = time.monotonic(), Paper(profile)
     chosen = [name for name in STUDIES if name != "tuning"] if study == "all" else [study]

@@ -31,7 +31,7 @@ class Results:
         """
         file = self.folder / "rows" / f"{name}.csv"
         if not file.exists():
-            raise Refusal(f"no rows in {file}: run `make paper PROFILE={self.folder.name}` first, or the notebook that makes them")
+            raise Refusal(f"no rows in {file}, where a study keeps them: run `make paper PROFILE={self.folder.name}` first, or the notebook that makes them")
         return pd.read_csv(file)
 
     def has_rows(self, name: str) -> bool:

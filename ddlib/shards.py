@@ -33,7 +33,7 @@ def parse(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     i, n = map(int, found.groups()) if found else (0, 0)
     if not 1 <= i <= n:
-        raise Refusal(f"shard '{text}': expected i/n, the i-th of n shards, i from 1 to n; 2/8 for example")
+        raise Refusal(f"shard '{text}': expected i/n, the i-th of n shards, i from 1 to n; give 2/8 for example, or no shard to do all")
     return i, n
 
 

@@ -82,7 +82,7 @@ class Run:
 def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | Imported:
     """The expert of that recipe on the cell's data; a recipe that names a `buffer` imports it."""
     if name not in profile.recipes:
-        raise Refusal(f"no expert recipe '{name}' in the profile: expected one of {', '.join(profile.recipes)}")
+        raise Refusal(f"no expert recipe '{name}' in the profile: expected one of {', '.join(profile.recipes)}; add it under `recipes`")
     fields = {"data": cell.data.model_dump(), "network": profile.network.model_dump(), **profile.recipes[name], "seed": seed}
     return validated(Imported if "buffer" in fields else Expert, fields, f"recipe {name}")
 
@@ -116,7 +116,7 @@ def distillation(profile: Profile, name: str, method: str, seed: int, **changes:
 def known(method: str) -> Method:
     """The method of that name, or a refusal."""
     if method not in METHODS:
-        raise Refusal(f"no method '{method}': expected one of {', '.join(METHODS)}")
+        raise Refusal(f"no method '{method}': expected one of {', '.join(METHODS)}; correct its name where the profile lists methods")
     return METHODS[method]
 
 
@@ -209,7 +209,7 @@ def everything(profile: Profile) -> list[Settings]:
     """All that a paper needs, settled before any work: a fault anywhere in the profile shows here."""
     for name in (profile.ablation.cell, profile.cross_architecture.cell, *(trial.cell for trial in profile.tuning)):
         if name not in profile.cells:
-            raise Refusal(f"the profile names a cell '{name}': expected one of {', '.join(profile.cells)}")
+            raise Refusal(f"the profile names a cell '{name}': expected one of {', '.join(profile.cells)}; correct the name, or add the cell under `cells`")
     for method in {m for cell in profile.cells.values() for m in cell.methods}:
         known(method)
     return [e for _, _, e in experts(profile)] + [run.settings for runs in RUNS.values() for run in runs(profile)]

@@ -130,12 +130,6 @@ def test_engines_by_name(monkeypatch):
         engine.executor(2)
 
 
-def test_ray_that_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Refusal, match=r"Ray is not installed: pip install 'ddlib\[ray\]'"):
-        engine.executor(2, "ray")
-
-
 def test_workers_take_turns_at_the_gpus(monkeypatch):
     assert [engine.placed(k, ["0", "2"]) for k in range(5)] == ["0", "2", "0", "2", "0"] and engine.placed(3, []) is None
     monkeypatch.setattr(engine.torch.cuda, "device_count", lambda: 2)
@@ -158,18 +152,6 @@ def test_workers_take_turns_at_the_gpus(monkeypatch):
 def test_a_wrong_shard_is_refused(text):
     with pytest.raises(Refusal, match="expected i/n, the i-th of n shards"):
         shards.parse(text)
-
-
-def test_a_wrong_study_or_shard_is_refused_on_the_command_line(tmp_path, monkeypatch, capsys):
-    from ddlib.__main__ import main
-
-    monkeypatch.setenv("STORE", str(tmp_path / "store"))
-    assert main(["run", "mian", "--profile", "smoke"]) == 2
-    assert "no study 'mian': expected one of coresets, main" in capsys.readouterr().err
-    for wrong in ("3/2", ""):
-        assert main(["run", "main", "--profile", "smoke", "--shard", wrong]) == 2
-        assert f"shard '{wrong}': expected i/n" in capsys.readouterr().err
-    assert not (tmp_path / "store").exists()
 
 
 def test_each_task_has_one_shard_the_same_everywhere_and_the_parts_are_even():

@@ -77,17 +77,6 @@ def test_a_kept_set_is_evaluated_from_its_file_alone(printed, monkeypatch, capsy
     assert "(2)" in capsys.readouterr().out
 
 
-def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
-    given = tmp_path / "given.yaml"
-    given.write_text("profil: smoke\n")
-    assert main(["paper", "smoke", "--parameters", str(given)]) == 2
-    said = capsys.readouterr().err
-    assert "unknown parameter 'profil'" in said and "expected one of profile" in said
-    assert not (tmp_path / "results").exists()
-
-
 def test_a_failed_notebook_is_set_aside_and_the_good_copy_stays(tmp_path):
     source = tmp_path / "00_wrong.ipynb"
     cells = [nbformat.v4.new_code_cell('profile = "x"', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("1 / 0")]
