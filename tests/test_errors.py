@@ -156,8 +156,8 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     "no rows": (given("figures", "smoke"), "no rows in", "where a study keeps them", "run `make paper PROFILE=smoke` first"),
     "nothing to verify": (given("verify", "smoke"), "nothing to verify: no rows in", "expected what `make paper PROFILE=smoke` leaves there", "run it first"),
     "no set": (given("evaluate", "none.safetensors"), "no file none.safetensors", "the path", "check"),
-    "foreign set": (holding("some.safetensors", "images, supposedly", "evaluate", "{file}"), "some.safetensors", "damaged or not a ddlib artefact", "delete it"),
-    "damaged set": (damaged_set, "mine.safetensors is damaged", "its content hashes to", "delete it"),
+    "foreign set": (holding("some.safetensors", "images, supposedly", "evaluate", "{file}"), "some.safetensors", "damaged or not a ddlib file", "take a sound copy of it"),
+    "damaged set": (damaged_set, "mine.safetensors is damaged", "its content hashes to", "take a sound copy of it"),
 }
 
 
