@@ -4,7 +4,7 @@ On a machine of the kind that made the results (`measure.KIND`) all is equal to 
 rounds otherwise, and training carries the last digit of a number into the first: the remade sample is then judged by what a reader would take from it.
 
 Rows: the mean of each column in JUDGED lies within SPREAD standard deviations of the kept rows (over networks, experts or iterations), or within MARGIN of
-their mean, whichever is more. With and without the hand-written kernels, which round as differently, the laptop's means differ by up to 0.6 of a deviation.
+their mean, whichever is more. With and without the hand-written kernels, which round as differently, the laptop's means differ by up to 0.2 of a deviation.
 
 Images: the kept set is nearer to the remade one than any other kept set of its cell is, and than the remade one is to where it started. In the same trial
 the right set lay at 0.6 of the way that its images went, the nearest wrong one (the same start, another recipe of experts) at 0.8.
@@ -32,7 +32,7 @@ from .store import Artefact, digest, read
 
 EQUAL, NEAR, DIFFERENT, NOT_KEPT, UNCHECKED = "equal", "within tolerance", "DIFFERENT", "not kept", "not checked"
 SPREAD, MARGIN = 3.0, 0.01
-JUDGED = {"experts": ["test_accuracy"], "smoothness": ["test_accuracy", "step"], "curves": ["loss", "lr"]}  # of all other studies: accuracy
+JUDGED = {"experts": ["test_accuracy"], "smoothness": ["test_accuracy", "step"], "curves": ["lr"]}  # of all other studies: accuracy
 
 Row = dict[str, Any]
 Sets = dict[tuple[str, str, int], Artefact]  # by cell, method and distillation seed
