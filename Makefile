@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export STORE RESULTS WORKERS ENGINE GPU_SHARE RAY_ADDRESS
 
-.PHONY: paper figures verify tune run test bench lab lock clean
+.PHONY: paper figures verify tune run status gc test bench lab lock clean
 
 paper: .venv/ready          ## run every notebook; make whatever is missing on the way
 	$(BIN)/python -m ddlib paper $(PROFILE)
@@ -21,6 +21,12 @@ tune: .venv/ready           ## the search behind the profile's tuned settings, o
 
 run: .venv/ready            ## what a study is read from, and no notebook: STUDY=main; SHARD=1/4 does a quarter of it
 	$(BIN)/python -m ddlib run $(STUDY) --profile $(PROFILE) $(if $(SHARD),--shard $(SHARD))
+
+status: .venv/ready         ## what the store holds for the profile, and what is missing
+	$(BIN)/python -m ddlib status $(PROFILE)
+
+gc: .venv/ready             ## show what no profile needs, and remove it once asked; the profile named counts too
+	$(BIN)/python -m ddlib gc $(PROFILE)
 
 test: .venv/ready
 	$(BIN)/ruff check ddlib tests notebooks

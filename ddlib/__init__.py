@@ -19,4 +19,5 @@ ZCA                  whitening of the pixels, fitted on the training images
 coreset              real images taken as they are: random, herding, k-center, k-means
 ceiling              the accuracy of training on all real images
 artefact             a file that says all that is needed to use it: tensors, record, settings, hash
+set aside            a damaged file of the store, moved to its folder `damaged`, where nothing is overwritten; it is made again
 """

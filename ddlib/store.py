@@ -137,8 +137,8 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path, remove: bool = True) -> list[Path]:
-    """Remove the half files of ended processes from a folder and those inside it; which they were."""
-    found = [half for half in sorted(folder.glob("**/.half-*")) if locks.abandoned(half)]
+    """Remove the half files of ended processes from a folder and those right inside it; which they were."""
+    found = [half for pattern in (".half-*", "*/.half-*") for half in sorted(folder.glob(pattern)) if locks.abandoned(half)]
     for half in found if remove else ():
         half.unlink(missing_ok=True)
     return found

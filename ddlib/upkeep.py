@@ -126,7 +126,7 @@ def files(folder: Path) -> list[Path]:
 def summed(found: Iterable[Path]) -> str:
     """How many files, and their size."""
     found = list(found)
-    return f"{len(found)} files, {amount(sum(size(file) for file in found))}"
+    return f"{len(found)} file{'s' * (len(found) != 1)}, {amount(sum(size(file) for file in found))}"
 
 
 def size(file: Path) -> int:
@@ -176,10 +176,10 @@ def gc(names: list[str], yes: bool = False) -> None:
     print(f"{summed(file for file, _ in found)} in {store.root}")
     if yes or agreed("Remove them? [y/N] "):
         still = dict(leftovers(store, needed, in_use(store)))  # a process may have begun to use one
-        gone = [(file, size(file)) for file, _ in found if file in still]
-        gone = [(file, held) for file, held in gone if remove(store, file)]
-        print(f"Removed {len(gone)} files, {amount(sum(held for _, held in gone))}.")
-        for file in (file for file, _ in found if file.exists()):
+        sizes = {file: size(file) for file, _ in found}
+        gone = [file for file in sizes if file in still and remove(store, file)]
+        print(f"Removed {len(gone)} of {len(sizes)} files, {amount(sum(sizes[file] for file in gone))}.")
+        for file in (file for file in sizes if file.exists()):
             print(f"Kept, for a living process uses it: {file.relative_to(store.root)}")
 
 

@@ -163,7 +163,7 @@ with whole(Path(sys.argv[1])) as out:
     out.write(b"half")
     out.flush()
     os.kill(os.getpid(), 9)"""
-    target = kept.root / "data" / "deep" / "x.safetensors"
+    target = kept.root / "data" / "x.safetensors"
     killed = subprocess.run([sys.executable, "-c", program, str(target)], env=os.environ | {"PYTHONPATH": str(Path(store.__file__).parent.parent)})
     (half,) = target.parent.iterdir()
     assert killed.returncode == -9 and half.name.startswith(".half-") and half.read_bytes() == b"half"
