@@ -316,11 +316,15 @@ class Store:
     """A folder of artefacts, `root/<stage>/<key>.safetensors`.
 
     Raises:
-        Refusal: the folder was filled by another format of the library.
+        Refusal: no folder can be there, or it was filled by another format of the library.
     """
 
     def __init__(self, root: Path | str = "store"):
         self.root = Path(root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise Refusal(f"{self.root} cannot be the store ({os.strerror(error.errno)}): expected a folder to write into; name another (STORE=...)") from None
         kept(self.root, self.root / "store.json", f"the store {self.root}", self._mark, self._sign)
 
     def _sign(self) -> None:

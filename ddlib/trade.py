@@ -43,12 +43,12 @@ def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
     """
     judge = _ours if file.suffix == ".safetensors" else _theirs
     settings, x, y, lr = judge(file, said)
+    settings = validated(Evaluation, dict(settings) | {"networks": networks, "epochs": epochs}, "--networks and --epochs")
     where = settings.of.data
     images = pipeline.images(where, Store(store_folder()))
     if said.data:
         counts = y.bincount(minlength=images.classes)
         print(f"{len(y)} images of {images.classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
-    settings = settings.model_copy(update={"networks": networks, "epochs": epochs})
     flat = pipeline.network(settings.network, images.shape, images.classes)
     rows = evaluate(settings, flat, x.to(images.x_train), y.to(images.y_train), lr, images)
     print(tables.spread(pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from .config import Data, Profile, Refusal, Settings, key
 from .paper import store_folder
 from .store import Absent, Damaged, Store, amount, peek, sweep
 
-STAGES = {kind.stage: kind for kind in pipeline.MAKE}
+KINDS = tuple(pipeline.MAKE)
+STAGES = tuple(dict.fromkeys(kind.stage for kind in KINDS))
 CHECKPOINTS = "checkpoints"
 KEY = re.compile("[0-9a-f]{16}")
 
@@ -200,9 +202,13 @@ def words(file: Path) -> str:
     """What an artefact or a checkpoint is, where its header can be read."""
     try:
         about = peek(file)
-        return pipeline.name(STAGES[about["stage"]](**about["settings"]))
-    except (ValueError, KeyError):
+    except Refusal:
         return ""
+    for kind in KINDS:
+        with suppress(ValueError):  # of another kind, or of a library that knew other settings
+            if kind.stage == about["stage"]:
+                return pipeline.name(kind(**about["settings"]))
+    return ""
 
 
 def agreed(question: str) -> bool:

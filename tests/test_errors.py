@@ -81,9 +81,14 @@ def holding(name, content, *arguments):
     return make
 
 
-def damaged_set(place):
+def own_set(place):
     file = place.folder / "mine.safetensors"
-    write(file, Selection(data=Data(name="digits"), method="real"), {"images": torch.ones(10, 3)}, {"lr": 0.1})
+    write(file, Selection(data=Data(name="digits"), method="real"), {"images": torch.ones(10, 1, 16, 16), "labels": torch.arange(10)}, {"lr": 0.1})
+    return file
+
+
+def damaged_set(place):
+    file = own_set(place)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     return ["evaluate", place.file(file.name, bytes(content))]
@@ -117,7 +122,6 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     "nothing tuned": (profile(**{f"{CELL}/tuned/AST": None}), "has no tuned settings for 'AST'", "cells.digits-ipc1.tuned", "add them under"),
     "unknown recipe": (profile(**{"recipes/ast": None}), "no expert recipe 'ast'", "expected one of sgd, momentum", "add it under `recipes`"),
     "unknown cell": (profile(**{"ablation/cell": "digits"}), "names a cell 'digits'", "expected one of digits-ipc1, digits-ipc3", "correct the name, or add"),
-    "too deep": (lambda place: ["plan", place.profile(**{"network/depth": 5})], "depth 5 does not fit images of 16 x 16", "use larger images", "lower the depth"),
     "unknown data": (of_data("mnist_6k"), "data 'mnist_6k' is unknown", "expected one of digits", "correct `data.name`"),
     "no CIFAR-10": (of_data("cifar10"), "'cifar10' was not found whole in", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "Unpack the archive there"),
     "no CIFAR-100": (of_data("cifar100"), "'cifar100' was not found whole in", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "Unpack the archive there"),
@@ -156,8 +160,10 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     "no rows": (given("figures", "smoke"), "no rows in", "where a study keeps them", "run `make paper PROFILE=smoke` first"),
     "nothing to verify": (given("verify", "smoke"), "nothing to verify: no rows in", "expected what `make paper PROFILE=smoke` leaves there", "run it first"),
     "no set": (given("evaluate", "none.safetensors"), "no file none.safetensors", "the path", "check"),
-    "foreign set": (holding("some.safetensors", "images, supposedly", "evaluate", "{file}"), "some.safetensors", "damaged or not a ddlib file", "take a sound copy of it"),
-    "damaged set": (damaged_set, "mine.safetensors is damaged", "its content hashes to", "take a sound copy of it"),
+    "foreign set": (holding("some.safetensors", "images, supposedly", "evaluate", "{file}"), "some.safetensors", "not a ddlib file", "take a sound copy"),
+    "no networks": (lambda place: ["evaluate", str(own_set(place)), "--networks", "0"], "networks", "greater than or equal to 1", "--networks and --epochs"),
+    "store is a file": (given("status", "smoke", STORE=__file__), "test_errors.py cannot be the store", "expected a folder", "STORE=..."),
+    "damaged set": (damaged_set, "mine.safetensors is damaged", "its content hashes to", "take a sound copy"),
 }
 
 
