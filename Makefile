@@ -1,11 +1,12 @@
 # PROFILE names ddlib/profiles/<name>.yaml or is the path of such a file. WORKERS=n computes in n processes; ENGINE=serial, processes or ray.
 PROFILE ?= laptop
 STUDY ?= all
+ROUNDS ?= 50
 PYTHON ?= python3.11
 BIN := .venv/bin
-export STORE RESULTS WORKERS ENGINE GPU_SHARE RAY_ADDRESS
+export STORE RESULTS WORKERS ENGINE GPU_SHARE RAY_ADDRESS CHECKPOINT
 
-.PHONY: paper figures verify tune run status gc test bench lab lock clean
+.PHONY: paper figures verify tune run status gc test soak bench lab lock clean
 
 paper: .venv/ready          ## run every notebook; make whatever is missing on the way
 	$(BIN)/python -m ddlib paper $(PROFILE)
@@ -31,6 +32,9 @@ gc: .venv/ready             ## show what no profile needs, and remove it once as
 test: .venv/ready
 	$(BIN)/ruff check ddlib tests notebooks
 	$(BIN)/python -m pytest -q
+
+soak: .venv/ready           ## kill a small paper ROUNDS times, at random instants; it must end with the bytes of one that was left alone
+	$(BIN)/python tests/soak.py $(ROUNDS)
 
 bench: .venv/ready          ## what the fast forms gain over plain PyTorch on this machine; let nothing else run
 	$(BIN)/python tests/bench.py

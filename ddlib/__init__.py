@@ -18,6 +18,7 @@ DSA                  differentiable Siamese augmentation
 ZCA                  whitening of the pixels, fitted on the training images
 coreset              real images taken as they are: random, herding, k-center, k-means
 ceiling              the accuracy of training on all real images
+checkpoint           the unfinished state of a long task, kept every 60 s: a kill costs what came after it
 artefact             a file that says all that is needed to use it: tensors, record, settings, hash
 set aside            a damaged file of the store, moved to its folder `damaged`, where nothing is overwritten; it is made again
 """

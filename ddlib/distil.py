@@ -174,7 +174,8 @@ def checked(settings: Distillation, inner: InnerLoss, theta: Tensor, target: Ten
     name = where = list(looked)[good.index(False)]
     if not good[0]:
         walked = path(inner, theta, state.images, state.log_lr.exp(), settings.inner_steps, settings.momentum, differentiable=False)
-        where = f"{name}, at inner step {finite(*walked).index(False)} of {settings.inner_steps},"
+        if False in (steps := finite(*walked)):  # the plain form may round to the other side
+            where = f"{name}, at inner step {steps.index(False)} of {settings.inner_steps},"
     raise Diverged(
         f"the {where} stopped being finite at outer iteration {after.iteration} (lr_images {settings.lr_images:g}, lr_lr {settings.lr_lr:g}, a0 {settings.a0:g}): "
         f"{cause(settings, name, state, gradient)}; the last good state is kept, but as it is the run stops there again"
