@@ -39,10 +39,21 @@ class Refusal(ValueError):
 
 
 class Settings(BaseModel):
-    """Frozen, strict, closed: an unknown key or a wrong type is an error."""
+    """Frozen, strict, closed: an unknown key or a wrong type is an error.
+
+    `later` names the fields that came after the first keys were given: one that is not asked for, None, is left out and changes no key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     stage: ClassVar[str] = ""
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_blanks(self, fields):
+        return {name: value for name, value in fields(self).items() if value is not None or name not in self.later}
+
+    def __repr_args__(self):
+        return [(name, value) for name, value in super().__repr_args__() if value is not None or name not in self.later]
 
 
 def key(settings: Settings) -> str:
@@ -63,6 +74,7 @@ def generator(*names: int | str) -> torch.Generator:
 class Data(Settings):
     """Which images, cut how, shown in which space."""
 
+    later: ClassVar[tuple[str, ...]] = ("path", "size", "contents", "space")
     name: str
     seed: int = 0  # of the split and of everything drawn while the set is made
     zca: bool = False
@@ -84,13 +96,6 @@ class Data(Settings):
         if self.contents is None:
             self.__dict__["contents"] = listing(Path(self.path))  # frozen from here on
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_blanks(self, fields):
-        return {name: value for name, value in fields(self).items() if value is not None}  # a field that is not asked for changes no key
-
-    def __repr_args__(self):
-        return [(name, value) for name, value in super().__repr_args__() if value is not None]
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -151,6 +156,7 @@ class Expert(Settings):
     """One expert network: its recipe, and the seed of its initialisation, batches and augmentation."""
 
     stage: ClassVar[str] = "experts"
+    later: ClassVar[tuple[str, ...]] = ("sharpness", "sharpness_alpha")
     data: Data
     network: Network = Network()
     optimiser: Literal["sgd", "momentum", "adam"] = "momentum"
@@ -164,8 +170,16 @@ class Expert(Settings):
     penalty: Literal["none", "per_pixel", "per_sample"] = "none"
     penalty_weight: Size = 2.0  # lambda
     penalty_target: Size = 1.0  # the norm that the penalty pulls towards
+    sharpness: Positive | None = None  # rho: the gradient is taken so far uphill (FTD's experts; its authors' code: 0.01)
+    sharpness_alpha: Positive | None = None  # alpha: how much of g's part orthogonal to that gradient is taken away (GSAM; FTD's authors' code: 0.4)
     strategies: Annotated[tuple[Strategy, ...], Field(strict=False)] = ("color", "crop", "cutout", "flip", "scale", "rotate")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.sharpness_alpha is not None and self.sharpness is None:
+            raise ValueError(f"sharpness_alpha = {self.sharpness_alpha:g} without `sharpness`, whose steps it corrects: set `sharpness`, or leave it out")
+        return self
 
 
 class Imported(Settings):
@@ -201,7 +215,7 @@ class Selection(Settings):
 
     stage: ClassVar[str] = "selections"
     data: Data
-    method: Literal["noise", "real", "representative", "herding", "k_center", "all"]
+    method: Literal["noise", "real", "correct", "representative", "herding", "k_center", "all"]
     ipc: Count = 1  # images per class
     expert: AnyExpert | None = None  # whose features the selection looks at
     features: Literal["logits", "penultimate"] = "logits"
@@ -211,8 +225,10 @@ class Selection(Settings):
 
     @model_validator(mode="after")
     def _check(self):
-        if self.method in ("representative", "herding", "k_center") and self.expert is None:
+        if self.method in ("correct", "representative", "herding", "k_center") and self.expert is None:
             raise ValueError(f"initialisation '{self.method}' looks at an expert's features, but no expert is given: set `expert`")
+        if self.method == "correct" and self.features != "logits":
+            raise ValueError(f"initialisation 'correct' with features '{self.features}': expected 'logits', which say what an expert takes an image for; leave it out")
         if self.centres and (self.method != "representative" or self.ipc % self.centres):
             raise ValueError(
                 f"centres = {self.centres} with ipc = {self.ipc}: expected a divisor of ipc, with 'representative'; leave `centres` out to have one centre an image"
@@ -224,12 +240,16 @@ class Distillation(Settings):
     """The outer loop, its student and what it follows."""
 
     stage: ClassVar[str] = "sets"
+    later: ClassVar[tuple[str, ...]] = ("first_start", "early_epochs", "growth", "ema", "labels", "lr_labels")
     experts: AnyExpert  # their recipe, or their buffer; expert i takes seed i
     n_experts: Count = 100
     start: Selection
     inner_steps: Count = 20  # N
     matched_epochs: Count = 2  # M
     start_epochs: Count = 20  # T_max: s ~ U{0 ... T_max - 1}
+    first_start: Count | None = None  # DATM's T-: s ~ U{T- ... T_max - 1}; None: 0
+    early_epochs: Count | None = None  # DATM's T: what T_max is in the first iteration, from where it grows to `start_epochs`, DATM's T+
+    growth: Count | None = None  # outer iterations until it is there
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # mu of the inner loop
     batch: Count | None = None  # synthetic images an inner step; None: all
     balance: bool = False  # balanced inner-loop loss
@@ -242,7 +262,10 @@ class Distillation(Settings):
     iterations: Count = 5000
     checks: Count = 10  # looks at the validation split, evenly spaced, the last at the end
     check_epochs: Count = 300
-    gradient: Literal["adjoint", "unroll"] = "adjoint"
+    gradient: Literal["adjoint", "unroll", "tesla"] = "adjoint"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of S over the iterations, which is what is kept (FTD; its authors' scripts: 0.9995)
+    labels: Literal["learned", "expert"] | None = None  # soft ones: learned, from an expert's on (DATM), or the followed expert's own (TESLA); None: classes
+    lr_labels: Positive | None = None  # of their logits (DATM's settings: 2 at ten images a class of CIFAR-10, 5 at one)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -258,7 +281,20 @@ class Distillation(Settings):
             raise ValueError(f"experts saw {self.experts.data} but the start images come from {self.start.data}: give both the same data")
         if self.checks > self.iterations:
             raise ValueError(f"checks = {self.checks} is above iterations = {self.iterations}: lower it")
+        self._window()
+        if (self.labels == "learned") != (self.lr_labels is not None):
+            raise ValueError(f"labels = {self.labels} with lr_labels = {self.lr_labels}: 'learned' labels, and no others, have an lr: set it, or leave it out")
         return self
+
+    def _window(self) -> None:
+        first, early, last = self.first_start or 0, self.early_epochs or self.start_epochs, self.start_epochs
+        if (self.early_epochs is None) != (self.growth is None):
+            raise ValueError(f"early_epochs = {self.early_epochs} with growth = {self.growth}: set both, from where and in how many iterations T_max grows, or neither")
+        if not first < early <= last:
+            raise ValueError(
+                f"the start epoch is drawn from first_start = {first} on, below early_epochs = {early} at first and start_epochs = {last} at last: "
+                "expected first_start < early_epochs <= start_epochs"
+            )
 
 
 class Evaluation(Settings):

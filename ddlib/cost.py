@@ -37,6 +37,6 @@ def work(settings: Settings, train_images: int, classes: int, pixels: float) -> 
         check = settings.check_epochs * (n * each + STEP) + LOOK * each
         return 4.0 * settings.iterations * settings.inner_steps * inner + settings.checks * check
     if isinstance(settings, Expert):
-        once = train_images * (3.5 if settings.penalty != "none" else 1) + LOOK
+        once = train_images * (3.5 if settings.penalty != "none" else 1) * (2 if settings.sharpness else 1) + LOOK
         return settings.epochs * once * image(settings.network, pixels)
     return 10.0 if isinstance(settings, Measurement) else 2.0

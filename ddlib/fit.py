@@ -1,7 +1,7 @@
 """The one training loop: experts, networks on distilled sets and the full-data ceiling are all made by it.
 
 L_SC = c_e CE(f(A(x)), y) + lambda mean (|g| - target)^2 with g = d sum_k f_k(x) / dx (METHOD section 1); plain training has c_e = 1, lambda = 0.
-n images (n, c, h, w), P parameters in one vector theta.
+n images (n, c, h, w) of classes (n,) or soft labels, probabilities (n, K); P parameters in one vector theta.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Recipe:
     penalty: str = "none"
     penalty_weight: float = 0.0
     penalty_target: float = 1.0
+    sharpness: float | None = None  # rho of sharpness-aware steps
+    sharpness_alpha: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,22 @@ def optimiser_for(theta: Tensor, recipe: Recipe, lr: float) -> torch.optim.Optim
 
 
 def gradient(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, draws: augment.Draws, recipe: Recipe, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """L_SC on one batch, and what a step goes down: its gradient for theta, or, with `sharpness` rho, that at theta + rho g / |g| (SAM, arXiv 2010.01412).
+
+    With `sharpness_alpha` alpha as well, alpha times the part of g that is orthogonal to it is taken away (GSAM, arXiv 2203.08065). FTD's authors train
+    experts so, at a rho that is relative to each parameter (the adaptive form, rho theta^2 g / |theta g|), which this is not.
+    """
+    value, g = slope(flat, theta, x, y, draws, recipe, factor)
+    if recipe.sharpness is None:
+        return value, g
+    tiny = torch.finfo(g.dtype).tiny  # a gradient of zero leads nowhere
+    uphill = slope(flat, theta + recipe.sharpness * g / g.norm().clamp_min(tiny), x, y, draws, recipe, factor)[1]
+    if recipe.sharpness_alpha is not None:
+        uphill -= recipe.sharpness_alpha * (g - (g @ uphill) / (uphill @ uphill).clamp_min(tiny) * uphill)
+    return value, uphill
+
+
+def slope(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, draws: augment.Draws, recipe: Recipe, factor: float) -> tuple[Tensor, Tensor]:
     """L_SC on one batch and its gradient for theta; the penalty sees the images as they are."""
     value, d_theta = flat.gradient(theta, augment.apply(x, draws), CrossEntropy(y, factor))
     if recipe.penalty != "none":

@@ -46,13 +46,26 @@ IN_A_FIELD = [  # kind, fields, what the message says
     (Expert, {"epochs": 0, "lr": 0}, ["data: Field required", "epochs", "lr"]),  # every fault at once
     (Selection, {"data": DATA, "method": "kmeans"}, ["method", "'representative'", "found 'kmeans'"]),
     (Selection, {"data": DATA, "method": "herding"}, ["'herding' looks at an expert's features, but no expert is given: set `expert`"]),
+    (Selection, {"data": DATA, "method": "correct"}, ["'correct' looks at an expert's features, but no expert is given: set `expert`"]),
+    (Selection, {"data": DATA, "method": "correct", "expert": EXPERT, "features": "penultimate"}, ["features 'penultimate': expected 'logits'", "leave it out"]),
+    (Expert, {"data": DATA, "sharpness_alpha": 0.4}, ["sharpness_alpha = 0.4 without `sharpness`", "set `sharpness`, or leave it out"]),
+    (Expert, {"data": DATA, "sharpness": 0.0}, ["sharpness", "greater than 0", "found 0.0"]),
     (Selection, {"data": DATA, "method": "representative", "expert": EXPERT, "ipc": 25, "centres": 10}, ["centres = 10 with ipc = 25", "leave `centres` out"]),
     (Selection, {"data": DATA, "method": "real", "ipc": 20, "centres": 10}, ["centres = 10", "with 'representative'"]),
     (Distillation, SET | {"inner_steps": 2, "matched_epochs": 3}, ["inner_steps N = 2 is below matched_epochs M = 3", "raise N or lower M"]),
     (Distillation, SET | {"start_epochs": 50, "matched_epochs": 2}, ["T_max = 50", "M = 2 reaches expert epoch 51", "have 50", "lower T_max or M, or train longer"]),
     (Distillation, SET | {"checks": 11, "iterations": 10}, ["checks = 11 is above iterations = 10"]),
     (Distillation, SET | {"momentum": 1.0}, ["momentum", "less than 1", "found 1.0"]),
-    (Distillation, SET | {"gradient": "exact"}, ["gradient", "'adjoint' or 'unroll'", "found 'exact'"]),
+    (Distillation, SET | {"gradient": "exact"}, ["gradient", "'adjoint', 'unroll' or 'tesla'", "found 'exact'"]),
+    (Distillation, SET | {"labels": "learned"}, ["labels = learned with lr_labels = None", "set it, or leave it out"]),
+    (Distillation, SET | {"lr_labels": 2.0}, ["labels = None with lr_labels = 2.0", "set it, or leave it out"]),
+    (Distillation, SET | {"labels": "expert", "lr_labels": 2.0}, ["labels = expert with lr_labels = 2.0"]),
+    (Distillation, SET | {"ema": 1.0}, ["ema", "less than 1", "found 1.0"]),
+    (Distillation, SET | {"early_epochs": 5}, ["early_epochs = 5 with growth = None: set both", "or neither"]),
+    (Distillation, SET | {"growth": 5}, ["early_epochs = None with growth = 5"]),
+    (Distillation, SET | {"early_epochs": 21, "growth": 5}, ["early_epochs = 21 at first and start_epochs = 20", "< early_epochs <= start_epochs"]),
+    (Distillation, SET | {"first_start": 20}, ["first_start = 20", "start_epochs = 20 at last", "expected first_start <"]),
+    (Distillation, SET | {"first_start": 5, "early_epochs": 5, "growth": 9}, ["first_start = 5 on, below early_epochs = 5 at first"]),
     (Distillation, SET | {"experts": Expert(data=Data(name="digits", seed=1))}, ["seed=1", "seed=0", "give both the same data"]),
     (Evaluation, {"of": Selection(data=DATA, method="real"), "network": {"architecture": "convnet4"}}, ["network.architecture", "'vgg11'", "found 'convnet4'"]),
     (Profile, changed("seeds", None), ["seeds: Field required"]),
@@ -137,6 +150,7 @@ def test_more_images_than_there_are_is_refused(made, tmp_path):
 def test_limits_are_allowed():
     Distillation(**SET, inner_steps=2, matched_epochs=2, start_epochs=49)  # reaches epoch 50 of 50
     Distillation(**SET, inner_steps=1, matched_epochs=1, start_epochs=1, checks=1, iterations=1)
+    Distillation(**SET, first_start=19, early_epochs=20, growth=1)
     Selection(data=DATA, method="representative", expert=EXPERT, ipc=20, centres=10)
 
 

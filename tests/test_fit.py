@@ -1,5 +1,7 @@
 """The training loop against a hand-written one over an `nn.Module` and torch.optim; the gradient penalty against closed forms."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -125,6 +127,68 @@ def test_under_plain_sgd_the_clipping_loss_is_that_warm_up():
         assert (loss_ramp - lr_ramp).norm() > 1e-5  # with a memory, or a second force, it is not
 
 
+def sharp_by_hand(optimiser, rho, alpha, epochs, factors, cost):
+    """Sharpness-aware steps as one would first write them: walk uphill, take the gradient there, walk back, step."""
+    theta, x, y = some_data()
+    leaf = theta.clone().requires_grad_()
+    chosen, path = MAKERS[optimiser]([leaf]), []
+
+    def grad(point, batch, factor):
+        point = point.detach().requires_grad_()
+        return torch.autograd.grad(factor * F.cross_entropy(FLAT(point, x[batch]), y[batch]) + cost(point, x[batch]), point)[0]
+
+    for epoch in range(epochs):
+        for batch in torch.randperm(N, generator=generator(*SEED, "order", epoch)).split(4):
+            here = grad(leaf, batch, factors[epoch])
+            there = grad(leaf + rho * here / here.norm(), batch, factors[epoch])
+            along = there / there.norm()
+            leaf.grad = there - alpha * (here - (here @ along) * along)
+            chosen.step()
+        path.append(leaf.detach().clone())
+    return path
+
+
+@pytest.mark.parametrize("alpha", [None, 0.4])
+@pytest.mark.parametrize("penalty", ["none", "per_sample"])
+@pytest.mark.parametrize("optimiser", MAKERS)
+def test_sharp_steps_go_down_the_gradient_uphill(optimiser, penalty, alpha):
+    """With every optimiser, the ramp and the penalty: the plain two steps."""
+
+    def cost(theta, x):
+        if penalty == "none":
+            return 0.0
+        x = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(FLAT(theta, x).sum(), x, create_graph=True)
+        return 0.5 * (g.flatten(1).norm(dim=1) - 1).square().mean()
+
+    more = {"weight_decay": 0.01, "ramp": "loss", "ramp_epochs": 2, "penalty": penalty, "penalty_weight": 0.5, "penalty_target": 1.0}
+    path = thetas(epochs=3, lr=0.02, optimiser=optimiser, sharpness=0.3, sharpness_alpha=alpha, **more)
+    assert_same_path(path, sharp_by_hand(optimiser, 0.3, alpha or 0.0, 3, [0.5, 0.75, 1.0], cost))
+    plain = thetas(epochs=3, lr=0.02, optimiser=optimiser, **more)
+    assert (path[-1] - plain[-1]).norm() > 1e-3 * (plain[-1] - some_data()[0]).norm()
+
+
+@pytest.mark.parametrize("alpha", [None, 0.4])
+def test_steps_that_look_no_distance_uphill_are_plain_ones(alpha):
+    """The way apart shrinks with rho, in proportion."""
+    plain = thetas(epochs=2, lr=0.02)[-1]
+    apart = [(thetas(epochs=2, lr=0.02, sharpness=rho, sharpness_alpha=alpha)[-1] - plain).norm() for rho in (1e-4, 1e-5, 1e-6)]
+    assert apart[0] > 1e-6 and [float(a / b) for a, b in pairwise(apart)] == pytest.approx([10, 10], rel=0.05)
+
+
+def test_a_sharp_step_from_a_gradient_of_zero_is_one_of_zero():
+    recipe = Recipe(1, N, 0.1, sharpness=0.1, sharpness_alpha=0.4)
+    assert gradient(FLAT, *some_data(), Draws(None, torch.empty(3, N)), recipe, factor=0.0)[1].norm() == 0
+
+
+@pytest.mark.parametrize("optimiser", MAKERS)
+def test_soft_labels_that_are_certain_are_the_classes(optimiser):
+    theta, x, y = some_data()
+    recipe = Recipe(epochs=2, batch=4, lr=0.02, optimiser=optimiser, strategies=("crop",))
+    hard, soft = ([epoch.theta for epoch in fit(FLAT, theta, x, labels, recipe, SEED)] for labels in (y, F.one_hot(y, CLASSES).double()))
+    assert_same_path(soft, hard)
+
+
 LINEAR = Flat(nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES, dtype=torch.float64)))  # f = W x + b
 
 
@@ -189,10 +253,11 @@ WAYS = [  # the drop comes after epoch 4 of 6
     {"drop": 0.6, "ramp": "loss", "ramp_epochs": 3},
     {"drop": 0.6, "ramp": "lr", "ramp_epochs": 6},
     {"ramp": "lr", "ramp_epochs": 3, "penalty": "per_sample", "penalty_weight": 0.5, "strategies": ("crop", "color")},
+    {"drop": 0.6, "sharpness": 0.05, "sharpness_alpha": 0.4},
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["drop", "loss ramp", "lr ramp", "penalty"])
+@pytest.mark.parametrize("way", WAYS, ids=["drop", "loss ramp", "lr ramp", "penalty", "sharpness"])
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
 def test_a_training_goes_on_after_any_epoch_to_the_same_bytes(optimiser, way):
     theta, x, y = some_data()
