@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from . import augment, fit, fused, networks
 from .config import Network, generator
 from .distil import InnerLoss
-from .unroll import GRADIENTS
+from .unroll import EXACT
 
 Form = Literal["forward", "gradient", "penalty", "adjoint", "unroll"]
 Counts = tuple[tuple[int, int, int], tuple[int, int, int]]  # forward, image gradient, weight gradient: of the first layer, of a later one
@@ -134,9 +134,9 @@ def prepare(work: Work, device: str) -> Callable[[], object]:
     draws = [augment.Draws("rotate", numbers(3, n))] * work.steps
     if work.form == "forward":
         return lambda: [flat.logits(theta, x) for _ in range(work.steps)]
-    if work.form in GRADIENTS:
+    if work.form in EXACT:
         loss, lr, steps = InnerLoss(flat, labels, [torch.arange(n, device=device)] * work.steps, draws, 1.0), torch.tensor(0.01, device=device), work.steps
-        return lambda: GRADIENTS[work.form](loss, theta, x, lr, steps, 0.9, lambda path: (path[steps] - target).square().sum(), [steps])
+        return lambda: EXACT[work.form](loss, theta, x, lr, steps, 0.9, lambda path: (path[steps] - target).square().sum(), [steps])
     recipe = fit.Recipe(1, n, 0.01, penalty="per_pixel" if work.form == "penalty" else "none", penalty_weight=1.0)
     optimiser = fit.optimiser_for(theta, recipe, recipe.lr)
 

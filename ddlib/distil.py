@@ -20,6 +20,7 @@ from .matching import balance, matched_steps, objective
 from .unroll import GRADIENTS, Gradient, Loss, path
 
 MOMENTUM = 0.5
+LABEL_MOMENTUM = 0.9  # DATM's authors' code
 STEEP, FAR, GROWN = 1.0, 1e3, 10.0  # beyond them: |d loss / d pixel| of a loss near 1; a pixel of whitened images; a / a0
 
 Segment = Callable[[int, int, int], Tensor]  # (expert, start epoch s, M) -> theta*_s ... theta*_{s+M}, (M + 1, P)
@@ -34,15 +35,23 @@ class State:
     log_lr: Tensor
     v_images: Tensor
     v_lr: Tensor
+    average: Tensor | None = None  # of the images over the iterations, where it is asked for
+    labels: Tensor | None = None  # logits (n, K) of soft labels, where there are any
+    v_labels: Tensor | None = None  # where they are learned
 
     @property
     def lr(self) -> float:
         """The learned inner learning rate a."""
         return float(self.log_lr.exp())
 
+    @property
+    def kept(self) -> Tensor:
+        """The images to judge and to keep: their average, where it is asked for."""
+        return self.images if self.average is None else self.average
+
     def tensors(self) -> dict[str, Tensor]:
         """For saving."""
-        return {"images": self.images, "log_lr": self.log_lr, "v_images": self.v_images, "v_lr": self.v_lr}
+        return {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,11 @@ class Step:
     start: int
 
 
-def begin(settings: Distillation, images: Tensor) -> State:
-    """The state before the first iteration."""
+def begin(settings: Distillation, images: Tensor, soft: Tensor | None = None) -> State:
+    """The state before the first iteration; `soft` are the logits (n, K) that soft labels start from."""
     log_lr = torch.tensor(settings.a0, dtype=images.dtype, device=images.device).log()
-    return State(0, images, log_lr, torch.zeros_like(images), torch.zeros_like(log_lr))
+    average, v_labels = images.clone() if settings.ema else None, torch.zeros_like(soft) if settings.labels == "learned" else None
+    return State(0, images, log_lr, torch.zeros_like(images), torch.zeros_like(log_lr), average, soft, v_labels)
 
 
 def batches(n: int, size: int | None, steps: int, chance: torch.Generator) -> list[Tensor]:
@@ -72,13 +82,21 @@ def batches(n: int, size: int | None, steps: int, chance: torch.Generator) -> li
 
 @dataclass(frozen=True)
 class InnerLoss(Loss):
-    """weight times the CE of `flat` on the k-th batch of A(S): which images, and how augmented, was drawn beforehand."""
+    """weight times the CE of `flat` on the k-th batch of A(S): which images, and how augmented, was drawn beforehand.
+
+    `labels` are classes (n,), or the logits (n, K) of soft labels.
+    """
 
     flat: Flat
     labels: Tensor
     which: Sequence[Tensor]
     draws: Sequence[augment.Draws]
     weight: float
+
+    @property
+    def soft(self) -> Tensor | None:
+        """The logits of soft labels, if they are."""
+        return self.labels if self.labels.is_floating_point() else None
 
     def batch(self, images: Tensor, k: int) -> Tensor:
         """What step k sees of the images."""
@@ -87,7 +105,8 @@ class InnerLoss(Loss):
 
     def head(self, k: int) -> CrossEntropy:
         """What step k makes of the logits."""
-        return CrossEntropy(self.labels[self.which[k - 1]], self.weight)
+        labels = self.labels[self.which[k - 1]]
+        return CrossEntropy(labels if self.soft is None else labels.softmax(1), self.weight)
 
     def __call__(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
         """The loss of step k."""
@@ -97,12 +116,17 @@ class InnerLoss(Loss):
         """Its gradient for theta."""
         return self.flat.gradient(theta, self.batch(images, k), self.head(k))[1]
 
-    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, Tensor]:
-        """Cotangents of theta and of the images where that of `gradient` is rho."""
+    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
+        """Cotangents of theta, of the images and of the logits of soft labels, if they are, where that of `gradient` is rho."""
         images = images.detach().requires_grad_()
         x = self.batch(images, k)
-        h_theta, h_x = self.flat.pull(theta, x.detach(), self.head(k), rho)
-        return h_theta, *torch.autograd.grad(x, images, h_x)
+        if self.soft is None:
+            h_theta, h_x = self.flat.pull(theta, x.detach(), self.head(k), rho)
+            return h_theta, *torch.autograd.grad(x, images, h_x)
+        labels = self.labels.detach().requires_grad_()
+        target = replace(self, labels=labels).head(k).labels
+        h_theta, h_x, h_target = self.flat.pull_soft(theta, x.detach(), CrossEntropy(target.detach(), self.weight), rho)
+        return h_theta, *torch.autograd.grad((x, target), (images, labels), (h_x, h_target))
 
 
 def inner_loss(flat: Flat, labels: Tensor, settings: Distillation, strategies: tuple[str, ...], start: int, t: int) -> InnerLoss:
@@ -114,8 +138,17 @@ def inner_loss(flat: Flat, labels: Tensor, settings: Distillation, strategies: t
     return InnerLoss(flat, labels, torch.cat(which).to(labels.device).split(sizes), draws, weight)
 
 
+def window(settings: Distillation, t: int) -> tuple[int, int]:
+    """Of iteration t from 0: the first start epoch, and the one after the last, which grows as DATM's does: T + floor((T+ - T) t / growth), at most T+."""
+    first, early, last = settings.first_start or 0, settings.early_epochs, settings.start_epochs
+    return first, last if early is None else min(early + (last - early) * t // settings.growth, last)
+
+
 def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor, strategies: tuple[str, ...], state: State) -> Iterator[Step]:
     """One outer iteration a turn, for ever, from `state`; continuing from a kept state gives the same bytes as never having stopped.
+
+    `labels` (n,) are the images' classes. Soft ones are the state's own: learned, or in each iteration what the expert that is followed makes of the
+    images at the end of the way (TESLA's "soft label assignment"). DATM also leaves out a step whose loss is above a threshold; here each is taken.
 
     Raises:
         Diverged: loss, images or inner lr stopped being finite.
@@ -125,11 +158,13 @@ def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor,
         t = state.iteration
         chance = generator(settings.seed, "start", t)
         expert = int(torch.randint(settings.n_experts, (), generator=chance))
-        start = int(torch.randint(settings.start_epochs, (), generator=chance))
+        start = int(torch.randint(*window(settings, t), (), generator=chance))
         target = segment(expert, start, settings.matched_epochs).to(state.images)  # (M + 1, P)
         theta = perturb(flat, target[0], settings.perturbation, settings.perturbation_form, generator(settings.seed, "perturb", t))
 
-        inner = inner_loss(flat, labels, settings, strategies, start, t)
+        if settings.labels == "expert":
+            state = replace(state, labels=flat.logits(target[-1], state.images))
+        inner = inner_loss(flat, labels if state.labels is None else state.labels, settings, strategies, start, t)
         gradient = GRADIENTS[settings.gradient](
             inner,
             theta,
@@ -144,10 +179,22 @@ def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor,
         v_lr = MOMENTUM * state.v_lr + gradient.lr * state.log_lr.exp()  # d/d log a = a d/da
         images = state.images - settings.lr_images * v_images
         log_lr = state.log_lr - settings.lr_lr / settings.a0**2 * v_lr
-        after = replace(state, iteration=t + 1, images=images, log_lr=log_lr, v_images=v_images, v_lr=v_lr)
+        more = moved(settings, state, images, gradient.labels)
+        after = replace(state, iteration=t + 1, images=images, log_lr=log_lr, v_images=v_images, v_lr=v_lr, **more)
         value = checked(settings, inner, theta, target, state, gradient, after)
         state = after
         yield Step(state, value, start)
+
+
+def moved(settings: Distillation, state: State, images: Tensor, d_labels: Tensor | None) -> dict[str, Tensor]:
+    """What else an iteration moves: the average A <- d A + (1 - d) S of the images after the step (FTD's, A_0 = S_0), and soft labels."""
+    more = {}
+    if state.average is not None:
+        more["average"] = settings.ema * state.average + (1 - settings.ema) * images
+    if state.v_labels is not None:
+        more["v_labels"] = LABEL_MOMENTUM * state.v_labels + d_labels
+        more["labels"] = state.labels - settings.lr_labels * more["v_labels"]
+    return more
 
 
 def checked(settings: Distillation, inner: InnerLoss, theta: Tensor, target: Tensor, state: State, gradient: Gradient, after: State) -> float:
@@ -165,6 +212,8 @@ def checked(settings: Distillation, inner: InnerLoss, theta: Tensor, target: Ten
         "synthetic images": after.images,
         "inner lr": after.log_lr.exp(),
     }
+    if after.labels is not None:
+        looked |= {"gradient for the labels": gradient.labels, "labels": after.labels}
     good = finite(*looked.values())
     if all(good):
         return float(gradient.value)
@@ -188,6 +237,8 @@ def cause(settings: Distillation, name: str, state: State, gradient: Gradient) -
     largest = float(state.images.abs().max())
     if steepest <= STEEP and name == "inner lr":
         return "a step on the inner lr was too long: lower lr_lr first, then a0"
+    if name == "labels":
+        return "a step on the labels was too long: lower lr_labels first, then a0"
     if steepest <= STEEP and (name == "synthetic images" or largest > FAR):
         return f"the images had run away, to pixels of {largest:.1g}: lower lr_images first, then a0"
     grown = state.lr > GROWN * settings.a0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from .config import Refusal
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """weight times the mean over n images of -log p_label, as a sum over images; labels (n,)."""
+    """weight times the mean over n images of -log p_label, as a sum over images; labels (n,), or soft ones: probabilities (n, K)."""
 
     labels: Tensor
     weight: float = 1.0
@@ -41,12 +41,17 @@ class CrossEntropy:
 
     def bar(self, logits: Tensor) -> Tensor:
         """Its derivative for the logits, (n, K)."""
-        return self.scale * (logits.softmax(1) - F.one_hot(self.labels, logits.shape[1]))
+        target = self.labels if self.labels.is_floating_point() else F.one_hot(self.labels, logits.shape[1])
+        return self.scale * (logits.softmax(1) - target)
 
     def bar_along(self, logits: Tensor, dot: Tensor) -> Tensor:
         """How `bar` changes where the logits move by `dot`."""
         p = logits.softmax(1)
         return self.scale * p * (dot - (p * dot).sum(1, keepdim=True))
+
+    def labels_bar(self, logits: Tensor, dot: Tensor) -> Tensor:
+        """How <`bar`, dot> changes with soft labels, (n, K)."""
+        return self.scale * ((logits.softmax(1) * dot).sum(1, keepdim=True) - dot)
 
 
 class Flat:
@@ -98,6 +103,15 @@ class Flat:
     def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor]:
         """Cotangents of theta and x where that of the loss's gradient for theta is rho: the derivatives of <rho, gradient>."""
         _, back = vjp(lambda theta, x: grad(lambda theta: head.value(self(theta, x)))(theta), theta, x)
+        return back(rho)
+
+    def pull_soft(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `pull`, and the cotangent of the soft labels, (n, K)."""
+
+        def gradient(theta: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+            return grad(lambda theta: replace(head, labels=labels).value(self(theta, x)))(theta)
+
+        _, back = vjp(gradient, theta, x, head.labels)
         return back(rho)
 
     def features(self, theta: Tensor, x: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ class Tape:
     features: Tensor  # p, flattened, (n, d)
     logits: Tensor
     bar: Tensor | None = None  # of the logits
+    dot: Tensor | None = None  # of the logits, where theta or x move
 
 
 @dataclass
@@ -213,7 +214,7 @@ class Fused(Flat):
         dot = features @ w.head.T
         if v:
             dot += torch.addmm(v.shift, tape.features, v.head.T)
-        bardot = head.bar_along(tape.logits, dot)
+        tape.dot, bardot = dot, head.bar_along(tape.logits, dot)
         head_bar = torch.addmm(tape.bar.T @ features, bardot.T, tape.features)
         pbardot = torch.addmm(tape.bar @ v.head, bardot, w.head) if v else bardot @ w.head
         pbardot, more = kernels.last(pbardot.view(tape.p.shape)), None
@@ -280,14 +281,23 @@ class Fused(Flat):
     @by_hand
     def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor]:
         """As `Flat.pull`."""
-        w, v, total, images = self.weights(theta), self.weights(rho), torch.zeros_like(theta), []
+        return self._pull(theta, x, head, rho)[:2]
+
+    @by_hand
+    def pull_soft(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Flat.pull_soft`, at no more cost than `pull`: how the logits move along rho is known on the way."""
+        return self._pull(theta, x, head, rho)
+
+    def _pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        w, v, total, images, labels = self.weights(theta), self.weights(rho), torch.zeros_like(theta), [], []
         for piece, which in self.pieces(x):
             part, tape = head.part(which.start, which.stop), self.ahead(w, piece)
             self.back(w, tape, part.bar(tape.logits))
             d_theta, d_x = self.along(w, tape, part, v, None)
             total += d_theta
             images.append(d_x)
-        return total, torch.cat(images)
+            labels.append(part.labels_bar(tape.logits, tape.dot))
+        return total, torch.cat(images), torch.cat(labels)
 
 
 @cache

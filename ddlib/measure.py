@@ -13,7 +13,7 @@ import torch
 from . import augment, engine, fused, kernels, networks
 from .config import Measurement, generator
 from .distil import InnerLoss
-from .unroll import GRADIENTS
+from .unroll import EXACT
 
 KIND = ("processor", "model", "vectors", "device", "compiler", "torch")  # what the bytes of a result may depend on, beside its settings
 
@@ -67,7 +67,7 @@ def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: 
     loss = InnerLoss(flat, labels, [torch.arange(len(labels))] * settings.inner_steps, draws, 1.0)
 
     def once() -> float:
-        began, form, steps = time.perf_counter(), GRADIENTS[settings.gradient], settings.inner_steps
+        began, form, steps = time.perf_counter(), EXACT[settings.gradient], settings.inner_steps
         form(loss, theta, images, torch.tensor(0.01), steps, settings.momentum, lambda path: (path[steps] - target).square().sum(), [steps])
         return time.perf_counter() - began
 

@@ -2,12 +2,14 @@
 
 P parameters, N steps. `loss(theta, images, k)` is the inner loss of step k = 1 ... N: it picks its batch, augments it by draws made
 beforehand and weighs it, so calling it again replays it; `loss.gradient` and `loss.pull` are its derivatives. `objective(path)` sees
-theta_k as path[k], at `matched` only.
+theta_k as path[k], at `matched` only. A loss with soft labels, logits (n, K) in its `soft`, is a dataclass with these as its `labels`, and
+its `pull` gives their cotangent too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ Objective = Callable[[Mapping[int, Tensor] | Sequence[Tensor]], Tensor]
 class Loss:
     """An inner loss from a plain function of (theta, images, k), its derivatives by automatic differentiation."""
 
+    soft: Tensor | None = None
+
     def __init__(self, function: Callable[[Tensor, Tensor, int], Tensor]):
         self.function = function
 
@@ -31,19 +35,20 @@ class Loss:
         """Its gradient for theta."""
         return grad(lambda theta: self(theta, images, k))(theta)
 
-    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
         """Cotangents of theta and of the images where that of `gradient` is rho."""
         _, back = vjp(lambda theta, images: self.gradient(theta, images, k), theta, images)
         return back(rho)
 
 
 class Gradient(NamedTuple):
-    """An objective's value, its gradients for the images and for the inner lr a, and where the student ended, (P,)."""
+    """An objective's value, its gradients for the images, for the inner lr a and for the logits of soft labels, and where the student ended, (P,)."""
 
     value: Tensor
     images: Tensor
     lr: Tensor
     end: Tensor
+    labels: Tensor | None = None
 
 
 def path(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float = 0.0, differentiable: bool = True) -> list[Tensor]:
@@ -71,10 +76,11 @@ def walk(loss: Loss, theta: Tensor, b: Tensor, images: Tensor, lr: Tensor, steps
 def unroll(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int]) -> Gradient:
     """The plain form: back-propagate through the whole path. Memory grows with N."""
     images, lr = images.detach().requires_grad_(), lr.detach().requires_grad_()
-    visited = path(loss, theta.detach(), images, lr, steps, momentum)
+    soft = [] if loss.soft is None else [loss.soft.detach().requires_grad_()]
+    visited = path(replace(loss, labels=soft[0]) if soft else loss, theta.detach(), images, lr, steps, momentum)
     value = objective(visited)
-    d_images, d_lr = torch.autograd.grad(value, (images, lr))
-    return Gradient(value.detach(), d_images, d_lr, visited[-1].detach())
+    d_images, d_lr, *d_soft = torch.autograd.grad(value, (images, lr, *soft))
+    return Gradient(value.detach(), d_images, d_lr, visited[-1].detach(), *d_soft)
 
 
 def adjoint(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int]) -> Gradient:
@@ -84,6 +90,23 @@ def adjoint(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, m
     lambda += dL/dtheta_k;  rho -= a lambda;  dL/da -= <b_k, lambda>;
     (lambda, dL/dx) += vjp of (theta, x) -> grad CE(theta_{k-1}, x) applied to rho;  rho *= mu.
     """
+    return sweep(loss, theta, images, lr, steps, momentum, objective, matched, exact=True)
+
+
+def tesla(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int]) -> Gradient:
+    """Not the gradient, but TESLA's (arXiv 2211.10586): the terms through theta_k are dropped, lambda is not changed by h_theta.
+
+    It is the gradient of the objective where the step gradients g_k = grad CE(theta_{k-1}, x) keep their theta_{k-1} fixed, in theta_n =
+    theta_0 - a sum_{k<=n} b_k. With inner momentum, which TESLA has not, b_k = sum_{j<=k} mu^{k-j} g_j stays as it is: all that is dropped is
+    dg_k / dtheta_{k-1}.
+    """
+    return sweep(loss, theta, images, lr, steps, momentum, objective, matched, exact=False)
+
+
+def sweep(
+    loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int], exact: bool
+) -> Gradient:
+    """Walk the path, then walk back, as `adjoint` says, or, not `exact`, as `tesla` does."""
     images, lr = images.detach(), lr.detach()
     thetas, bs = theta.new_empty(steps + 1, len(theta)), theta.new_zeros(steps + 1, len(theta))
     thetas[0] = theta.detach()
@@ -97,16 +120,21 @@ def adjoint(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, m
 
     cotangent, rho = torch.zeros_like(theta), torch.zeros_like(theta)  # lambda, rho
     d_images, d_lr = torch.zeros_like(images), torch.zeros_like(lr)
+    d_soft = [] if loss.soft is None else [torch.zeros_like(loss.soft)]
     for k in range(steps, 0, -1):
         if k in direct:
             cotangent += direct[k]
         rho -= lr * cotangent
         d_lr -= torch.dot(bs[k], cotangent)
-        h_theta, h_images = loss.pull(thetas[k - 1], images, k, rho)
-        cotangent += h_theta
+        h_theta, h_images, *h_soft = loss.pull(thetas[k - 1], images, k, rho)
+        if exact:
+            cotangent += h_theta
         d_images += h_images
+        for total, h in zip(d_soft, h_soft, strict=True):
+            total += h
         rho *= momentum
-    return Gradient(value.detach(), d_images, d_lr, thetas[steps])
+    return Gradient(value.detach(), d_images, d_lr, thetas[steps], *d_soft)
 
 
-GRADIENTS = {"adjoint": adjoint, "unroll": unroll}
+EXACT = {"adjoint": adjoint, "unroll": unroll}  # one gradient in two forms
+GRADIENTS = EXACT | {"tesla": tesla}

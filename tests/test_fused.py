@@ -317,3 +317,35 @@ def test_cross_entropy_by_parts_is_the_whole():
     torch.testing.assert_close(head.bar(logits), torch.func.grad(head.value)(logits))
     torch.testing.assert_close(torch.cat([h.bar(l) for h, l in parts]), head.bar(logits))
     torch.testing.assert_close(head.bar_along(logits, dot), torch.func.jvp(head.bar, (logits,), (dot,))[1])
+
+
+def test_cross_entropy_with_soft_labels():
+    """By parts, its derivatives, and certain ones as the classes that they are certain of."""
+    logits, dot = (torch.randn(6, 4, generator=generator(name), dtype=torch.float64) for name in ("logits", "dot"))
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    soft = torch.randn(6, 4, generator=generator("soft"), dtype=torch.float64).softmax(1)
+    head = CrossEntropy(soft, WEIGHT)
+    parts = [(head.part(0, 4), logits[:4]), (head.part(4, 6), logits[4:])]
+    torch.testing.assert_close(head.value(logits), -WEIGHT * (soft * logits.log_softmax(1)).sum(1).mean())
+    torch.testing.assert_close(sum(h.value(l) for h, l in parts), head.value(logits))
+    torch.testing.assert_close(torch.cat([h.bar(l) for h, l in parts]), torch.func.grad(head.value)(logits))
+    torch.testing.assert_close(head.bar_along(logits, dot), torch.func.jvp(head.bar, (logits,), (dot,))[1])
+    by_labels = torch.func.grad(lambda soft: (torch.func.grad(lambda logits: CrossEntropy(soft, WEIGHT).value(logits))(logits) * dot).sum())(soft)
+    torch.testing.assert_close(torch.cat([h.labels_bar(l, d) for (h, l), d in zip(parts, dot.split(4), strict=True)]), by_labels)
+    certain, hard = CrossEntropy(F.one_hot(y, 4).double()), CrossEntropy(y)
+    for one, other in ((certain.value(logits), hard.value(logits)), (certain.bar(logits), hard.bar(logits))):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("shape, width, depth", SHAPES)
+@pytest.mark.usefixtures("pieces")
+def test_soft_labels_are_pulled_as_automatic_differentiation_does(shape, width, depth):
+    net, module, theta, x, _, rho = problem(shape, width, depth)
+    soft = torch.randn(N, K, generator=generator("soft"), dtype=x.dtype).softmax(1).requires_grad_()
+    head, leaf, parameters = CrossEntropy(soft.detach(), WEIGHT), x.clone().requires_grad_(), list(module.parameters())
+    first = plain.flat(torch.autograd.grad(WEIGHT * F.cross_entropy(module(leaf), soft), parameters, create_graph=True))
+    *d_theta, d_x, d_soft = torch.autograd.grad(first @ rho, [*parameters, leaf, soft])
+    for one in (net, Flat(net.module)):
+        assert_close(one.pull_soft(theta, x, head, rho), (plain.flat(d_theta), d_x, d_soft))
+        assert all(torch.equal(a, b) for a, b in zip(one.pull(theta, x, head, rho), one.pull_soft(theta, x, head, rho)[:2], strict=True))
+        assert_close(one.gradient(theta, x, head), (WEIGHT * F.cross_entropy(module(x), soft.detach()).detach(), first.detach()))
