@@ -17,6 +17,7 @@ from .data import Images
 from .fit import Diverged, Epoch, Recipe, accuracy, fit
 from .flat import Flat
 from .keeper import Inside, Keeper
+from .store import Artefact
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,15 @@ def recipe(settings: Evaluation, lr: float, strategies: Sequence[str]) -> Recipe
     return Recipe(settings.epochs, settings.batch, lr, weight_decay=settings.weight_decay, drop=0.1, strategies=usable)
 
 
+def trained_on(held: Artefact) -> Tensor:
+    """The labels to train on a set with: probabilities (n, K), the softmax of its `soft`, where it has soft ones, else its `labels` (n,)."""
+    return held.tensors["soft"].softmax(1) if "soft" in held.tensors else held.tensors["labels"]
+
+
 def score(
     settings: Evaluation, flat: Flat, x: Tensor, y: Tensor, lr: float, images: Images, seed: int, test: bool = True, keep: Keeper | Inside | None = None
 ) -> Score:
-    """Train the network with `seed` on (x, y); without `test` the test images stay unseen. A network that diverges scores chance, and says so."""
+    """Train the network with `seed` on (x, y), y hard or soft; without `test` the test images stay unseen. A network that diverges scores chance, and says so."""
     keep, how = keep or Keeper(), recipe(settings, lr, images.strategies)
     theta = flat.initial(generator(seed, "network")).to(x)
     looks = {settings.epochs * (i + 1) // settings.looks - 1 for i in range(settings.looks)} if test else {settings.epochs - 1}

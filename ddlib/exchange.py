@@ -115,7 +115,7 @@ def save(file: Path, content: Any) -> Path:
 
 @dataclass(frozen=True)
 class Loose:
-    """A distilled set as others keep it: images (n, c, h, w) in a space that they do not name, labels (n,), the learned lr if it is kept."""
+    """A distilled set as others keep it: images (n, c, h, w) in a space that they do not name, labels (n,) or probabilities (n, K), the learned lr if it is kept."""
 
     images: Tensor
     labels: Tensor
@@ -139,10 +139,11 @@ def has_lr(file: Path) -> bool:
 def read_set(file: Path | str, labels: Path | None, shape: tuple[int, int, int], classes: int, most: int) -> Loose:
     """Images and labels from a `.pt` file: a dict {"images", "labels", "lr"}, or a tensor, whose labels and lr lie in files of their own.
 
-    At most `most` images (as many as train a network in full) of this (c, h, w), hard labels 0 ... K - 1.
+    At most `most` images (as many as train a network in full) of this (c, h, w), hard labels 0 ... K - 1 or soft ones (n, K): probabilities
+    where each row is one, else logits, as DATM's code keeps them.
 
     Raises:
-        Refusal: an unsound file; no labels; another shape, number or type; labels out of range, soft, or none of a class; numbers that are not finite.
+        Refusal: an unsound file; no labels; another shape, number or type; labels out of range, or none of a class; numbers that are not finite.
     """
     file = Path(file)
 
@@ -180,27 +181,37 @@ def _keys(tree: Any) -> str:
 
 
 def _labels(file: Path, n: int, classes: int, key: str | None) -> Tensor:
-    """Hard labels (n,), int64."""
+    """Hard labels (n,), int64, or soft ones (n, K), float32, each row a probability."""
 
     def part(tree: Any) -> Any:
         return tree[key] if key else tree
 
     def fits(tree: Any) -> None:
         found = part(tree)
-        if isinstance(found, Outline) and len(found.shape) == 2 and found.shape[0] == n:
-            raise Refusal(
-                f"{file}: labels are soft, {words(found)}, but networks here are trained on hard ones, ({n},) of torch.int64: the set cannot be judged as it was made. "
-                "With labels.argmax(1) saved to a file of its own and given as --labels it can, as another set"
-            )
+        if isinstance(found, Outline) and found.shape == (n, classes) and found.dtype.is_floating_point:
+            return
         if not isinstance(found, Outline) or found.shape != (n,) or found.dtype.is_floating_point or found.dtype == torch.bool:
-            raise Refusal(f"{file}: labels are {words(found)}, expected ({n},) of torch.int64, one for each image: give the file of these images' labels as --labels")
+            raise Refusal(
+                f"{file}: labels are {words(found)}, expected ({n},) of torch.int64, one for each image, or soft ones, ({n}, {classes}) of torch.float32: "
+                "give the file of these images' labels as --labels"
+            )
 
-    y = part(read_foreign(file, fits)).detach().long().clone()
+    y = part(read_foreign(file, fits)).detach()
+    if y.dim() == 2:
+        return _soft(file, y.float().clone())
+    y = y.long().clone()
     if int(y.min()) < 0 or int(y.max()) >= classes:
         raise Refusal(f"{file}: labels reach from {int(y.min())} to {int(y.max())}, expected 0 to {classes - 1}: choose the data set that they were made of (--data)")
     if lacking := (y.bincount(minlength=classes) == 0).nonzero().flatten().tolist():
         raise Refusal(f"{file}: no image of class {lacking[0]} ({len(lacking)} of {classes} classes have none), expected one of each at least: complete the set")
     return y
+
+
+def _soft(file: Path, y: Tensor) -> Tensor:
+    """Probabilities, or what they are of logits."""
+    if wrong := int((~y.isfinite()).any(1).sum()):
+        raise Refusal(f"{file}: {wrong} of {len(y)} soft labels have numbers that are not finite, expected probabilities or logits: take those of an earlier iteration")
+    return y if bool((y >= 0).all()) and torch.allclose(y.sum(1), y.new_ones(len(y)), atol=1e-4) else y.softmax(1)
 
 
 def _number(file: Path, found: Any) -> float:
@@ -217,6 +228,6 @@ def positive(value: float, what: str) -> float:
 
 
 def write_set(folder: Path, images: Tensor, labels: Tensor, lr: float) -> list[Path]:
-    """images_best.pt and labels_best.pt as MTT names them, and lr_best.pt: the learned lr as a tensor of one number."""
+    """images_best.pt and labels_best.pt (hard labels, or the logits of soft ones) as MTT names them, and lr_best.pt: the learned lr as a tensor of one number."""
     contents = {"images": images.clone(), "labels": labels.clone(), "lr": torch.tensor(lr, dtype=torch.float64)}
     return [save(folder / f"{name}_best.pt", content) for name, content in contents.items()]

@@ -54,4 +54,4 @@ def k_center(features: Tensor, count: int, generator: torch.Generator) -> Tensor
     return torch.tensor(taken)
 
 
-INITIAL: dict[str, Callable[..., Tensor]] = {"real": real, "representative": representative, "herding": herding, "k_center": k_center}
+INITIAL: dict[str, Callable[..., Tensor]] = {"real": real, "correct": real, "representative": representative, "herding": herding, "k_center": k_center}

@@ -20,7 +20,7 @@ from . import cost, data, engine, exchange, fused, measure, networks
 from .config import Data, Distillation, Evaluation, Expert, Following, Imported, Measurement, Network, Refusal, Selection, Settings, generator, key
 from .data import Images
 from .distil import Segment, State, begin, distil, inner_loss
-from .evaluate import evaluate, score
+from .evaluate import evaluate, score, trained_on
 from .experts import imported, train, trajectory
 from .fit import Diverged
 from .flat import Flat
@@ -167,6 +167,10 @@ def pick(settings: Selection, store: Store, chance: torch.Generator, keep: Keepe
 
     for c in range(len(taken), real.classes):
         mine = (real.y_train == c).nonzero().flatten().cpu()
+        if settings.method == "correct":
+            mine = mine[seen[mine].argmax(1) == c]
+            if len(mine) < settings.ipc:
+                raise Refusal(f"the expert is right about {len(mine)} images of class {real.class_names[c]}, below ipc = {settings.ipc}: train it longer, or lower ipc")
         taken.append(mine[way(seen[mine], settings.ipc, chance)])
         keep(so_far)
     return torch.cat(taken)
@@ -194,34 +198,54 @@ def make_set(settings: Distillation, store: Store) -> None:
     start, keep = get(settings.start, store), Keeper(store, settings)
     labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
     paths = [rows_of(expert(settings.experts, i), store) for i in range(settings.n_experts)]
-    curve, history = outer_loop(settings, flat, lambda i, s, m: paths[i](s, s + m + 1), first, labels, real, keep)
+    state = begin(settings, first, expert_labels(settings, flat, first, store) if settings.labels else None)
+    curve, history = outer_loop(settings, flat, lambda i, s, m: paths[i](s, s + m + 1), state, labels, real, keep)
     looked = [row for row in curve if "validation_accuracy" in row]
     best = max(range(len(looked)), key=lambda i: looked[i]["validation_accuracy"])
-    tensors = {"images": history[best + 1], "labels": labels, "history": torch.stack(history)} | space(real)
+    tensors = {"images": history["history"][best + 1], "labels": labels, "history": torch.stack(history["history"])} | space(real)
+    if "soft_history" in history:
+        tensors["soft"] = history["soft_history"][best + 1]
     keep.finish(tensors, {"lr": looked[best]["lr"], "chosen_iteration": looked[best]["iteration"], "curve": curve})
 
 
-def outer_loop(settings: Distillation, flat: Flat, segment: Segment, first: Tensor, labels: Tensor, real: Images, keep: Keeper) -> tuple[list[dict], list[Tensor]]:
-    """One row an iteration, with the validation accuracy where it was looked at, and the images at the start and at each look.
+def expert_labels(settings: Distillation, flat: Flat, first: Tensor, store: Store) -> Tensor:
+    """What a fully trained expert makes of the start images, logits (n, K): the one by whose features a study picks them. DATM averages all that are right."""
+    one = expert(settings.experts, settings.seed % settings.n_experts)
+    theta = rows_of(one, store)(one.epochs, one.epochs + 1)[0].to(first)
+    return torch.cat([flat.logits(theta, x) for x in first.split(250)])
+
+
+def looked_at(state: State) -> dict[str, Tensor]:
+    """What is kept of a state at a look: the images, and the logits of soft labels."""
+    return {"history": state.kept.cpu()} | ({} if state.labels is None else {"soft_history": state.labels.cpu()})
+
+
+def outer_loop(
+    settings: Distillation, flat: Flat, segment: Segment, state: State, labels: Tensor, real: Images, keep: Keeper
+) -> tuple[list[dict], dict[str, list[Tensor]]]:
+    """From the first state: one row an iteration, with the validation accuracy where it was looked at, and what is kept of the start and of each look.
 
     Raises:
         Diverged: a number stopped being finite; the last good state is kept.
     """
     judge = Evaluation(of=settings.start, network=settings.experts.network, epochs=settings.check_epochs)
     marks = {settings.iterations * (i + 1) // settings.checks for i in range(settings.checks)}
-    state, curve, history = begin(settings, first), [], [first.cpu()]
-    if held := keep.left("iteration", "curve", "history", *state.tensors()):
-        state = State(held["iteration"], **{name: held[name].to(first.device) for name in state.tensors()})
-        curve, history = held["curve"], list(held["history"])
+    curve, history = [], {name: [part] for name, part in looked_at(state).items()}
+    if held := keep.left("iteration", "curve", *history, *state.tensors()):
+        state = State(held["iteration"], **{name: held[name].to(labels.device) for name in state.tensors()})
+        curve, history = held["curve"], {name: list(held[name]) for name in history}
 
     def so_far() -> dict:
-        return state.tensors() | {"history": torch.stack(history), "iteration": state.iteration, "curve": curve}
+        stacked = {name: torch.stack(parts) for name, parts in history.items()}
+        return state.tensors() | stacked | {"iteration": state.iteration, "curve": curve}
 
     def look() -> None:
         if state.iteration in marks and "validation_accuracy" not in curve[-1]:
-            result = score(judge, flat, state.images, labels, state.lr, real, seed=state.iteration, test=False, keep=keep.inside(so_far))
+            y = labels if state.labels is None else state.labels.softmax(1)
+            result = score(judge, flat, state.kept, y, state.lr, real, seed=state.iteration, test=False, keep=keep.inside(so_far))
             curve[-1]["validation_accuracy"] = result.validation
-            history.append(state.images.cpu())
+            for name, part in looked_at(state).items():
+                history[name].append(part)
 
     try:
         look()  # a run that was killed while it looked looks first
@@ -244,7 +268,7 @@ def make_rows(settings: Evaluation, store: Store) -> None:
     where = settings.of.start.data if isinstance(settings.of, Distillation) else settings.of.data
     real = images(where, store)
     flat = network(settings.network, real.shape, real.classes)
-    x, y = (held.tensors[name].to(real.x_train.device) for name in ("images", "labels"))
+    x, y = (t.to(real.x_train.device) for t in (held.tensors["images"], trained_on(held)))
     rows = evaluate(settings, flat, x, y, held.record["lr"], real, keep)
     keep.finish({}, {"rows": [row | {"settings_key": key(settings)} for row in rows]})
 
@@ -256,7 +280,7 @@ def make_following(settings: Following, store: Store) -> None:
     flat = network(of.experts.network, real.shape, real.classes)
     epochs, each = of.start_epochs - 1 + of.matched_epochs, of.inner_steps // of.matched_epochs
     long = of.model_copy(update={"inner_steps": epochs * each, "balance": False})
-    x, y = (held.tensors[name].to(real.x_train.device) for name in ("images", "labels"))
+    x, y = (held.tensors[name].to(real.x_train.device) for name in ("images", "soft" if "soft" in held.tensors else "labels"))
     rows, lr = [], torch.tensor(held.record["lr"], device=x.device)
     if past := keep.left("rows", "theta", "b"):
         rows, theta, b = past["rows"], past["theta"].to(x), past["b"].to(x)

@@ -135,13 +135,14 @@ def part(settings: Expert | Distillation | Evaluation) -> Part:
     if isinstance(settings, Expert):
         batch, path = min(settings.batch, train), counts.REAL * (settings.epochs + 1) * counts.parameters(settings.network, shape, k)
         form = "gradient" if settings.penalty == "none" else "penalty"
-        steps = (work(settings.network, form, batch), settings.epochs * train / batch)
+        steps = (work(settings.network, form, batch), settings.epochs * train / batch * (2 if settings.sharpness else 1))
         looks = (work(settings.network, "forward", 250), (settings.epochs + 1) * train * LOOKED / 250)
         return Part("experts", f"{name}, {'with' if form == 'penalty' else 'no'} penalty", 1, (steps, looks), path, 2 * path + resident)
     if isinstance(settings, Distillation):
         n, network = size(settings, train, k), settings.experts.network
         batch = min(settings.batch or n, n)
-        inner = (work(network, settings.gradient, batch, settings.inner_steps), float(settings.iterations))
+        form = "adjoint" if settings.gradient == "tesla" else settings.gradient  # the same sweep
+        inner = (work(network, form, batch, settings.inner_steps), float(settings.iterations))
         checks = (work(network, "gradient", min(n, 256)), settings.checks * settings.check_epochs * max(1.0, n / 256))
         what = f"{name}, ipc {settings.start.ipc}, N = {settings.inner_steps}, {batch} images a step"
         follow = (settings.matched_epochs + 1) * counts.REAL * counts.parameters(network, shape, k)

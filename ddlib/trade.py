@@ -10,7 +10,7 @@ import torch
 
 from . import data, exchange, pipeline, studies, tables
 from .config import Data, Evaluation, Network, Refusal, Selection, validated
-from .evaluate import evaluate
+from .evaluate import evaluate, trained_on
 from .paper import Paper, store_folder
 from .store import Store, read
 
@@ -47,10 +47,10 @@ def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
     where = settings.of.data
     images = pipeline.images(where, Store(store_folder()))
     if said.data:
-        counts = y.bincount(minlength=images.classes)
+        counts = (y.argmax(1) if y.dim() == 2 else y).bincount(minlength=images.classes)
         print(f"{len(y)} images of {images.classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
     flat = pipeline.network(settings.network, images.shape, images.classes)
-    rows = evaluate(settings, flat, x.to(images.x_train), y.to(images.y_train), lr, images)
+    rows = evaluate(settings, flat, x.to(images.x_train), y.to(images.y_train.device), lr, images)
     print(tables.spread(pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))
 
 
@@ -62,7 +62,7 @@ def _ours(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tens
     if extra := [f"--{name}" for name, value in vars(said).items() if value is not None]:
         raise Refusal(f"{file} says itself what {' and '.join(extra)} would say: leave {'it' if len(extra) == 1 else 'them'} out")
     held = read(file)
-    return _judged(*_made_of(held.settings)), held.tensors["images"], held.tensors["labels"], held.record["lr"]
+    return _judged(*_made_of(held.settings)), held.tensors["images"], trained_on(held), held.record["lr"]
 
 
 def _made_of(settings: dict) -> tuple[Data, Network]:
@@ -94,7 +94,7 @@ def export_set(file: Path, folder: Path) -> None:
         raise Refusal(f"{file} holds {', '.join(held.tensors) or 'no tensors'}, expected a set: images, labels and lr; name one of results/*/sets")
     where, network = _made_of(held.settings)
     whitening = next(word for word, fields in WHITENING.items() if fields.get("zca", False) == where.zca and fields.get("space") == where.space)
-    files = exchange.write_set(folder, held.tensors["images"], held.tensors["labels"], held.record["lr"])
+    files = exchange.write_set(folder, held.tensors["images"], held.tensors["soft" if "soft" in held.tensors else "labels"], held.record["lr"])
     print(", ".join(map(str, files)))
     if where.name in data.SETS and where.seed == 0:
         said = f"--data {where.name} --whitening {whitening} --width {network.width} --depth {network.depth}"

@@ -276,6 +276,21 @@ def test_a_set_goes_out_and_is_judged_the_same(home, tmp_path, capsys):
     assert run(capsys, "evaluate", tmp_path / "one.pt", *SAID, *SHORT) == second
 
 
+def test_soft_labels_go_out_and_come_back(home, tmp_path, capsys):
+    """As logits, as DATM's code keeps them; and as probabilities they mean the same."""
+    settings = following(EXPERT, labels="learned", lr_labels=1.0)
+    held = get(settings, home)
+    status, _ = run(capsys, "export", home.file(settings), "--to", tmp_path)
+    assert status == 0 and torch.equal(torch.load(tmp_path / "labels_best.pt", weights_only=True), held.tensors["soft"])
+    back = exchange.read_set(tmp_path / "images_best.pt", None, (1, 16, 16), 10, 1200)
+    assert torch.equal(back.labels, held.tensors["soft"].softmax(1)) and back.lr == held.record["lr"]
+    ours, theirs = run(capsys, "evaluate", home.file(settings), *SHORT), run(capsys, "evaluate", tmp_path / "images_best.pt", *SAID, *SHORT)
+    assert ours[0] == theirs[0] == 0 and ours[1].strip() == theirs[1].splitlines()[-1] and "10 images of 10 classes of digits" in theirs[1]
+    torch.save(held.tensors["soft"].softmax(1).double(), tmp_path / "labels_best.pt")
+    assert torch.equal(exchange.read_set(tmp_path / "images_best.pt", None, (1, 16, 16), 10, 1200).labels, back.labels)
+    assert run(capsys, "evaluate", tmp_path / "images_best.pt", *SAID, *SHORT) == theirs
+
+
 def test_experts_go_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENGINE", "serial")
     monkeypatch.setenv("STORE", str(tmp_path / "store"))
@@ -298,7 +313,9 @@ ASKED = {  # what is in the folder, what is said, parts of the message
     "labels are lacking": ({"images_9.pt": X, "lr_9.pt": torch.tensor(0.1)}, SAID, ["holds no labels", "--labels"]),
     "an lr below zero": ({"images_9.pt": X, "labels_9.pt": Y, "lr_9.pt": torch.tensor(-0.1)}, SAID, ["its lr is -0.1", "expected a positive number", "--lr"]),
     "an lr that is none": ({"images_9.pt": X, "labels_9.pt": Y}, [*SAID, "--lr", "nan"], ["--lr is nan, expected a positive number"]),
-    "soft labels": ({"images_9.pt": X, "labels_9.pt": torch.rand(20, 10)}, [*SAID, "--lr", "0.1"], ["labels are soft, (20, 10)", "labels.argmax(1)", "another set"]),
+    "soft labels of others": ({"images_9.pt": X, "labels_9.pt": torch.rand(20, 9)}, [*SAID, "--lr", "0.1"], ["labels are (20, 9) of", "soft ones, (20, 10) of"]),
+    "soft labels of none": ({"images_9.pt": X, "labels_9.pt": Y.view(20, 1).repeat(1, 10)}, [*SAID, "--lr", "0.1"], ["(20, 10) of torch.int64", "or soft ones"]),
+    "soft labels not finite": ({"images_9.pt": X, "labels_9.pt": torch.full((20, 10), torch.inf)}, [*SAID, "--lr", "0.1"], ["20 of 20 soft labels", "not finite"]),
     "labels of others": ({"images_9.pt": X, "labels_9.pt": Y[:10]}, [*SAID, "--lr", "0.1"], ["labels are (10,) of torch.int64, expected (20,) of torch.int64"]),
     "labels as fractions": ({"images_9.pt": X, "labels_9.pt": Y / 2}, [*SAID, "--lr", "0.1"], ["labels are (20,) of torch.float32, expected (20,) of torch.int64"]),
     "a label too high": ({"images_9.pt": X, "labels_9.pt": Y + 1}, [*SAID, "--lr", "0.1"], ["labels reach from 1 to 10, expected 0 to 9"]),
