@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .config import Cell, Distillation, Evaluation, Expert, Following, Imported, Measurement, Network, Profile, Refusal, Selection, Settings, validated
-from .unroll import GRADIENTS
+from .unroll import EXACT
 
 FEATURES = "momentum"  # the recipe whose expert shows the coresets their features
 
@@ -22,7 +22,7 @@ class Method:
     start: str
     recipe: str | None = None
     switches: dict[str, Any] = field(default_factory=dict)
-    tuned_as: str | None = None  # whose tuned numbers it takes, if not its own
+    tuned_as: str | None = None  # whose tuned numbers it takes where a cell has none of its own
 
 
 INNER_MOMENTUM = 0.9
@@ -41,11 +41,24 @@ DISTILLED = {
 }
 
 
+TESLA = Method("real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, "TESLA")
+RIVALS = {  # published switches, which a cell's tuned numbers may change; what depends on its length (start window, decay) stands there
+    "FTD": Method("real", "ftd", {"momentum": 0.0, "ema": 0.9995}),  # arXiv 2211.11004; decay: its authors' scripts
+    "TESLA": TESLA,  # arXiv 2211.10586
+    "TESLA + soft labels": replace(TESLA, switches=TESLA.switches | {"labels": "expert"}),  # its authors use them on ImageNet-1K alone
+    "DATM": Method("correct", "ftd", {"momentum": 0.0, "labels": "learned", "lr_labels": 2.0}),  # arXiv 2310.05773; lr: its authors' settings, CIFAR-10, IPC 10
+}
+
+
 def without(**switches: Any) -> Method:
     """AST with these switches changed."""
     return replace(AST, switches=AST.switches | switches)
 
 
+COMPOSED = {  # AST with a part of a rival
+    "AST + soft labels": without(labels="learned", lr_labels=2.0),
+    "AST, FTD experts": replace(AST, recipe="ftd"),
+}
 ABLATIONS = {
     "AST": AST,
     "AST − ramp": replace(AST, recipe="momentum_penalty"),
@@ -60,7 +73,7 @@ ABLATIONS = {
     "AST, lr-matched experts": replace(AST, recipe="momentum_lr_matched"),
     "AST, lr warm-up for the ramp": replace(AST, recipe="momentum_warmup_penalty"),
 }
-METHODS = CORESETS | DISTILLED | ABLATIONS
+METHODS = CORESETS | DISTILLED | RIVALS | COMPOSED | ABLATIONS
 CEILING = "full data"
 
 
@@ -89,19 +102,19 @@ def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | I
 
 def selection(profile: Profile, cell: Cell, method: str, seed: int, features: str = FEATURES) -> Selection:
     """A start, or a coreset; each seed looks through the eyes of another expert."""
-    looks = recipe(profile, cell, features, seed % profile.n_experts) if method in ("representative", "herding", "k_center") else None
+    looks = recipe(profile, cell, features, seed % profile.n_experts) if method in ("correct", "representative", "herding", "k_center") else None
     return Selection(data=cell.data, method=method, ipc=cell.ipc, expert=looks, lr=cell.coreset_lr, seed=seed)
 
 
 def distillation(profile: Profile, name: str, method: str, seed: int, **changes: Any) -> Distillation:
     """The settings of a method on a cell: what the cell's methods share, what was tuned for this one, its switches, `changes`."""
     cell, how = profile.cells[name], known(method)
-    tuned = how.tuned_as or method
+    tuned = method if method in cell.tuned else how.tuned_as or method
     if tuned not in cell.tuned:
         raise Refusal(f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods")
     fields = cell.student | how.switches | cell.tuned[tuned] | changes
     start = fields.pop("init", how.start)
-    if how.tuned_as and how.switches["momentum"] != METHODS[tuned].switches["momentum"]:  # keep N a / (1 - mu), the student's reach
+    if tuned != method and how.switches["momentum"] != METHODS[tuned].switches["momentum"]:  # keep N a / (1 - mu), the student's reach
         reach = (1 - how.switches["momentum"]) / (1 - METHODS[tuned].switches["momentum"])
         fields |= {"a0": fields["a0"] * reach, "lr_lr": fields["lr_lr"] * reach**2}
     given = {
@@ -198,11 +211,11 @@ RUNS = {"coresets": coresets, "main": main, "ablation": ablation, "cross_archite
 
 
 def measurements(profile: Profile) -> list[Measurement]:
-    """Each gradient of the outer loop on the main cell's data, over inner loops from a quarter of its length to twice it."""
+    """Each form of the exact gradient of the outer loop on the main cell's data, over inner loops from a quarter of its length to twice it."""
     cell = next(iter(profile.cells.values()))
     most = cell.student.get("inner_steps", Distillation.model_fields["inner_steps"].default) * 2
     lengths = sorted({max(2, most // 8), max(3, most // 4), most // 2, most})
-    return [Measurement(network=profile.network, data=cell.data, ipc=10, gradient=form, inner_steps=n) for form in GRADIENTS for n in lengths]
+    return [Measurement(network=profile.network, data=cell.data, ipc=10, gradient=form, inner_steps=n) for form in EXACT for n in lengths]
 
 
 def everything(profile: Profile) -> list[Settings]:
