@@ -54,4 +54,10 @@ def k_center(features: Tensor, count: int, generator: torch.Generator) -> Tensor
     return torch.tensor(taken)
 
 
-INITIAL: dict[str, Callable[..., Tensor]] = {"real": real, "correct": real, "representative": representative, "herding": herding, "k_center": k_center}
+INITIAL: dict[str, Callable[..., Tensor]] = {
+    "real": real,
+    "correct": real,  # shown those images alone that an expert classifies rightly (DATM's start)
+    "representative": representative,
+    "herding": herding,
+    "k_center": k_center,
+}

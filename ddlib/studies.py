@@ -39,8 +39,6 @@ DISTILLED = {
     "MTT, strong experts": Method("real", "momentum", {"momentum": 0.0}),
     "AST": AST,
 }
-
-
 TESLA = Method("real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, "TESLA")
 RIVALS = {  # published switches, which a cell's tuned numbers may change; what depends on its length (start window, decay) stands there
     "FTD": Method("real", "ftd", {"momentum": 0.0, "ema": 0.9995}),  # arXiv 2211.11004; decay: its authors' scripts

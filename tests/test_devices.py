@@ -49,8 +49,10 @@ def test_an_expert_step_stays_on_its_device(optimiser, strategy):
 
 @pytest.mark.parametrize("strategy", EVERY)
 @pytest.mark.parametrize("batch", [None, 4])
-def test_inner_and_adjoint_steps_stay_on_their_device(batch, strategy):
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_inner_and_adjoint_steps_stay_on_their_device(soft, batch, strategy):
     theta, images, labels = problem("meta", 2 * K)
+    labels = torch.empty(2 * K, K, device="meta") if soft else labels
     data = Data(name="digits")
     fields = {"inner_steps": 3, "matched_epochs": 2, "start_epochs": 3, "batch": batch, "balance": True, "intermediate": "adaptive"}
     settings = Distillation(experts=Expert(data=data), start=Selection(data=data, method="real"), **fields)
@@ -60,7 +62,7 @@ def test_inner_and_adjoint_steps_stay_on_their_device(batch, strategy):
     assert all(point.device.type == "meta" for point in walked)
     target = torch.empty(3, len(theta), device="meta")
     found = adjoint(loss, theta, images, lr, 3, 0.9, lambda path: objective(path, target, matched, "adaptive"), list(matched))
-    assert all(part.device.type == "meta" for part in found)
+    assert (found.labels is not None) == soft and all(part.device.type == "meta" for part in found if part is not None)
     assert found.images.shape == images.shape and found.lr.shape == ()
 
 
