@@ -8,6 +8,7 @@ student              a network trained on the synthetic images S for N steps, fr
 inner loop           the student's N steps; inner learning rate a, momentum mu
 outer loop           steps on S and on a, down the gradient of the matching loss
 matching loss        |theta_N - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2, s the start epoch, M the matched epochs
+condensation         distillation that follows no expert: gradients (DC, DSA) or mean features (DM) of real and synthetic images meet on new networks
 adjoint              that gradient at constant memory: exact, one step's graph at a time
 tesla                that sweep without the terms through theta_k: not the gradient
 fused                the derivatives of a ConvNet by hand, equal to the plain ones of automatic differentiation up to rounding
@@ -19,7 +20,7 @@ balanced loss        the inner loss times w(s), which depends on the start epoch
 average              of S over the outer iterations, exponentially forgetting (ema)
 soft labels          logits (n, K) whose softmax an image is trained towards: learned, or an expert's
 start window         the start epochs T- ... T - 1 drawn from, whose end T may grow over the iterations
-DSA                  differentiable Siamese augmentation
+DSA                  differentiable Siamese augmentation; also gradient matching with it
 ZCA                  whitening of the pixels, fitted on the training images
 coreset              real images taken as they are: random, herding, k-center, k-means
 ceiling              the accuracy of training on all real images

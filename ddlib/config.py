@@ -296,12 +296,62 @@ class Distillation(Settings):
                 "expected first_start < early_epochs <= start_epochs"
             )
 
+    @property
+    def network(self) -> Network:
+        """The student's: that of its experts."""
+        return self.experts.network
+
+
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # IPC -> outer, inner of DC and DSA, as their authors' code has them
+
+
+class Condensation(Settings):
+    """The outer loop of DC, DSA and DM, which follow no expert and learn no lr; defaults are DC's and DSA's, from the authors' code."""
+
+    stage: ClassVar[str] = "sets"
+    batch: ClassVar[int] = 256  # synthetic images a step of a network's training
+    ema: ClassVar[None] = None  # no average is kept, and labels stay hard
+    labels: ClassVar[None] = None
+    start: Selection
+    network: Network = Network()
+    method: Literal["dc", "dsa", "dm"]
+    outer: Count | None = None  # steps on the images with each network; None: as published
+    inner: Count | None = None  # epochs between them that the network trains on the images; None: as published
+    iterations: Count = 1000  # networks, each drawn anew; DM: 20 000
+    checks: Count = 10  # looks at the validation split, evenly spaced, the last at the end
+    check_epochs: Count = 300
+    lr_images: Positive = 0.1  # DM: 1
+    batch_real: Count = 256  # real images of a class beside its synthetic ones; all, where there are fewer
+    lr_net: Positive = 0.01  # of the training between steps
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.method == "dm" and not {self.outer, self.inner} <= {None, 1}:
+            raise ValueError(f"outer = {self.outer}, inner = {self.inner}, but dm takes one step with each network and trains none: leave them out")
+        if self.checks > self.iterations:
+            raise ValueError(f"checks = {self.checks} is above iterations = {self.iterations}: lower it")
+        if None in (self.outer, self.inner):
+            published = (1, 1) if self.method == "dm" else LOOPS.get(self.start.ipc)
+            if not published:
+                raise ValueError(f"no outer and inner are published for ipc = {self.start.ipc}, only for {', '.join(map(str, LOOPS))}: give both")
+            self.__dict__.update(outer=self.outer or published[0], inner=self.inner or published[1])  # frozen from here on
+        return self
+
+    @property
+    def a0(self) -> float:
+        """The lr to train on the images with: the start's."""
+        return self.start.lr
+
+
+Distilled = Distillation | Condensation  # all that an outer loop makes
+
 
 class Evaluation(Settings):
     """Fresh networks trained on a set, and what they score."""
 
     stage: ClassVar[str] = "rows"
-    of: Distillation | Selection
+    of: Distillation | Condensation | Selection
     network: Network
     networks: Count = 5
     epochs: Count = 1000
@@ -367,8 +417,8 @@ class Cell(Settings):
     data: Data
     ipc: Count
     methods: Annotated[tuple[str, ...], Field(strict=False)]
-    student: dict[str, Any] = {}  # fields of Distillation, for every method
-    tuned: dict[str, dict[str, Any]] = {}  # method -> fields of Distillation, before its switches; `init`: another initialisation than the method's
+    student: dict[str, Any] = {}  # fields of Distillation, for every method; of Condensation those that it has too
+    tuned: dict[str, dict[str, Any]] = {}  # method -> fields of what it runs, before its switches; `init`: another initialisation than the method's
     coreset_lr: Positive = 0.01  # a for sets that learn none
     evaluation: dict[str, Any] = {}  # fields of Evaluation
 
@@ -401,9 +451,9 @@ class Trial(Settings):
     """What is tried on a cell while tuning: every method gets the same number of candidates and the same budget."""
 
     cell: str
-    budget: dict[str, Any] = {}  # fields of Distillation
+    budget: dict[str, Any] = {}  # fields of Distillation, or of Condensation
     evaluation: dict[str, Any] = {}  # fields of Evaluation
-    candidates: dict[str, list[dict[str, Any]]]  # method -> fields of Distillation
+    candidates: dict[str, list[dict[str, Any]]]  # method -> fields of what it runs
 
 
 class Profile(Settings):

@@ -5,7 +5,7 @@ Rough on purpose: it orders the tasks and tells the time left, which the run its
 
 from __future__ import annotations
 
-from .config import Distillation, Evaluation, Expert, Measurement, Network, Selection, Settings
+from .config import Condensation, Distilled, Evaluation, Expert, Measurement, Network, Selection, Settings
 
 IMAGE = 4e-4  # seconds for forward and backward of one 3 x 32 x 32 image through a ConvNet of depth 3 and width 32
 STEP = 1e-3  # seconds that a step costs whatever its batch
@@ -18,7 +18,7 @@ def image(network: Network, pixels: float) -> float:
     return IMAGE * RELATIVE[network.architecture] * (network.width / 32) ** 1.3 * pixels / 1024
 
 
-def size(made: Distillation | Selection, train_images: int, classes: int) -> int:
+def size(made: Distilled | Selection, train_images: int, classes: int) -> int:
     """How many images a set holds."""
     if isinstance(made, Selection):
         return train_images if made.method == "all" else classes * made.ipc
@@ -31,12 +31,21 @@ def work(settings: Settings, train_images: int, classes: int, pixels: float) -> 
         n, each = size(settings.of, train_images, classes), image(settings.network, pixels)
         runs = len(settings.factors) * settings.search_networks * (len(settings.factors) > 1) + 1.5 * settings.networks
         return runs * (settings.epochs * (n * each + STEP * -(-n // settings.batch)) + settings.looks * LOOK * each)
-    if isinstance(settings, Distillation):
-        n, each = size(settings, train_images, classes), image(settings.experts.network, pixels)
-        inner = min(settings.batch or n, n) * each + STEP
+    if isinstance(settings, Distilled):
+        n, each = size(settings, train_images, classes), image(settings.network, pixels)
         check = settings.check_epochs * (n * each + STEP) + LOOK * each
+        if isinstance(settings, Condensation):
+            return settings.iterations * turn(settings, min(settings.batch_real * classes, train_images), n, classes, each) + settings.checks * check
+        inner = min(settings.batch or n, n) * each + STEP
         return 4.0 * settings.iterations * settings.inner_steps * inner + settings.checks * check
     if isinstance(settings, Expert):
         once = train_images * (3.5 if settings.penalty != "none" else 1) * (2 if settings.sharpness else 1) + LOOK
         return settings.epochs * once * image(settings.network, pixels)
     return 10.0 if isinstance(settings, Measurement) else 2.0
+
+
+def turn(settings: Condensation, real: int, n: int, classes: int, each: float) -> float:
+    """Seconds with one network: `outer` matchings of n images with `real` ones, class by class, and the training between them."""
+    passes = real / 3 + n if settings.method == "dm" else real + 4 * n  # of the real images DM needs no derivative, DC and DSA the first
+    training = settings.inner * (n * each + STEP * -(-n // settings.batch))
+    return settings.outer * (passes * each + 2 * classes * STEP) + (settings.outer - 1) * training

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import augment
-from .config import Distillation, Refusal, generator
+from .config import Distillation, Distilled, Refusal, generator
 from .fit import Diverged, finite
 from .flat import CrossEntropy, Flat, perturb
 from .matching import balance, matched_steps, objective
@@ -63,7 +63,7 @@ class Step:
     start: int
 
 
-def begin(settings: Distillation, images: Tensor, soft: Tensor | None = None) -> State:
+def begin(settings: Distilled, images: Tensor, soft: Tensor | None = None) -> State:
     """The state before the first iteration; `soft` are the logits (n, K) that soft labels start from."""
     log_lr = torch.tensor(settings.a0, dtype=images.dtype, device=images.device).log()
     average, v_labels = images.clone() if settings.ema else None, torch.zeros_like(soft) if settings.labels == "learned" else None

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from . import config, data, engine, pipeline, plots, studies, tables
-from .config import Distillation, Following, Profile, Selection, Settings, key
+from .config import Distilled, Following, Profile, Selection, Settings, key
 from .data import Images
 from .results import Results
 from .store import Artefact, Store, write
@@ -146,7 +146,7 @@ def of_sets(profile: Profile) -> Iterator[tuple[dict, Settings]]:
     """Each distilled set of the main study and the ablation."""
     for study in (studies.main, studies.ablation):
         for run in study(profile):
-            if isinstance(run.settings.of, Distillation):
+            if isinstance(run.settings.of, Distilled):
                 yield run.label(profile.cells[run.cell]), run.settings.of
 
 

@@ -1,12 +1,12 @@
 """The one file that joins the stages with the store: settings in, artefact out, whatever is missing made on the way.
 
-Data -> Expert -> Selection -> Distillation -> Evaluation; each names what it needs inside its own settings.
+Data -> Expert -> Selection -> Distillation or Condensation -> Evaluation; each names what it needs inside its own settings.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import cache, lru_cache, partial
@@ -17,9 +17,26 @@ import torch
 from torch import Tensor
 
 from . import cost, data, engine, exchange, fused, measure, networks
-from .config import Data, Distillation, Evaluation, Expert, Following, Imported, Measurement, Network, Refusal, Selection, Settings, generator, key
+from .condense import condense
+from .config import (
+    Condensation,
+    Data,
+    Distillation,
+    Distilled,
+    Evaluation,
+    Expert,
+    Following,
+    Imported,
+    Measurement,
+    Network,
+    Refusal,
+    Selection,
+    Settings,
+    generator,
+    key,
+)
 from .data import Images
-from .distil import Segment, State, begin, distil, inner_loss
+from .distil import State, Step, begin, distil, inner_loss
 from .evaluate import evaluate, score, trained_on
 from .experts import imported, train, trajectory
 from .fit import Diverged
@@ -63,6 +80,8 @@ def needs(settings: Settings) -> list[Settings]:
         return [settings.of]
     if isinstance(settings, Distillation):
         return [settings.start, *(expert(settings.experts, i) for i in range(settings.n_experts))]
+    if isinstance(settings, Condensation):
+        return [settings.start]
     if isinstance(settings, Selection) and settings.expert:
         return [settings.expert]
     return []
@@ -95,6 +114,8 @@ def name(settings: Settings) -> str:
         return f"{settings.method} images, ipc {settings.ipc}, seed {settings.seed}, of {settings.data.name}"
     if isinstance(settings, Distillation):
         return f"distilling ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.name}"
+    if isinstance(settings, Condensation):
+        return f"{settings.method.upper()}, ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.name}"
     if isinstance(settings, Following):
         return f"following with {name(settings.of)}"
     if isinstance(settings, Measurement):
@@ -105,7 +126,7 @@ def name(settings: Settings) -> str:
 def work(settings: Settings) -> float:
     """Predicted seconds."""
     where = settings.of if isinstance(settings, Evaluation | Following) else settings
-    where = where.start.data if isinstance(where, Distillation) else where.data
+    where = where.start.data if isinstance(where, Distilled) else where.data
     known = data.about(where)
     classes, (_, h, w) = len(known.class_names), known.shape
     return cost.work(settings, known.per_class * classes, classes, h * w)
@@ -191,15 +212,14 @@ def features(settings: Selection, store: Store) -> Tensor:
     return torch.cat([see(theta, x) for x in real.x_train.split(250)])
 
 
-def make_set(settings: Distillation, store: Store) -> None:
+def make_set(settings: Distilled, store: Store) -> None:
     """Run the outer loop; of the images at each check keep those that taught a fresh network best on the validation split."""
     real = images(settings.start.data, store)
-    flat = network(settings.experts.network, real.shape, real.classes)
+    flat = network(settings.network, real.shape, real.classes)
     start, keep = get(settings.start, store), Keeper(store, settings)
     labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
-    paths = [rows_of(expert(settings.experts, i), store) for i in range(settings.n_experts)]
     state = begin(settings, first, expert_labels(settings, flat, first, store) if settings.labels else None)
-    curve, history = outer_loop(settings, flat, lambda i, s, m: paths[i](s, s + m + 1), state, labels, real, keep)
+    curve, history = outer_loop(settings, flat, steps(settings, store, flat, labels, real), state, labels, real, keep)
     looked = [row for row in curve if "validation_accuracy" in row]
     best = max(range(len(looked)), key=lambda i: looked[i]["validation_accuracy"])
     tensors = {"images": history["history"][best + 1], "labels": labels, "history": torch.stack(history["history"])} | space(real)
@@ -220,15 +240,23 @@ def looked_at(state: State) -> dict[str, Tensor]:
     return {"history": state.kept.cpu()} | ({} if state.labels is None else {"soft_history": state.labels.cpu()})
 
 
+def steps(settings: Distilled, store: Store, flat: Flat, labels: Tensor, real: Images) -> Callable[[State], Iterator[Step]]:
+    """The outer loop, to be begun from any of its states."""
+    if isinstance(settings, Condensation):
+        return partial(condense, settings, flat, real, labels)
+    paths = [rows_of(expert(settings.experts, i), store) for i in range(settings.n_experts)]
+    return partial(distil, settings, flat, lambda i, s, m: paths[i](s, s + m + 1), labels, real.strategies)
+
+
 def outer_loop(
-    settings: Distillation, flat: Flat, segment: Segment, state: State, labels: Tensor, real: Images, keep: Keeper
+    settings: Distilled, flat: Flat, steps: Callable[[State], Iterator[Step]], state: State, labels: Tensor, real: Images, keep: Keeper
 ) -> tuple[list[dict], dict[str, list[Tensor]]]:
     """From the first state: one row an iteration, with the validation accuracy where it was looked at, and what is kept of the start and of each look.
 
     Raises:
         Diverged: a number stopped being finite; the last good state is kept.
     """
-    judge = Evaluation(of=settings.start, network=settings.experts.network, epochs=settings.check_epochs)
+    judge = Evaluation(of=settings.start, network=settings.network, epochs=settings.check_epochs)
     marks = {settings.iterations * (i + 1) // settings.checks for i in range(settings.checks)}
     curve, history = [], {name: [part] for name, part in looked_at(state).items()}
     if held := keep.left("iteration", "curve", *history, *state.tensors()):
@@ -249,9 +277,9 @@ def outer_loop(
 
     try:
         look()  # a run that was killed while it looked looks first
-        steps = distil(settings, flat, segment, labels, real.strategies, state)
+        turns = steps(state)
         while state.iteration < settings.iterations:
-            step = next(steps)
+            step = next(turns)
             state = step.state
             curve.append({"iteration": state.iteration, "loss": step.loss, "start": step.start, "lr": state.lr})
             look()
@@ -265,7 +293,7 @@ def outer_loop(
 def make_rows(settings: Evaluation, store: Store) -> None:
     """Fresh networks on the set; one row each."""
     held, keep = get(settings.of, store), Keeper(store, settings)
-    where = settings.of.start.data if isinstance(settings.of, Distillation) else settings.of.data
+    where = settings.of.start.data if isinstance(settings.of, Distilled) else settings.of.data
     real = images(where, store)
     flat = network(settings.network, real.shape, real.classes)
     x, y = (t.to(real.x_train.device) for t in (held.tensors["images"], trained_on(held)))
@@ -313,6 +341,7 @@ MAKE = {
     Imported: import_expert,
     Selection: make_selection,
     Distillation: make_set,
+    Condensation: make_set,
     Evaluation: make_rows,
     Following: make_following,
     Measurement: make_measurement,

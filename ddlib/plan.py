@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from . import config, counts, data, engine, pipeline, studies
-from .config import Data, Distillation, Evaluation, Expert, Network, Profile, Settings
+from .config import Condensation, Data, Distilled, Evaluation, Expert, Network, Profile, Settings
 from .cost import size
 from .counts import Form, Work
+from .unroll import EXACT
 
 COMPUTE, STREAM, LAUNCH = 0.3, 0.6, 1e-5  # fractions of the published rates that small convolutions reach; seconds of Python and driver a kernel
 RESERVED = 2**30  # bytes of a GPU that its driver and its libraries' workspaces take
@@ -65,6 +66,7 @@ class Part:
     works: tuple[tuple[Work, float], ...]  # and how often; the first needs the most memory
     disk: float
     host: float
+    batch: str = "batch"  # the switch that bounds the images of the first work
 
 
 def on_gpu(work: Work, gpu: Gpu) -> float:
@@ -116,13 +118,13 @@ def here(work: Work, rates: dict[Work, Rates]) -> float:
     return rate.step * work.steps + rate.flop * operations(work)
 
 
-def where(settings: Expert | Distillation | Evaluation) -> Data:
+def where(settings: Expert | Distilled | Evaluation) -> Data:
     """The data that a task is about."""
     made = settings.of if isinstance(settings, Evaluation) else settings
-    return (made.start if isinstance(made, Distillation) else made).data
+    return (made.start if isinstance(made, Distilled) else made).data
 
 
-def part(settings: Expert | Distillation | Evaluation) -> Part:
+def part(settings: Expert | Distilled | Evaluation) -> Part:
     """What one task runs."""
     entry, name = data.about(where(settings)), where(settings).name
     k, shape = len(entry.class_names), entry.shape
@@ -138,15 +140,20 @@ def part(settings: Expert | Distillation | Evaluation) -> Part:
         steps = (work(settings.network, form, batch), settings.epochs * train / batch * (2 if settings.sharpness else 1))
         looks = (work(settings.network, "forward", 250), (settings.epochs + 1) * train * LOOKED / 250)
         return Part("experts", f"{name}, {'with' if form == 'penalty' else 'no'} penalty", 1, (steps, looks), path, 2 * path + resident)
-    if isinstance(settings, Distillation):
-        n, network = size(settings, train, k), settings.experts.network
+    if isinstance(settings, Distilled):
+        n, network = size(settings, train, k), settings.network
+        checks = (work(network, "gradient", min(n, 256)), settings.checks * settings.check_epochs * max(1.0, n / 256))
+        kept, held = (settings.checks + 2) * n * pixels, (settings.checks + 5) * n * pixels + resident
+        if isinstance(settings, Condensation):
+            batch = min(settings.batch_real, entry.per_class)
+            what = f"{name}, {settings.method.upper()}, ipc {settings.start.ipc}, outer = {settings.outer}, inner = {settings.inner}, {batch} real images a class"
+            return Part("distillation", what, 1, (*matchings(settings, work, batch, n, k), checks), kept, held, "batch_real")
         batch = min(settings.batch or n, n)
         form = "adjoint" if settings.gradient == "tesla" else settings.gradient  # the same sweep
         inner = (work(network, form, batch, settings.inner_steps), float(settings.iterations))
-        checks = (work(network, "gradient", min(n, 256)), settings.checks * settings.check_epochs * max(1.0, n / 256))
         what = f"{name}, ipc {settings.start.ipc}, N = {settings.inner_steps}, {batch} images a step"
         follow = (settings.matched_epochs + 1) * counts.REAL * counts.parameters(network, shape, k)
-        return Part("distillation", what, 1, (inner, checks), (settings.checks + 2) * n * pixels, follow + (settings.checks + 5) * n * pixels + resident)
+        return Part("distillation", what, 1, (inner, checks), kept, follow + held)
     n = size(settings.of, train, k)
     batch = min(settings.batch, n)
     runs = len(settings.factors) * settings.search_networks * (len(settings.factors) > 1) + 1.5 * settings.networks
@@ -154,6 +161,17 @@ def part(settings: Expert | Distillation | Evaluation) -> Part:
     looks = (work(settings.network, "forward", 250), runs * settings.looks * train * LOOKED / 250)
     what = f"{settings.network.architecture} on {n} images of {name}, {settings.networks} networks, {settings.epochs} epochs"
     return Part("evaluation", what, 1, (steps, looks), 0.0, resident)
+
+
+def matchings(settings: Condensation, work: Callable[..., Work], batch: int, n: int, classes: int) -> list[tuple[Work, float]]:
+    """What DC, DSA or DM runs and how often, the most memory first: classes of real images and of synthetic ones, and the training between."""
+    steps = float(settings.iterations * settings.outer * classes)
+    real, ours = ("forward", "gradient") if settings.method == "dm" else ("gradient", "adjoint")
+    found = [(work(settings.network, real, batch), steps), (work(settings.network, ours, n // classes), steps)]
+    if settings.outer > 1:
+        walks = settings.iterations * (settings.outer - 1) * settings.inner * max(1.0, n / settings.batch)
+        found.append((work(settings.network, "gradient", min(n, settings.batch)), walks))
+    return sorted(found, key=lambda one: -counts.cost(one[0]).peak)
 
 
 def parts(profile: Profile) -> list[Part]:
@@ -168,7 +186,7 @@ def parts(profile: Profile) -> list[Part]:
 
     for settings in studies.everything(profile):
         visit(settings)
-    found = Counter(part(settings) for settings in tasks if isinstance(settings, Expert | Distillation | Evaluation))
+    found = Counter(part(settings) for settings in tasks if isinstance(settings, Expert | Distilled | Evaluation))
     order = ["experts", "distillation", "evaluation"]
     return sorted((replace(one, tasks=n) for one, n in found.items()), key=lambda p: order.index(p.stage))
 
@@ -178,8 +196,8 @@ def device_bytes(work: Work) -> float:
     return RESERVED + counts.cost(work).peak * (HALF if work.network.precision == "bfloat16" else 1)
 
 
-def advice(work: Work, memory: float) -> str | None:
-    """The first switch that makes the work fit `memory` bytes of a GPU; None where it fits as it is.
+def advice(work: Work, memory: float, switch: str = "batch") -> str | None:
+    """The first switch that makes the work fit `memory` bytes of a GPU; None where it fits as it is. `switch` is that of its batch.
 
     Smaller batches are halved until they fit; the unroll's own bytes are what `gradient: adjoint` saves.
     """
@@ -196,7 +214,7 @@ def advice(work: Work, memory: float) -> str | None:
         batch //= 2
     if device_bytes(replace(work, images=batch)) > memory:
         return "no switch: a narrower network or smaller images"
-    return " and ".join([*first, f"batch: {batch}"])
+    return " and ".join([*first, f"{switch}: {batch}"])
 
 
 def table(profile: Profile, rates: dict[Work, Rates] | None = None) -> pd.DataFrame:
@@ -204,7 +222,7 @@ def table(profile: Profile, rates: dict[Work, Rates] | None = None) -> pd.DataFr
     lines = []
     for one in parts(profile):
         main = one.works[0][0]
-        both = [main if one.stage != "distillation" else replace(main, form=form) for form in ("unroll", "adjoint")]
+        both = [replace(main, form=form) if main.form in EXACT else main for form in ("unroll", "adjoint")]
         peaks = {f"{form} GB": device_bytes(work) / 1e9 for form, work in zip(("unroll", "adjoint"), both, strict=True)}
         line = {"stage": one.stage, "what": one.what, "tasks": one.tasks, "FLOP": one.tasks * sum(often * counts.flops(work) for work, often in one.works)}
         line |= peaks | {"disk GB": one.tasks * one.disk / 1e9, "host GB": one.host / 1e9}
@@ -224,7 +242,7 @@ def warnings(profile: Profile) -> list[str]:
         for words, work in works.items():
             misfits: dict[str, list[str]] = {}
             for name, gpu in GPUS.items():
-                if (switch := advice(work, gpu.memory)) is not None:
+                if (switch := advice(work, gpu.memory, one.batch)) is not None:
                     misfits.setdefault(switch, []).append(name)
             for switch, names in misfits.items():
                 said.append(f"{one.stage}, {one.what}{words}: {device_bytes(work) / 1e9:.0f} GB do not fit {', '.join(names)}; what fits: {switch}")

@@ -1,4 +1,4 @@
-"""Which runs each table and figure needs, as data: a method is a start, the experts it follows, and switches.
+"""Which runs each table and figure needs, as data: a method is a start, the experts it follows if any, and switches.
 
 MTT is AST with its switches off and SGD experts; a coreset is a start with nothing after it; the ceiling is a "selection" of everything.
 """
@@ -9,7 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .config import Cell, Distillation, Evaluation, Expert, Following, Imported, Measurement, Network, Profile, Refusal, Selection, Settings, validated
+from .config import (
+    Cell,
+    Condensation,
+    Distillation,
+    Distilled,
+    Evaluation,
+    Expert,
+    Following,
+    Imported,
+    Measurement,
+    Network,
+    Profile,
+    Refusal,
+    Selection,
+    Settings,
+    validated,
+)
 from .unroll import EXACT
 
 FEATURES = "momentum"  # the recipe whose expert shows the coresets their features
@@ -17,7 +33,7 @@ FEATURES = "momentum"  # the recipe whose expert shows the coresets their featur
 
 @dataclass(frozen=True)
 class Method:
-    """`start` names an initialisation; `recipe` the experts followed, or none; `switches` are fields of Distillation."""
+    """`start` names an initialisation; `recipe` the experts followed, or none; `switches` are fields of Distillation, of Condensation without a recipe."""
 
     start: str
     recipe: str | None = None
@@ -31,6 +47,11 @@ CORESETS = {
     "herding": Method("herding"),
     "k-center": Method("k_center"),
     "k-means": Method("representative"),
+}
+CONDENSED = {  # as published, but for what depends on the IPC, which Condensation knows: arXiv 2006.05929, 2102.08259 and 2110.04181 by their authors' code
+    "DC": Method("noise", switches={"method": "dc", "lr_images": 0.1, "iterations": 1000}),
+    "DSA": Method("real", switches={"method": "dsa", "lr_images": 0.1, "iterations": 1000}),
+    "DM": Method("real", switches={"method": "dm", "lr_images": 1.0, "iterations": 20000}),
 }
 AST = Method("representative", "ast", {"momentum": INNER_MOMENTUM, "balance": True, "perturbation": 1.0, "intermediate": "equal"}, "AST")
 DISTILLED = {
@@ -71,7 +92,7 @@ ABLATIONS = {
     "AST, lr-matched experts": replace(AST, recipe="momentum_lr_matched"),
     "AST, lr warm-up for the ramp": replace(AST, recipe="momentum_warmup_penalty"),
 }
-METHODS = CORESETS | DISTILLED | RIVALS | COMPOSED | ABLATIONS
+METHODS = CORESETS | CONDENSED | DISTILLED | RIVALS | COMPOSED | ABLATIONS
 CEILING = "full data"
 
 
@@ -104,24 +125,25 @@ def selection(profile: Profile, cell: Cell, method: str, seed: int, features: st
     return Selection(data=cell.data, method=method, ipc=cell.ipc, expert=looks, lr=cell.coreset_lr, seed=seed)
 
 
-def distillation(profile: Profile, name: str, method: str, seed: int, **changes: Any) -> Distillation:
+def distillation(profile: Profile, name: str, method: str, seed: int, **changes: Any) -> Distilled:
     """The settings of a method on a cell: what the cell's methods share, what was tuned for this one, its switches, `changes`."""
     cell, how = profile.cells[name], known(method)
     tuned = method if method in cell.tuned else how.tuned_as or method
     if tuned not in cell.tuned:
         raise Refusal(f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods")
-    fields = cell.student | how.switches | cell.tuned[tuned] | changes
+    kind = Distillation if how.recipe else Condensation
+    shared = {field: value for field, value in cell.student.items() if field in kind.model_fields or field not in Distillation.model_fields}
+    fields = shared | how.switches | cell.tuned[tuned] | changes
     start = fields.pop("init", how.start)
     if tuned != method and how.switches["momentum"] != METHODS[tuned].switches["momentum"]:  # keep N a / (1 - mu), the student's reach
         reach = (1 - how.switches["momentum"]) / (1 - METHODS[tuned].switches["momentum"])
         fields |= {"a0": fields["a0"] * reach, "lr_lr": fields["lr_lr"] * reach**2}
-    given = {
-        "experts": recipe(profile, cell, how.recipe).model_dump(),
-        "n_experts": profile.n_experts,
-        "start": selection(profile, cell, start, seed, how.recipe).model_dump(),
-        "seed": seed,
-    }
-    return validated(Distillation, given | fields, f"'{method}' on {name}")
+    given = {"start": selection(profile, cell, start, seed, how.recipe or FEATURES).model_dump(), "seed": seed}
+    if how.recipe:
+        given |= {"experts": recipe(profile, cell, how.recipe).model_dump(), "n_experts": profile.n_experts}
+    else:
+        given |= {"network": profile.network.model_dump()}
+    return validated(kind, given | fields, f"'{method}' on {name}")
 
 
 def known(method: str) -> Method:
@@ -131,14 +153,14 @@ def known(method: str) -> Method:
     return METHODS[method]
 
 
-def of(profile: Profile, name: str, method: str, seed: int) -> Distillation | Selection:
+def of(profile: Profile, name: str, method: str, seed: int) -> Distilled | Selection:
     """The set that a method makes on a cell."""
-    if known(method).recipe is None:
+    if known(method) in CORESETS.values():
         return selection(profile, profile.cells[name], METHODS[method].start, seed)
     return distillation(profile, name, method, seed)
 
 
-def evaluation(profile: Profile, name: str, made: Distillation | Selection, network: Network | None = None, **changes: Any) -> Evaluation:
+def evaluation(profile: Profile, name: str, made: Distilled | Selection, network: Network | None = None, **changes: Any) -> Evaluation:
     """How a set of that cell is judged."""
     fields = profile.evaluation | profile.cells[name].evaluation | changes
     network = network or profile.network

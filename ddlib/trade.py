@@ -67,8 +67,8 @@ def _ours(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tens
 
 def _made_of(settings: dict) -> tuple[Data, Network]:
     """The data of one of our sets, and the network it was made with."""
-    expert = settings.get("experts") or settings.get("expert")
-    return Data(**settings.get("start", settings)["data"]), Network(**expert["network"]) if expert else Network(width=32)
+    maker = settings if "network" in settings else settings.get("experts") or settings.get("expert")
+    return Data(**settings.get("start", settings)["data"]), Network(**maker["network"]) if maker else Network(width=32)
 
 
 def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tensor, float]:

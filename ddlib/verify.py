@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from . import measure, pipeline, plots, press, studies, tables
-from .config import Distillation, Profile, Refusal, Selection, Settings, key
+from .config import Distilled, Profile, Refusal, Selection, Settings, key
 from .engine import Progress, clock, default_workers
 from .paper import AT_THE_END, STUDIES, Paper
 from .store import Artefact, digest, read
@@ -262,7 +262,7 @@ def executed(held: Paper) -> Iterator[Verdict]:
 
 def sample(held: Paper) -> studies.Run:
     """The distilled set of the main study that is cheapest to make with all it needs, and its evaluation."""
-    runs = [run for run in studies.main(held.profile) if isinstance(run.settings.of, Distillation)]
+    runs = [run for run in studies.main(held.profile) if isinstance(run.settings.of, Distilled)]
     if not runs:
         raise Refusal(f"profile {held.name} distils nothing, so no sample can be made anew: verify with --quick")
     return min(runs, key=lambda run: sum(map(pipeline.work, pipeline.missing([run.settings], None))))

@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("fused", "fit", "tables", "plots", "folders", "exchange"),
     ("data",),
     ("experts", "distil", "evaluate"),  # the stages
-    ("measure", "counts", "studies"),
+    ("measure", "counts", "studies", "condense"),
     ("pipeline",),  # the stages joined with the store
     ("paper", "plan"),
     ("press", "trade", "upkeep"),

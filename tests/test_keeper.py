@@ -16,7 +16,7 @@ from test_pipeline import done as done  # the same set-up, filled by one process
 
 from ddlib import experts, pipeline, store
 from ddlib.__main__ import main
-from ddlib.config import Evaluation, Following, Refusal, Selection, generator
+from ddlib.config import Condensation, Evaluation, Following, Refusal, Selection, generator
 from ddlib.distil import begin, checked
 from ddlib.fit import Diverged
 from ddlib.keeper import Keeper, interval
@@ -29,11 +29,13 @@ ADAM = EXPERT.model_copy(
     update={"optimiser": "adam", "lr": 0.002, "epochs": 5, "drop": 0.5, "ramp": "lr", "ramp_epochs": 3, "penalty": "per_sample", "penalty_weight": 0.1}
 )
 HERD = Selection(data=DATA, method="representative", ipc=2, expert=EXPERT)
+DSA = Condensation(start=START, network=NET, method="dsa", outer=2, inner=2, batch_real=8, iterations=4, checks=2, check_epochs=2)
 TASKS = {  # task -> the checkpoints that it writes when it writes all it can
     EXPERT: 3,
     ADAM: 5,
     HERD: 10,
     SET: 6 + 3 * 5,  # an iteration and, at each look, an epoch
+    DSA: 4 + 2 * 2,
     ROWS: 2 * 4 + 2 * 4,  # two networks choose, two are scored
     Following(of=SET): 2 * 3,
 }

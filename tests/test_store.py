@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from ddlib import config, store
-from ddlib.config import FORMAT, Data, Distillation, Evaluation, Expert, Imported, Network, Refusal, Selection, key
+from ddlib.config import FORMAT, Condensation, Data, Distillation, Evaluation, Expert, Imported, Network, Refusal, Selection, key
 from ddlib.store import Store
 
 DATA = Data(name="digits")
@@ -273,6 +273,20 @@ OTHERWISE = {  # for each field another value
         "ema": 0.9,
         "labels": "expert",
         "lr_labels": 1.0,
+        "seed": 1,
+    },
+    Condensation(start=ASKED, method="dc", outer=3, inner=4): {
+        "start": Selection(data=DATA, method="noise", ipc=2),
+        "network": Network(width=3),
+        "method": "dsa",
+        "outer": 2,
+        "inner": 5,
+        "iterations": 999,
+        "checks": 9,
+        "check_epochs": 299,
+        "lr_images": 0.2,
+        "batch_real": 255,
+        "lr_net": 0.02,
         "seed": 1,
     },
     Evaluation(of=SET, network=Network()): {
