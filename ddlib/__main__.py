@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.what == "experts":
             trade.export_experts(given.profile, given.recipe, given.to, given.cell)
         else:
-            trade.export_set(Path(given.what), given.to)
+            trade.export_set(Path(given.what), given.to, given.form)
     except (Refusal, Diverged, Lost) as error:
         print(f"ddlib: {error}", file=sys.stderr)
         return 2
@@ -91,9 +91,10 @@ def _borders(commands: argparse._SubParsersAction) -> None:
     theirs.add_argument("--labels", type=Path, help="their file; else labels_*.pt beside the images")
     theirs.add_argument("--width", type=int, help="of the convnet that is trained; 128")
     theirs.add_argument("--depth", type=int, help="of that convnet; 3 up to 32 pixels, 4 up to 64, else 5")
-    command = commands.add_parser("export", help="write a set, or a recipe's experts, as .pt files in the form of MTT's code")
+    command = commands.add_parser("export", help="write a set, or a recipe's experts, as .pt files in the form of MTT's code; a set in DD-Ranking's, too")
     command.add_argument("what", help="a set's file, or `experts`")
     command.add_argument("--to", type=Path, required=True, help="the folder to write into")
+    command.add_argument("--form", choices=("mtt", "ddranking"), default="mtt", help="of a set: for MTT's code, or for DD-Ranking (images.pt, labels.pt, lr.pt)")
     command.add_argument("--profile", default="laptop", help="whose experts")
     command.add_argument("--recipe", default="sgd", help="which of them")
     command.add_argument("--cell", help="on whose data; the profile's first")

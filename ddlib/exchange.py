@@ -227,7 +227,14 @@ def positive(value: float, what: str) -> float:
     return value
 
 
-def write_set(folder: Path, images: Tensor, labels: Tensor, lr: float) -> list[Path]:
-    """images_best.pt and labels_best.pt (hard labels, or the logits of soft ones) as MTT names them, and lr_best.pt: the learned lr as a tensor of one number."""
-    contents = {"images": images.clone(), "labels": labels.clone(), "lr": torch.tensor(lr, dtype=torch.float64)}
-    return [save(folder / f"{name}_best.pt", content) for name, content in contents.items()]
+def write_set(folder: Path, images: Tensor, labels: Tensor, lr: float, form: str = "mtt") -> list[Path]:
+    """images_best.pt and labels_best.pt (hard labels, or the logits of soft ones) as MTT names them, and lr_best.pt: the learned lr as a tensor of one number.
+
+    In the form of DD-Ranking: images.pt class after class, for it takes the labels of hard-labelled sets to lie so; labels.pt; lr.pt, a plain number.
+    """
+    if form == "mtt":
+        contents = {"images": images.clone(), "labels": labels.clone(), "lr": torch.tensor(lr, dtype=torch.float64)}
+        return [save(folder / f"{name}_best.pt", content) for name, content in contents.items()]
+    order = labels.argsort(stable=True) if labels.dim() == 1 else torch.arange(len(labels))
+    contents = {"images": images[order].float(), "labels": labels[order], "lr": lr}
+    return [save(folder / f"{name}.pt", content) for name, content in contents.items()]

@@ -15,9 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from .config import Refusal, Settings
+from .meter import Meter
 from .store import Store
 
 INTERVAL = 60.0  # seconds
+SPENT = "spent"  # in a checkpoint: what its meter read; no loop has a name like it
 
 State = dict[str, Any]
 
@@ -46,6 +48,7 @@ class Keeper:
         self.every, self.last = interval(), time.monotonic()
         held = store.resume(settings) if store else None
         self.past: State = {**held.record, **held.tensors} if held else {}
+        self.meter = Meter(self.past.pop(SPENT, None)) if store else None
 
     def left(self, *names: str) -> State | None:
         """What an earlier run left under these names, to the first who asks; if one is missing, all that was left is forgotten."""
@@ -64,7 +67,8 @@ class Keeper:
         if self.store:
             parts = state()
             tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
-            self.store.checkpoint(self.settings, tensors, {name: part for name, part in parts.items() if name not in tensors})
+            record = {name: part for name, part in parts.items() if name not in tensors}
+            self.store.checkpoint(self.settings, tensors, record | {SPENT: self.meter.read()})
             self.last = time.monotonic()
 
     def inside(self, outer: Callable[[], State]) -> Inside:
@@ -72,8 +76,8 @@ class Keeper:
         return Inside(self, outer)
 
     def finish(self, tensors: dict[str, Tensor], record: dict) -> None:
-        """Save what the task made; its unfinished state goes."""
-        self.store.finish(self.settings, tensors, record)
+        """Save what the task made, and note what it cost; its unfinished state goes."""
+        self.store.finish(self.settings, tensors, record, self.meter.read())
 
 
 class Inside:

@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from . import augment, engine, fused, kernels, networks
+from . import augment, engine, fused, kernels, meter, networks
 from .config import Measurement, generator
 from .distil import InnerLoss
 from .unroll import EXACT
@@ -42,18 +42,12 @@ def described(about: dict[str, str | int]) -> str:
     return "{processor}, {cores} cores, {memory} GiB, {vectors}; Python {python}, torch {torch}".format(**about)
 
 
-def memory(line: str) -> float:
-    """`VmRSS` (held now) or `VmHWM` (the most held since the last reset), in megabytes; Linux only."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{line}:")[1].split()[0]) / 1024
-
-
 def peak(run: Callable[[], object]) -> float:
     """Megabytes that `run` takes at most, above what the process holds before it; Linux only."""
-    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
-    base = memory("VmRSS")
+    meter.reset()
+    base = meter.memory("VmRSS")
     run()
-    return memory("VmHWM") - base
+    return meter.memory("VmHWM") - base
 
 
 def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: int) -> dict[str, float]:

@@ -70,7 +70,10 @@ class Paper:
         found = []
         for label, settings in STUDIES[study].asks(self.profile):
             if wanted(settings):
-                found += [label | line | {"settings_key": key(settings)} for line in STUDIES[study].lines(pipeline.get(settings, self.store).record)]
+                record = pipeline.get(settings, self.store).record
+                if STUDIES[study].measured:
+                    record = record | {"spent": pipeline.spent(settings, self.store)}
+                found += [label | line | {"settings_key": key(settings)} for line in STUDIES[study].lines(record)]
         return found
 
     def table(self, name: str) -> pd.DataFrame:
@@ -104,10 +107,14 @@ class Paper:
 
 @dataclass(frozen=True)
 class Study:
-    """Rows, as data: `asks` gives the artefacts that they are read from, each with the first columns of its rows; `lines` what an artefact's record says."""
+    """Rows, as data: `asks` gives the artefacts that they are read from, each with the first columns of its rows; `lines` what an artefact's record says.
+
+    Rows that are `measured` are read from what was noted beside the artefact, too, under "spent": they differ from run to run.
+    """
 
     asks: Callable[[Profile], Iterable[tuple[dict, Settings]]]
     lines: Callable[[dict], list[dict]]
+    measured: bool = False
 
 
 def rows(record: dict) -> list[dict]:
@@ -125,6 +132,11 @@ def whole_path(record: dict) -> list[dict]:
     return [record["smoothness"] | {column: record["rows"][-1][column] for column in AT_THE_END}]
 
 
+def cost(record: dict) -> list[dict]:
+    """One line a set: its learned lr, its outer iterations, and what was noted while it was made."""
+    return [{"lr": record["lr"], "iterations": len(record["curve"]), **record["spent"]}]
+
+
 def of_runs(study: str) -> Callable[[Profile], Iterator[tuple[dict, Settings]]]:
     """Each evaluation of a study whose lines are networks."""
 
@@ -134,6 +146,12 @@ def of_runs(study: str) -> Callable[[Profile], Iterator[tuple[dict, Settings]]]:
             yield label | ({"ipc": None} if run.method == studies.CEILING else {}), run.settings
 
     return asks
+
+
+def of_scores(profile: Profile) -> Iterator[tuple[dict, Settings]]:
+    """Each set of the main cell and random images, judged with augmentation and without."""
+    for run, augmented in studies.scores(profile):
+        yield run.label(profile.cells[run.cell]) | {"augmented": augmented}, run.settings
 
 
 def of_experts(profile: Profile) -> Iterator[tuple[dict, Settings]]:
@@ -168,6 +186,8 @@ STUDIES = {
     "experts": Study(of_experts, rows),
     "smoothness": Study(of_experts, whole_path),
     "curves": Study(of_sets, curve),
+    "costs": Study(of_sets, cost, measured=True),
+    "scores": Study(of_scores, rows),
     "following": Study(of_followings, rows),
     "tuning": Study(of_candidates, rows),
 }

@@ -361,6 +361,14 @@ def get(settings: Settings, store: Store) -> Artefact:
     return store.kept(settings, name(settings), make, needs(settings))
 
 
+def spent(settings: Settings, store: Store) -> dict:
+    """What making it cost, and what making the experts that it reads did, by their notes; None where a note is lacking."""
+    note = store.note(settings) or {}
+    taught = [store.note(other) for other in needs(settings) if isinstance(other, Expert | Imported)]
+    experts = sum(one["seconds"] for one in taught) if all(taught) else None
+    return {name: note.get(name) for name in ("seconds", "processor_seconds", "megabytes", "runs")} | {"experts_seconds": experts}
+
+
 def rows_of(settings: Expert | Imported, store: Store) -> Callable[[int, int], Tensor]:
     """`(first, last) -> rows first ... last - 1` of an expert's path, read from disk without the rest; what is damaged is made again first."""
     try:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.isotonic import isotonic_regression
 
+from . import teaching
 from .config import Refusal
 from .results import Results
 from .store import Artefact
@@ -402,6 +403,57 @@ def distillation(results: Results) -> Figure:
     return figure
 
 
+def walltime(results: Results) -> Figure:
+    """What an hour buys: validation accuracy at each look against the time taken until then, cell by cell, a line an iterative method."""
+    looks = results.rows("curves").dropna(subset="validation_accuracy")
+    rows = looks[looks.study == "main"].merge(results.rows("costs")[["settings_key", "study", "seconds", "iterations"]], on=["settings_key", "study"])
+    rows["time"] = rows.seconds * rows.iteration / rows.iterations
+    cells = list(rows.cell.unique())
+    down = -(-len(cells) // 3)
+    figure, axes = canvas(WIDE, 0.6 + 2.3 * down, down, -(-len(cells) // down))
+    for ax, cell in zip(axes, cells, strict=False):
+        here = rows[rows.cell == cell]
+        noted = here.dropna(subset="time")
+        ax.set_title(f"{cell}, n = {span(here.groupby('method').distil_seed.nunique())}")
+        if len(noted):
+            for method, mine in noted.groupby("method", sort=False):
+                at, look = mine.groupby("iteration"), LOOKS.get(method, PLAIN)
+                bars = {"yerr": 100 * at.validation_accuracy.std(ddof=1)} if mine.distil_seed.nunique() > 1 else {}
+                ax.errorbar(at.time.mean(), 100 * at.validation_accuracy.mean(), **bars, color=look.color, linestyle=look.line, marker=look.marker, label=method)
+            ax.set(xscale="log", xlim=(noted.time.min() / 2, noted.time.max() * 2), xlabel="seconds")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            ax.text(0.5, 0.5, "made before\ntimes were noted", ha="center", va="center", transform=ax.transAxes)
+    for ax in axes[len(cells) :]:
+        ax.set_axis_off()
+    axes[0].set_ylabel("validation accuracy (%), mean ± std over sets")
+    figure.suptitle("Time of distillation, looks included, experts not; any two iterations, and any two looks, are taken to be equally long")
+    if axes[0].get_legend_handles_labels()[0]:
+        key_below(figure, axes[0], 4)
+    return figure
+
+
+def teachers(results: Results) -> Figure:
+    """Does smoother teach better? A point a recipe of experts: how smooth, or how good, they are, and how well AST's sets from them teach."""
+    held, said = teaching.points(results), teaching.table(results).set_index("measure")
+    panels = {"step": "mean step length", "turning": "cosine to the next step", "test_accuracy": "expert test accuracy (%)"}
+    figure, axes = canvas(WIDE, 3.1, 1, len(panels), sharey=True)
+    for ax, (name, words) in zip(axes, panels.items(), strict=True):
+        scale = 100 if name == "test_accuracy" else 1
+        for row in held.to_dict("records"):
+            look = LOOKS.get(row["recipe"], PLAIN)
+            bars = {"xerr": scale * row[f"{name}_std"], "yerr": 100 * row["accuracy_std"]}
+            ax.errorbar(scale * row[name], 100 * row["accuracy"], **bars, fmt=look.marker, color=look.color, elinewidth=0.8, label=row["recipe"].replace("_", " "))
+        rank = said.loc[name]
+        ax.set(xlabel=words, title=f"{rank['do these teach better']}:\n{rank.correlation:+.2f} [{rank.low:+.2f}, {rank.high:+.2f}]")
+    axes[0].set_ylabel("test accuracy of AST's sets (%)")
+    figure.suptitle(f"Rank correlation over {len(held)} recipes and its 95 % interval; mean ± std over experts, over {span(held.seeds)} sets")
+    key_below(figure, axes[0], 4)
+    return figure
+
+
 def ablation(results: Results) -> Figure:
     """What each ingredient is worth: accuracy lost or won without it, against AST at the same seed."""
     rows = results.rows("ablation")
@@ -543,6 +595,6 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
     figure.__name__: figure
     for figure in (
         *(main, experts, smoothness, quality, norms, initialisation, coresets, student, memory),
-        *(distillation, images, history, cross_architecture, ablation, start_epochs, following, claims, scaling, peers),
+        *(distillation, walltime, images, history, cross_architecture, ablation, teachers, start_epochs, following, claims, scaling, peers),
     )
 }

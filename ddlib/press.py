@@ -18,7 +18,7 @@ from . import measure, pipeline, plan, plots, shards, tables
 from .config import Refusal
 from .engine import Progress, clock, default_workers, executor
 from .paper import HOME, STUDIES, Paper
-from .results import Results
+from .results import NoRows, Results
 from .store import sweep, whole, write_whole
 
 NOTEBOOKS, README = HOME / "notebooks", HOME / "README.md"
@@ -27,7 +27,7 @@ NEEDS = {  # the studies that a notebook reads
     "03_smoothness": ["smoothness"],
     "04_initialisation": ["coresets"],
     "06_distillation": ["curves"],
-    "07_evaluation": ["main", "cross_architecture"],
+    "07_evaluation": ["main", "costs", "scores", "cross_architecture"],
     "08_ablations": ["ablation", "following"],
 }
 GATHERS = "09_paper"  # shows what all the others made, so it runs last
@@ -146,13 +146,22 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
 
 
 def figures(profile: str) -> None:
-    """`make figures`: every table and figure from the kept rows and sets alone."""
-    held = Paper(profile)
-    for name in tables.TABLES:
-        held.table(name)
-    for name in plots.FIGURES:
-        held.figure(name)
-    print(f"{len(tables.TABLES)} tables and {len(plots.FIGURES)} figures in {held.results.folder}")
+    """`make figures`: every table and figure from the kept rows and sets alone; those of a study without rows are left out, and named.
+
+    Raises:
+        Refusal: there are no rows at all.
+    """
+    held, made = Paper(profile), {"table": 0, "figure": 0}
+    for kind, make, names in (("table", held.table, tables.TABLES), ("figure", held.figure, plots.FIGURES)):
+        for name in names:
+            try:
+                make(name)
+                made[kind] += 1
+            except NoRows as error:
+                if not held.results.has_rows("main"):
+                    raise
+                print(f"The {kind} {name} is left out: {error}")
+    print(f"{made['table']} tables and {made['figure']} figures in {held.results.folder}")
 
 
 def tune(profile: str) -> None:

@@ -17,6 +17,10 @@ from .config import Refusal
 from .store import Artefact, read, write_whole
 
 
+class NoRows(Refusal):
+    """A study was not run, or before its rows were kept."""
+
+
 class Results:
     """The folder of one profile's results."""
 
@@ -27,11 +31,11 @@ class Results:
         """The rows of that study.
 
         Raises:
-            Refusal: they were not made yet.
+            NoRows: they were not made yet.
         """
         file = self.folder / "rows" / f"{name}.csv"
         if not file.exists():
-            raise Refusal(f"no rows in {file}, where a study keeps them: run `make paper PROFILE={self.folder.name}` first, or the notebook that makes them")
+            raise NoRows(f"no rows in {file}, where a study keeps them: run `make paper PROFILE={self.folder.name}` first, or the notebook that makes them")
         return pd.read_csv(file)
 
     def has_rows(self, name: str) -> bool:

@@ -387,10 +387,23 @@ class Store:
         """Keep an unfinished task's state."""
         write(self.checkpoint_file(settings), settings, tensors, record)
 
-    def finish(self, settings: Settings, tensors: dict[str, Tensor], record: dict) -> None:
-        """Save, and drop the checkpoint."""
+    def finish(self, settings: Settings, tensors: dict[str, Tensor], record: dict, spent: dict) -> None:
+        """Save, note what it cost, and drop the checkpoint."""
         self.save(settings, tensors, record)
+        write_whole(self.note_file(settings), json.dumps(spent).encode())
         self.checkpoint_file(settings).unlink(missing_ok=True)
+
+    def note_file(self, settings: Settings) -> Path:
+        """Where it is noted what the artefact cost: beside it, for it would differ from run to run."""
+        return self.root / "notes" / f"{key(settings)}.json"
+
+    def note(self, settings: Settings) -> dict | None:
+        """What `meter.Meter` read when the artefact was finished, all its runs together; None where that was not noted, or cannot be read."""
+        try:
+            found = json.loads(self.note_file(settings).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and isinstance(found.get("seconds"), float) else None
 
     def rows_of(self, settings: Settings) -> Callable[[int, int], Tensor]:
         """`(first, last) -> rows first ... last - 1` of the stored tensor `path`, read from disk without the rest.

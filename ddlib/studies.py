@@ -203,6 +203,19 @@ def cross_architecture(profile: Profile) -> Iterator[Run]:
                 yield Run("cross_architecture", cross.cell, method, seed, evaluation(profile, cross.cell, made, network, **cross.evaluation))
 
 
+def scores(profile: Profile) -> Iterator[tuple[Run, bool]]:
+    """What the robust scores of the main cell's methods are made of: each set, and random images of its size, judged with augmentation and without; the ceiling."""
+    name, cell = next(iter(profile.cells.items()))
+    for method in dict.fromkeys(["random", *cell.methods]):
+        for seed in range(profile.seeds):
+            made = of(profile, name, method, seed)
+            yield Run("scores", name, method, seed, evaluation(profile, name, made)), True
+            yield Run("scores", name, method, seed, evaluation(profile, name, made, strategies=(), networks=profile.ablation.networks)), False
+    for run in main(profile):
+        if (run.cell, run.method) == (name, CEILING):
+            yield replace(run, study="scores"), True
+
+
 def tuning(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Candidates, each with what was tried; judged on the validation split only, under a seed that no table uses."""
     for trial in profile.tuning:
@@ -252,4 +265,5 @@ def asked(profile: Profile) -> list[Settings]:
     """All that the notebooks ever ask for under a profile: the studies, and what one of them shows beside."""
     name, cell = next(iter(profile.cells.items()))
     shown = [selection(profile, cell, "representative", 0), distillation(profile, name, "AST", 0)]
-    return [*everything(profile), *(Following(of=run.settings.of) for run in ablation(profile)), *shown, *measurements(profile)]
+    followings, judged = (Following(of=run.settings.of) for run in ablation(profile)), (run.settings for run, _ in scores(profile))
+    return [*everything(profile), *followings, *judged, *shown, *measurements(profile)]

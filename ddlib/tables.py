@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from . import claims
+from . import claims, scores, teaching
+from .published import published
 from .results import Results
 
 
@@ -25,8 +26,8 @@ def in_order(rows: pd.DataFrame, by: list[str]) -> list[tuple]:
 
 
 def main(results: Results) -> pd.DataFrame:
-    """Methods x cells: last-epoch test accuracy by the lr chosen on validation; beside it lr = a, and the flattering best-of columns."""
-    lines = []
+    """Methods x cells: last-epoch test accuracy by the lr chosen on validation; beside it lr = a, the flattering best-of columns, and what the sets cost."""
+    lines, efforts = [], effort(results)
     for (cell, data, method), mine in in_order(results.rows("main"), ["cell", "data", "method"]):
         chosen, fixed = mine[mine.protocol == "lr_chosen"], mine[mine.protocol == "lr_a"]
         seeds = chosen.groupby("distil_seed").accuracy.mean()
@@ -45,9 +46,63 @@ def main(results: Results) -> pd.DataFrame:
                 "accuracy_at_lr_a": spread(fixed.accuracy),
                 "best_on_validation": spread(chosen.best_on_validation),
                 "best_on_test": spread(chosen.best_on_test),
+                **(efforts.get((cell, method)) or dict.fromkeys(EFFORT if efforts else ())),
             }
         )
     return pd.DataFrame(lines)
+
+
+EFFORT = ("learned_lr", "iterations", "seconds", "megabytes")
+
+
+def effort(results: Results) -> dict[tuple[str, str], dict]:
+    """For each cell and distilling method of the main study: mean learned lr, outer iterations, and, as far as they were noted, mean seconds and most megabytes."""
+    if not results.has_rows("costs"):
+        return {}
+    rows, found = results.rows("costs"), {}
+    for (cell, method), mine in in_order(rows[rows.study == "main"], ["cell", "method"]):
+        values = (mine.lr.mean(), mine.iterations.max(), mine.seconds.mean(), mine.megabytes.max())
+        found[cell, method] = dict(zip(EFFORT, values, strict=True))
+    return found
+
+
+def costs(results: Results) -> pd.DataFrame:
+    """What making the sets took, mean over seeds: by the clock, of the processor, of its experts, the most memory; `noted` of the `sets` were made since it is noted."""
+    lines = []
+    for (study, cell, method), mine in in_order(results.rows("costs"), ["study", "cell", "method"]):
+        line = {"study": study, "cell": cell, "method": method, "sets": len(mine), "noted": int(mine.seconds.notna().sum()), "iterations": mine.iterations.max()}
+        line |= {"learned_lr": mine.lr.mean(), "seconds": mine.seconds.mean(), "seconds_std": mine.seconds.std(ddof=1) if len(mine) > 1 else None}
+        line |= {"processor_seconds": mine.processor_seconds.mean(), "megabytes": mine.megabytes.max(), "experts_seconds": mine.experts_seconds.mean()}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def robust(results: Results) -> pd.DataFrame:
+    """DD-Ranking's scores of the main cell's methods, as fractions: means over seeds, LRS and ARS with their bootstrap intervals."""
+    lines = []
+    for (method,), mine in in_order(scores.by_seed(results.rows("scores")).reset_index(), ["method"]):
+        line = {"cell": results.rows("scores").cell.iloc[0], "method": method, "seeds": len(mine)}
+        line |= {name: mine[name].mean() for name in ("hlr", "ior", "ior_plain")}
+        for name in ("lrs", "ars"):
+            part = claims.part("", "", mine[name])
+            line |= {name: part.effect, f"{name}_low": part.low, f"{name}_high": part.high}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def others(results: Results) -> pd.DataFrame:
+    """Published accuracies in percent, methods x cells, each line with its source; nothing in it was measured here, and of AST none is known."""
+    rows, lines = published(), []
+    wide = [f"IPC {ipc}" for ipc in sorted(rows.ipc.dropna().unique())]
+    for (dataset,), here in in_order(rows, ["dataset"]):
+        for (method, labels, source), mine in in_order(here, ["method", "labels", "source"]):
+            line = {"data": dataset, "method": method, "labels": labels, **dict.fromkeys(["all data", *wide], "")}
+            for row in mine.itertuples():
+                said = f"{row.accuracy:.1f}" + ("" if pd.isna(row.std) else f" ± {row.std:.1f}")
+                line["all data" if pd.isna(row.ipc) else f"IPC {row.ipc}"] = said
+            lines.append(line | {"source": source})
+        lines.append({"data": dataset, "method": "AST", "source": "not available"})
+    return pd.DataFrame(lines).fillna("")
 
 
 def summary(results: Results) -> pd.DataFrame:
@@ -78,7 +133,7 @@ def ablation(results: Results) -> pd.DataFrame:
         line |= {"accuracy": spread(chosen.accuracy), "accuracy_at_lr_a": spread(mine[mine.protocol == "lr_a"].accuracy)}
         if method != "AST":
             part = claims.part("", "", 100 * claims.paired(rows, method, "AST"))
-            line |= {"difference": part.effect, "low": part.low, "high": part.high}
+            line |= {"difference": part.effect, "low": part.low, "high": part.high, "pairs": part.n}
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -115,4 +170,8 @@ TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {
     "cross_architecture": cross_architecture,
     "tuning": tuning,
     "claims": claims.table,
+    "teachers": teaching.table,
+    "scores": robust,
+    "costs": costs,
+    "published": others,
 }

@@ -87,15 +87,19 @@ def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Te
     return _judged(where, network), found.images, found.labels, lr
 
 
-def export_set(file: Path, folder: Path) -> None:
-    """One of our sets as images_best.pt, labels_best.pt and lr_best.pt, its images in the space that they are in; and the command that judges them."""
+def export_set(file: Path, folder: Path, form: str = "mtt") -> None:
+    """One of our sets as `exchange.write_set` writes it, its images in the space that they are in; and the command that judges them, or what to know before they are."""
     held = read(file)
     if "images" not in held.tensors:
         raise Refusal(f"{file} holds {', '.join(held.tensors) or 'no tensors'}, expected a set: images, labels and lr; name one of results/*/sets")
     where, network = _made_of(held.settings)
     whitening = next(word for word, fields in WHITENING.items() if fields.get("zca", False) == where.zca and fields.get("space") == where.space)
-    files = exchange.write_set(folder, held.tensors["images"], held.tensors["soft" if "soft" in held.tensors else "labels"], held.record["lr"])
+    files = exchange.write_set(folder, held.tensors["images"], held.tensors["soft" if "soft" in held.tensors else "labels"], held.record["lr"], form)
     print(", ".join(map(str, files)))
+    if form == "ddranking":
+        same = "as these are" if whitening == "mtt" else f"and these are in another space, '{whitening}': only sets of `data: {{space: mtt}}` can be compared there"
+        print(f"DD-Ranking shows networks its real images by the fixed means and deviations of MTT's code, {same}.")
+        return
     if where.name in data.SETS and where.seed == 0:
         said = f"--data {where.name} --whitening {whitening} --width {network.width} --depth {network.depth}"
         print(f"Judge them anywhere with\n  python -m ddlib evaluate {files[0]} {said}")

@@ -18,6 +18,7 @@ from .store import Absent, Damaged, Store, amount, peek, sweep
 KINDS = tuple(pipeline.MAKE)
 STAGES = tuple(dict.fromkeys(kind.stage for kind in KINDS))
 CHECKPOINTS = "checkpoints"
+NOTES = "notes"
 KEY = re.compile("[0-9a-f]{16}")
 
 
@@ -51,6 +52,7 @@ def status(name: str) -> None:
         print(f"Being made: {about.get('what', lock.name)}, by process {about.get('pid', '?')} on {about.get('host', '?')}.")
     for task, fault in faults.items():
         print(f"Damaged, and made again when it is asked for: {store.file(task)}: {fault}.")
+    print(time_spent(store, wanted + search))
     if aside := files(store.root / "damaged"):
         print(f"Damaged and set aside in {store.root / 'damaged'}: {summed(aside)}.")
     others = [file for file, _ in leftovers(store, set(map(key, wanted + search)), set())]
@@ -121,6 +123,13 @@ def time_left(missing: list[Settings], begun: dict[Settings, tuple[int, int, str
     return f"Missing: {len(missing)} tasks. Estimate, from their settings alone: {time} in {workers} processes side by side (WORKERS=n says how many)."
 
 
+def time_spent(store: Store, wanted: Iterable[Settings]) -> str:
+    """A sentence: what making those that are there took, where that was noted."""
+    there = [task for task in wanted if store.has(task)]
+    notes = [note for task in there if (note := store.note(task))]
+    return f"Noted of {len(notes)} of the {len(there)} files there: making them took {engine.clock(sum(note['seconds'] for note in notes))}, one after the other."
+
+
 def files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*") if file.is_file())
 
@@ -147,7 +156,7 @@ def in_use(store: Store) -> set[str]:
 
 def leftovers(store: Store, needed: set[str], used: set[str]) -> Iterator[tuple[Path, str]]:
     """Files of a store that nobody needs, each with the reason; of its folder `data` only half files: the rest there may be the user's own."""
-    made = {stage: [file for file in files(store.root / stage) if KEY.fullmatch(file.stem)] for stage in (*STAGES, CHECKPOINTS)}
+    made = {stage: [file for file in files(store.root / stage) if KEY.fullmatch(file.stem)] for stage in (*STAGES, CHECKPOINTS, NOTES)}
     finished = {file.stem for stage in STAGES for file in made[stage]}
     for stage, found in made.items():
         for file in found:

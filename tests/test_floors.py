@@ -7,10 +7,10 @@ import ddlib
 
 HOME = Path(ddlib.__file__).parent
 FLOORS = [  # from the ground up; modules of one floor do not know each other
-    ("config", "kernels", "locks"),  # settings and chance; compiled code; one process at a time
-    ("store", "cluster", "shards"),  # artefacts; Ray; several machines over one store
+    ("config", "kernels", "locks", "meter"),  # settings and chance; compiled code; one process at a time; what making costs
+    ("store", "cluster", "shards", "published"),  # artefacts; Ray; several machines over one store; others' numbers
     ("results", "engine", "foreign", "keeper"),
-    ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims"),  # the mathematics
+    ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims", "teaching", "scores"),  # the mathematics
     ("fused", "fit", "tables", "plots", "folders", "exchange"),
     ("data",),
     ("experts", "distil", "evaluate"),  # the stages

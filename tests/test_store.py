@@ -200,7 +200,7 @@ def test_checkpoints_are_resumed_until_the_task_is_finished(kept):
     file.write_bytes(good[:-1])
     assert kept.resume(new) is None  # a damaged one is no reason to stop
     file.write_bytes(good)
-    kept.finish(new, {"x": torch.zeros(2)}, {})
+    kept.finish(new, {"x": torch.zeros(2)}, {}, {})
     assert kept.has(new) and kept.resume(new) is None and not list((kept.root / "checkpoints").iterdir())
 
 
