@@ -28,7 +28,7 @@ NEEDS = {  # the studies that a notebook reads
     "04_initialisation": ["coresets"],
     "06_distillation": ["curves"],
     "07_evaluation": ["main", "costs", "scores", "cross_architecture"],
-    "08_ablations": ["ablation", "following"],
+    "08_ablations": ["ablation", "smoothness", "following"],
 }
 GATHERS = "09_paper"  # shows what all the others made, so it runs last
 RUNNING = 12.0  # seconds that a notebook takes once everything is there

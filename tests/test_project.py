@@ -16,7 +16,7 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddlib import press, tables
-from ddlib.results import Results
+from ddlib.results import NoRows, Results
 
 HOME = Path(__file__).parent.parent
 LAPTOP = Results(HOME / "results/laptop")
@@ -56,7 +56,11 @@ def test_the_readme_has_its_markers_and_names_every_notebook():
 @pytest.mark.skipif(not LAPTOP.has_rows("main"), reason="the laptop paper was not printed yet")
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_committed_tables_follow_from_committed_rows(name):
-    made = io.StringIO(tables.TABLES[name](LAPTOP).to_csv(index=False))
+    try:
+        made = io.StringIO(tables.TABLES[name](LAPTOP).to_csv(index=False))
+    except NoRows:  # of a study that these results are older than
+        assert not (LAPTOP.folder / "tables" / f"{name}.csv").exists()
+        pytest.skip(f"{name} has no rows yet")
     pd.testing.assert_frame_equal(pd.read_csv(made), pd.read_csv(LAPTOP.folder / "tables" / f"{name}.csv"), rtol=1e-9)
 
 
