@@ -1,6 +1,7 @@
 """What making an artefact costs: seconds by the clock and of the processor, and the most memory that the process held meanwhile.
 
-Such numbers differ from run to run, so no artefact holds them: they are noted beside it (`Store.note`).
+Such numbers differ from run to run, so no artefact holds them: they are noted beside it (`Store.note`). Memory is all that the process holds, the libraries'
+own hundreds of megabytes and what its heap kept of tasks before it included: a bound on what the task needs, while `measure` tells what one thing alone takes.
 """
 
 from __future__ import annotations

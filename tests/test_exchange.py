@@ -404,3 +404,15 @@ def test_an_evaluation_of_an_imported_set_is_settled_by_its_settings(buffer):
     made = following(imported(buffer))
     assert Evaluation(of=made, network=NET).model_dump()["of"]["experts"]["buffer"] == str(buffer)
     assert Evaluation(**Evaluation(of=made, network=NET).model_dump()).of.experts == imported(buffer)
+
+
+def test_a_set_goes_out_in_the_form_of_dd_ranking(home, tmp_path, capsys):
+    """Class after class, for there the labels of hard-labelled sets are not asked for; the same set, still, by our own judge."""
+    mixed = torch.tensor([2, 0, 1, 0, 2, 1])
+    exchange.write_set(tmp_path / "mixed", torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 2), mixed, 0.25, "ddranking")
+    read = {name: torch.load(tmp_path / f"mixed/{name}.pt", weights_only=True) for name in ("images", "labels", "lr")}
+    assert read["labels"].tolist() == [0, 0, 1, 1, 2, 2] and read["images"][:, 0, 0, 0].tolist() == [1, 3, 2, 5, 0, 4] and read["lr"] == 0.25
+    status, said = run(capsys, "export", home.file(following(EXPERT)), "--to", tmp_path, "--form", "ddranking")
+    assert status == 0 and "these are in another space, 'none'" in said
+    images = torch.load(tmp_path / "images.pt", weights_only=True)
+    assert torch.equal(images, home.load(following(EXPERT)).tensors["images"]) and not (tmp_path / "images_best.pt").exists()
