@@ -428,8 +428,8 @@ def walltime(results: Results) -> Figure:
             ax.text(0.5, 0.5, "made before\ntimes were noted", ha="center", va="center", transform=ax.transAxes)
     for ax in axes[len(cells) :]:
         ax.set_axis_off()
-    axes[0].set_ylabel("validation accuracy (%), mean ± std over sets")
-    figure.suptitle("Time of distillation, looks included, experts not; any two iterations, and any two looks, are taken to be equally long")
+    axes[0].set_ylabel("validation accuracy (%)")
+    figure.suptitle("Mean ± std over sets. Time: of distillation and its looks, not of experts; iterations, and looks, taken to be equally long")
     if axes[0].get_legend_handles_labels()[0]:
         key_below(figure, axes[0], 4)
     return figure
