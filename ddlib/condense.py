@@ -56,8 +56,7 @@ def gradient_gap(flat: Flat, theta: Tensor, real: Tensor, x: Tensor, c: int) -> 
 
 def feature_gap(flat: Flat, theta: Tensor, real: Tensor, x: Tensor, c: int) -> tuple[Tensor, Tensor]:
     """The squared distance between the mean features of `real` and of x, and its gradient for x; the class has no say."""
-    with torch.no_grad():
-        wanted = flat.features(theta, real).mean(0)
+    wanted = flat.embedding(theta, real).mean(0)
     x = x.detach().requires_grad_()
     value = (flat.features(theta, x).mean(0) - wanted).square().sum()
     return value.detach(), *torch.autograd.grad(value, x)

@@ -119,6 +119,11 @@ class Flat:
         inner = {name.removeprefix("features."): p for name, p in self.unpack(theta).items() if name.startswith("features.")}
         return functional_call(self.module.features, inner, (x,))
 
+    @torch.no_grad()
+    def embedding(self, theta: Tensor, x: Tensor) -> Tensor:
+        """The same without derivatives."""
+        return self.features(theta, x)
+
     def initial(self, generator: torch.Generator) -> Tensor:
         """theta_0 by PyTorch's own rule: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases; norms start at scale 1, shift 0; `draw` is a layer's own."""
         parts = []

@@ -243,6 +243,12 @@ class Fused(Flat):
         return torch.cat([self.ahead(w, piece).logits for piece, _ in self.pieces(x)])
 
     @by_hand
+    def embedding(self, theta: Tensor, x: Tensor) -> Tensor:
+        """What the last linear map sees, (n, d), without derivatives."""
+        w = self.weights(theta)
+        return torch.cat([self.ahead(w, piece).features for piece, _ in self.pieces(x)])
+
+    @by_hand
     def gradient(self, theta: Tensor, x: Tensor, head: CrossEntropy) -> tuple[Tensor, Tensor]:
         """As `Flat.gradient`."""
         w, value, total = self.weights(theta), x.new_zeros(()), torch.zeros_like(theta)

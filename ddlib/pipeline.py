@@ -219,7 +219,7 @@ def make_set(settings: Distilled, store: Store) -> None:
     start, keep = get(settings.start, store), Keeper(store, settings)
     labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
     state = begin(settings, first, expert_labels(settings, flat, first, store) if settings.labels else None)
-    curve, history = outer_loop(settings, flat, steps(settings, store, flat, labels, real), state, labels, real, keep)
+    curve, history = outer_loop(settings, flat, turns(settings, store, flat, labels, real), state, labels, real, keep)
     looked = [row for row in curve if "validation_accuracy" in row]
     best = max(range(len(looked)), key=lambda i: looked[i]["validation_accuracy"])
     tensors = {"images": history["history"][best + 1], "labels": labels, "history": torch.stack(history["history"])} | space(real)
@@ -240,7 +240,7 @@ def looked_at(state: State) -> dict[str, Tensor]:
     return {"history": state.kept.cpu()} | ({} if state.labels is None else {"soft_history": state.labels.cpu()})
 
 
-def steps(settings: Distilled, store: Store, flat: Flat, labels: Tensor, real: Images) -> Callable[[State], Iterator[Step]]:
+def turns(settings: Distilled, store: Store, flat: Flat, labels: Tensor, real: Images) -> Callable[[State], Iterator[Step]]:
     """The outer loop, to be begun from any of its states."""
     if isinstance(settings, Condensation):
         return partial(condense, settings, flat, real, labels)
@@ -249,7 +249,7 @@ def steps(settings: Distilled, store: Store, flat: Flat, labels: Tensor, real: I
 
 
 def outer_loop(
-    settings: Distilled, flat: Flat, steps: Callable[[State], Iterator[Step]], state: State, labels: Tensor, real: Images, keep: Keeper
+    settings: Distilled, flat: Flat, turns: Callable[[State], Iterator[Step]], state: State, labels: Tensor, real: Images, keep: Keeper
 ) -> tuple[list[dict], dict[str, list[Tensor]]]:
     """From the first state: one row an iteration, with the validation accuracy where it was looked at, and what is kept of the start and of each look.
 
@@ -277,9 +277,9 @@ def outer_loop(
 
     try:
         look()  # a run that was killed while it looked looks first
-        turns = steps(state)
+        steps = turns(state)
         while state.iteration < settings.iterations:
-            step = next(turns)
+            step = next(steps)
             state = step.state
             curve.append({"iteration": state.iteration, "loss": step.loss, "start": step.start, "lr": state.lr})
             look()

@@ -80,6 +80,7 @@ def test_derivatives_are_those_of_plain_pytorch(shape, width, depth):
         assert_close(net.penalty(theta, x, cost(reading)), plain.penalty(module, x, cost(reading)))
     leaf = x.clone().requires_grad_()
     assert_close([net.logits(theta, x)], [module(x).detach()])
+    assert_close([net.embedding(theta, x)], [nn.Sequential(*list(module)[:-1])(x).detach()])
     assert_close([net.input_gradient(theta, x)], torch.autograd.grad(module(leaf).sum(), leaf))
 
 
