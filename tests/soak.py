@@ -31,7 +31,7 @@ SPAN = {"run": 1.2, "paper": 4.0}  # seconds after the first work within which m
 STARTING = 3.0  # seconds from the start within which the early ones come: settings, the data set, workers that are not up yet
 MOST = {"run": 16, "paper": 6}  # kills of one command in one journey: `paper` only ends if it is left alone for all its notebooks
 PATIENCE = 300.0  # seconds
-NOTEBOOKS = ("02_experts", "07_evaluation")
+NOTEBOOKS = ("02_experts", "08_ablations")
 MOMENTUM = {"optimiser": "momentum", "lr": 0.01, "batch": 128, "epochs": 4}
 RAMP = {"ramp": "loss", "ramp_epochs": 2}
 PENALTY = {"penalty": "per_sample", "penalty_weight": 0.1}
@@ -317,8 +317,9 @@ def alive(home: Path) -> list[int]:
 
 
 def contents(home: Path) -> dict[str, bytes]:
-    """Every artefact, row, set, table, figure and executed notebook; what a kill left half-written has no name."""
+    """Every artefact, row, table, figure and executed notebook; not the notes of what a task took, and what a kill left half-written has no name."""
     files = [file for part in ("store", "results") for file in (home / part).rglob("*") if file.is_file() and not file.name.startswith(".half-")]
+    files = [file for file in files if file.parent.name != "notes"]
     return {str(file.relative_to(home)): file.read_bytes() for file in files}
 
 
