@@ -24,11 +24,12 @@ from .store import sweep, whole, write_whole
 NOTEBOOKS, README = HOME / "notebooks", HOME / "README.md"
 NEEDS = {  # the studies that a notebook reads
     "02_experts": ["experts"],
-    "03_smoothness": ["smoothness"],
+    "03_smoothness": ["experts", "smoothness"],
     "04_initialisation": ["coresets"],
     "06_distillation": ["curves"],
     "07_evaluation": ["main", "costs", "scores", "cross_architecture"],
-    "08_ablations": ["ablation", "smoothness", "following"],
+    "08_ablations": ["ablation", "curves", "smoothness", "following"],
+    "09_paper": ["main", "ablation"],
 }
 GATHERS = "09_paper"  # shows what all the others made, so it runs last
 RUNNING = 12.0  # seconds that a notebook takes once everything is there

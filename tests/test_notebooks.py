@@ -1,6 +1,7 @@
 """The notebooks: clean sources, and every one executed from nothing under `smoke`, with all that a paper leaves."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,12 @@ from ddlib.config import Refusal
 from ddlib.results import Results
 
 SOURCES = press.notebooks()
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.stem)
+def test_what_a_notebook_reads_is_made_before_it_runs(file):
+    """Else its kernel makes it, and what is left in the executed copy depends on what ran before."""
+    assert set(re.findall(r'paper\.study\(\\"(\w+)\\"\)', file.read_text())) == set(press.NEEDS.get(file.stem, []))
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.stem)
