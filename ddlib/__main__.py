@@ -13,6 +13,23 @@ from .fit import Diverged
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input prints one message and returns 2, and `verify` 1 where anything differs."""
+    given = _parser().parse_args(arguments)
+
+    from .store import FULL, no_room  # torch takes seconds to import: `--help` need not wait
+
+    try:
+        return _run(given)
+    except (Refusal, Diverged, Lost) as error:
+        print(f"ddlib: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"ddlib: {no_room(error, Path(error.filename or 'a file'))}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    """All commands, and what they take."""
     parser = argparse.ArgumentParser(prog="ddlib", description="The executable paper of AST: dataset distillation by trajectory matching")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -38,43 +55,36 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("profile", nargs="*", help="profiles of your own whose artefacts stay too; those of the library's always do")
     command.add_argument("--yes", action="store_true", help="remove without asking")
     _borders(commands)
-    given = parser.parse_args(arguments)
+    return parser
 
-    from . import plan, press, trade, upkeep, verify  # torch takes seconds to import: `--help` need not wait
-    from .store import FULL, no_room
 
-    try:
-        if given.command == "paper":
-            press.paper(given.profile, given.parameters, given.notebook)
-        elif given.command == "figures":
-            press.figures(given.profile)
-        elif given.command == "tune":
-            press.tune(given.profile)
-        elif given.command == "run":
-            press.run(given.study, given.profile, given.shard)
-        elif given.command == "plan":
-            press.cells() if given.profile == "cells" else plan.report(given.profile)
-        elif given.command == "verify":
-            return 0 if verify.verify(given.profile, given.quick) else 1
-        elif given.command == "status":
-            upkeep.status(given.profile)
-        elif given.command == "gc":
-            upkeep.gc(given.profile, given.yes)
-        elif given.command == "evaluate":
-            said = trade.Words(given.data, given.lr, given.whitening, given.labels, given.width, given.depth)
-            trade.evaluate_file(given.file, given.networks, given.epochs, said)
-        elif given.what == "experts":
-            trade.export_experts(given.profile, given.recipe, given.to, given.cell)
-        else:
-            trade.export_set(Path(given.what), given.to, given.form)
-    except (Refusal, Diverged, Lost) as error:
-        print(f"ddlib: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        print(f"ddlib: {no_room(error, Path(error.filename or 'a file'))}", file=sys.stderr)
-        return 2
+def _run(given: argparse.Namespace) -> int:
+    """The command that was given; its exit status."""
+    from . import plan, press, trade, upkeep, verify
+
+    if given.command == "paper":
+        press.paper(given.profile, given.parameters, given.notebook)
+    elif given.command == "figures":
+        press.figures(given.profile)
+    elif given.command == "tune":
+        press.tune(given.profile)
+    elif given.command == "run":
+        press.run(given.study, given.profile, given.shard)
+    elif given.command == "plan":
+        press.cells() if given.profile == "cells" else plan.report(given.profile)
+    elif given.command == "verify":
+        return 0 if verify.verify(given.profile, given.quick) else 1
+    elif given.command == "status":
+        upkeep.status(given.profile)
+    elif given.command == "gc":
+        upkeep.gc(given.profile, given.yes)
+    elif given.command == "evaluate":
+        said = trade.Words(given.data, given.lr, given.whitening, given.labels, given.width, given.depth)
+        trade.evaluate_file(given.file, given.networks, given.epochs, said)
+    elif given.what == "experts":
+        trade.export_experts(given.profile, given.recipe, given.to, given.cell)
+    else:
+        trade.export_set(Path(given.what), given.to, given.form)
     return 0
 
 
