@@ -6,8 +6,9 @@ scale. A claim of several parts is as good as its weakest part, whose numbers it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase as LETTERS
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pandas as pd
 from .results import Results
 
 RESAMPLES = 10_000
+MANY = 200  # seeds, above which an effect is too small to be worth them
 MARGIN = 0.01  # accuracy that counts as "little cost"
 SUPPORTED, NOT, OPEN = "supported", "not supported", "inconclusive at this scale"
 
@@ -27,7 +29,9 @@ STATEMENTS = {
     6: "Intermediate matching and weight perturbation reduce the accumulated error",
     7: "The whole beats prior trajectory matching and coresets at every IPC tried",
 }
-RIVALS = ("random", "herding", "k-center", "k-means", "MTT", "MTT, strong experts")
+PRIOR = ("random", "herding", "k-center", "k-means", "DC", "DSA", "DM", "MTT", "MTT, strong experts", "FTD", "TESLA", "TESLA + soft labels", "DATM")
+CONTROL = "MTT + inner momentum"
+UNBALANCED = " − balanced loss"  # ends the name of a method without it
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ class Part:
     @property
     def verdict(self) -> str:
         return SUPPORTED if self.low > 0 else NOT if self.high < 0 else OPEN
+
+    @property
+    def settled_by(self) -> str:
+        """What would settle an open part, if effect and spread stay as they are: an interval narrows with the root of n."""
+        if self.verdict != OPEN:
+            return ""
+        if not np.isfinite(self.low):
+            return "a second seed: one has no interval"
+        if self.effect == 0:
+            return "another measure: no effect was seen"
+        reach = self.effect - self.low if self.effect > 0 else self.high - self.effect
+        seeds = int(np.ceil(self.n * (reach / self.effect) ** 2))
+        return f"about {seeds} seeds" if seeds <= MANY else f"no number of seeds in reach (above {MANY}): as good as no effect"
 
 
 def bootstrap(values: np.ndarray, statistic=np.mean) -> tuple[float, float]:
@@ -122,14 +139,22 @@ def four(results: Results) -> Iterator[Part]:
 
 
 def five(results: Results) -> Iterator[Part]:
+    rows, letters = results.rows("ablation"), iter(LETTERS)
+    for method in rows.method.unique():
+        if (without := method + UNBALANCED) in set(rows.method):
+            spread = unevenness(results, (method, without))
+            effect = (spread[without] - spread[method]).dropna()
+            yield part(f"5{next(letters)}", f"relative std of the matching loss over start epochs, {method} without the balanced loss − with it", effect)
+            yield part(f"5{next(letters)}", f"test accuracy, {method} − the same without the balanced loss", paired(rows, method, without))
+
+
+def unevenness(results: Results, methods: Sequence[str]) -> pd.Series:
+    """Std over mean of the matching loss over start epochs, in the second half of each set's distillation."""
     rows = results.rows("curves")
-    rows = rows[rows.study == "ablation"]
-    late = rows[rows.iteration > rows.iteration.max() // 2]
-    by_start = late.groupby(["method", "distil_seed", "start"]).loss.mean()
-    spread = by_start.groupby(["method", "distil_seed"]).std() / by_start.groupby(["method", "distil_seed"]).mean()
-    effect = (spread["AST − balanced loss"] - spread["AST"]).dropna()
-    yield part("5a", "relative std of the matching loss over start epochs, without the balanced loss − with it", effect)
-    yield part("5b", "test accuracy, AST − AST without the balanced loss", paired(results.rows("ablation"), "AST", "AST − balanced loss"))
+    rows = rows[(rows.study == "ablation") & rows.method.isin(methods)]
+    by_start = rows[rows.iteration > rows.iteration.max() // 2].groupby(["method", "distil_seed", "start"]).loss.mean()
+    by_set = by_start.groupby(["method", "distil_seed"])
+    return by_set.std() / by_set.mean()
 
 
 def six(results: Results) -> Iterator[Part]:
@@ -143,25 +168,53 @@ def six(results: Results) -> Iterator[Part]:
 
 def seven(results: Results) -> Iterator[Part]:
     rows = results.rows("main")
-    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    letters = iter(LETTERS)
     for cell, mine in rows.groupby("cell", sort=False):
-        means = {m: accuracy(mine, m).mean() for m in RIVALS if (mine.method == m).any()}
+        means = {m: accuracy(mine, m).mean() for m in PRIOR if (mine.method == m).any()}
         best = max(means, key=means.get)
         yield part(f"7{next(letters)}", f"test accuracy on {cell}, AST − {best}, the best rival", paired(mine, "AST", best))
-        if (mine.method == "MTT + inner momentum").any():
-            yield part(f"7{next(letters)}", f"test accuracy on {cell}, AST − MTT + inner momentum", paired(mine, "AST", "MTT + inner momentum"))
+        if (mine.method == CONTROL).any():
+            yield part(f"7{next(letters)}", f"test accuracy on {cell}, AST − {CONTROL}", paired(mine, "AST", CONTROL))
 
 
+LEDGER = """A positive effect speaks for the claim. An interval above zero: *supported*; below: *not supported*; across: *inconclusive at this scale*. A claim is as
+good as its weakest part. n counts pairs of seeds: both sides of a difference share the seed of their distillation, or of their experts. Intervals are 95 %
+percentile bootstraps over those pairs; how many seeds would settle an open part assumes that effect and spread stay as they are."""
 CLAIMS = {1: one, 2: two, 3: three, 4: four, 5: five, 6: six, 7: seven}
 
 
 def table(results: Results) -> pd.DataFrame:
-    """claim, statement, effect, low, high, n, verdict: each claim, then its parts."""
+    """claim, statement, effect, low, high, n, verdict, settled_by: each claim, then its parts."""
     lines = []
     for number, measure in CLAIMS.items():
         parts = list(measure(results))
         rank = {NOT: 0, OPEN: 1, SUPPORTED: 2}
         weakest = min(parts, key=lambda p: (rank[p.verdict], p.low))
         whole = Part(str(number), f"{STATEMENTS[number]} (decided by {weakest.claim})", weakest.effect, weakest.low, weakest.high, weakest.n)
-        lines += [{**vars(p), "verdict": p.verdict} for p in (whole, *parts)]
-    return pd.DataFrame(lines, columns=["claim", "statement", "effect", "low", "high", "n", "verdict"])
+        lines += [{**vars(p), "verdict": p.verdict, "settled_by": p.settled_by} for p in (whole, *parts)]
+    return pd.DataFrame(lines, columns=["claim", "statement", "effect", "low", "high", "n", "verdict", "settled_by"])
+
+
+def ledger(results: Results) -> str:
+    """The claims in Markdown for a reader who has nothing else: each with its verdict, what was measured, and what would settle what is open."""
+    lines, held = [f"# The seven claims under the profile `{results.folder.name}`", "", LEDGER], table(results)
+    for row in held.to_dict("records"):
+        if row["claim"].isdigit():
+            lines += ["", f"## {row['claim']}. {row['statement'].partition(' (decided')[0]}", "", f"**{row['verdict']}**, decided by {decider(row)}.", ""]
+            lines += ["| | what was measured | effect | 95 % interval | n | verdict | what would settle it |", "|---|---|---|---|---|---|---|"]
+        else:
+            effect, low, high = said(row)
+            between = f"{low} to {high}" if np.isfinite(row["low"]) else "none"
+            lines.append(f"| {row['claim']} | {row['statement']} | {effect} | {between} | {row['n']} | {row['verdict']} | {row['settled_by']} |")
+    return "\n".join(lines) + "\n"
+
+
+def decider(row: dict) -> str:
+    """The part that a claim is as good as."""
+    return row["statement"].rpartition("(decided by ")[2].rstrip(")")
+
+
+def said(row: dict) -> list[str]:
+    """Effect, low and high in words: accuracies in points, others as they are."""
+    points = "accuracy" in row["statement"]
+    return [(f"{100 * row[name]:+.1f} points" if points else f"{row[name]:+.3f}").replace("-", "−") for name in ("effect", "low", "high")]

@@ -351,6 +351,7 @@ class Evaluation(Settings):
     """Fresh networks trained on a set, and what they score."""
 
     stage: ClassVar[str] = "rows"
+    later: ClassVar[tuple[str, ...]] = ("labels",)
     of: Distillation | Condensation | Selection
     network: Network
     networks: Count = 5
@@ -361,6 +362,7 @@ class Evaluation(Settings):
     search_networks: Count = 1  # networks a factor while choosing
     test: bool = True  # False while tuning: the test images stay unseen
     looks: Count = 5  # looks at the accuracy along the way, for the best-of columns
+    labels: Literal["hard"] | None = None  # the classes, though the set has soft labels; None: the set's own
     strategies: Annotated[tuple[Strategy, ...], Field(strict=False)] = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -423,17 +425,27 @@ class Cell(Settings):
     evaluation: dict[str, Any] = {}  # fields of Evaluation
 
 
+class Group(Settings):
+    """Methods that each differ from `base` in one thing."""
+
+    base: str
+    methods: Annotated[tuple[str, ...], Field(strict=False)]
+    cell: str | None = None  # None: that of the other groups
+
+
 class Ablation(Settings):
-    """AST minus each ingredient, on one cell."""
+    """One thing changed at a time, group by group, beside what it was changed from."""
 
     cell: str
     networks: Count = 3
+    groups: Annotated[tuple[str, ...], Field(strict=False)] = ("AST minus one", "controls")  # of those that `studies.GROUPS` knows
+    more: dict[str, Group] = {}  # groups of the profile's own
 
 
 class Cross(Settings):
     """Sets made with one architecture, judged by others."""
 
-    cell: str
+    cells: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     methods: Annotated[tuple[str, ...], Field(strict=False)]
     networks: list[Network]
     seeds: Count = 3
@@ -451,6 +463,8 @@ class Trial(Settings):
     """What is tried on a cell while tuning: every method gets the same number of candidates and the same budget."""
 
     cell: str
+    choosing: Literal["settings", "method"] = "settings"  # the best candidate of each method, or the best method
+    seeds: Count = 1
     budget: dict[str, Any] = {}  # fields of Distillation, or of Condensation
     evaluation: dict[str, Any] = {}  # fields of Evaluation
     candidates: dict[str, list[dict[str, Any]]]  # method -> fields of what it runs
@@ -469,6 +483,7 @@ class Profile(Settings):
     ablation: Ablation
     cross_architecture: Cross
     ceiling: Ceiling
+    variants: dict[str, dict[str, Any]] = {}  # methods of the profile's own: name -> `of`, the method that is changed, and what is changed in it
     tuning: list[Trial] = []
 
 

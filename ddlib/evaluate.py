@@ -36,9 +36,9 @@ def recipe(settings: Evaluation, lr: float, strategies: Sequence[str]) -> Recipe
     return Recipe(settings.epochs, settings.batch, lr, weight_decay=settings.weight_decay, drop=0.1, strategies=usable)
 
 
-def trained_on(held: Artefact) -> Tensor:
-    """The labels to train on a set with: probabilities (n, K), the softmax of its `soft`, where it has soft ones, else its `labels` (n,)."""
-    return held.tensors["soft"].softmax(1) if "soft" in held.tensors else held.tensors["labels"]
+def trained_on(held: Artefact, hard: bool = False) -> Tensor:
+    """The labels to train on a set with: probabilities (n, K), the softmax of its `soft`, where it has soft ones, else, or if `hard`, its `labels` (n,)."""
+    return held.tensors["soft"].softmax(1) if "soft" in held.tensors and not hard else held.tensors["labels"]
 
 
 def score(

@@ -11,18 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import config, data, engine, pipeline, plots, studies, tables
-from .config import Distilled, Following, Profile, Selection, Settings, key
+from . import claims, config, data, engine, pipeline, plots, studies, tables
+from .config import Distilled, Profile, Settings, key
 from .data import Images
 from .results import Results
 from .store import Artefact, Store, write
 
 HOME = Path(os.environ.get("DDLIB_HOME") or Path(__file__).resolve().parent.parent)
+LARGE = 2 << 20  # bytes of images, above which a set stays in the store
 AT_THE_END = ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")  # what an expert's last epoch says of it
 
 
@@ -80,6 +82,8 @@ class Paper:
         """A table, from rows alone."""
         table = tables.TABLES[name](self.results)
         self.results.keep_table(name, table)
+        if name == "claims":
+            self.results.keep_ledger(claims.ledger(self.results))
         return table
 
     def figure(self, name: str) -> Figure:
@@ -89,11 +93,11 @@ class Paper:
             self.results.keep_figure(name, figure)
         return figure
 
-    def keep_sets(self, methods: Iterable[str] = studies.METHODS) -> None:
-        """Copy the sets of the main study to the results: distilled ones under every seed, coresets under the first."""
-        for run in studies.main(self.profile):
+    def keep_sets(self, methods: Iterable[str] | None = None) -> None:
+        """Copy the sets of the main study to the results, or those of these methods: see `kept_sets`."""
+        for run in kept_sets(self.profile):
             made = run.settings.of
-            if run.method not in methods or (isinstance(made, Selection) and run.distil_seed):
+            if methods is not None and run.method not in methods:
                 continue
             held = pipeline.get(made, self.store)
             wanted = held.tensors.keys() - ({"history"} if run.distil_seed else set())
@@ -103,6 +107,18 @@ class Paper:
 
     def _cell(self, name: str | None) -> config.Cell:
         return self.profile.cells[name or next(iter(self.profile.cells))]
+
+
+def kept_sets(profile: Profile) -> Iterator[studies.Run]:
+    """The sets of the main study that are kept beside its rows: distilled ones of one image a class under every seed, all others under the first, none that is large."""
+    for run in studies.main(profile):
+        made, first = run.settings.of, run.distil_seed == 0
+        start = made.start if isinstance(made, Distilled) else made
+        if run.method == studies.CEILING or not (first or (isinstance(made, Distilled) and start.ipc == 1)):
+            continue
+        known = data.about(start.data)
+        if 4 * start.ipc * len(known.class_names) * prod(known.shape) <= LARGE:
+            yield run
 
 
 @dataclass(frozen=True)
@@ -142,16 +158,16 @@ def of_runs(study: str) -> Callable[[Profile], Iterator[tuple[dict, Settings]]]:
 
     def asks(profile: Profile) -> Iterator[tuple[dict, Settings]]:
         for run in studies.RUNS[study](profile):
-            label = run.label(profile.cells[run.cell])
+            label = run.label(profile.cells[run.cell]) | run.place
             yield label | ({"ipc": None} if run.method == studies.CEILING else {}), run.settings
 
     return asks
 
 
 def of_scores(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """Each set of the main cell and random images, judged with augmentation and without."""
-    for run, augmented in studies.scores(profile):
-        yield run.label(profile.cells[run.cell]) | {"augmented": augmented}, run.settings
+    """Each set of the main cell and random images, judged with augmentation and without, soft labels also by the classes alone."""
+    for run, how in studies.scores(profile):
+        yield run.label(profile.cells[run.cell]) | how, run.settings
 
 
 def of_experts(profile: Profile) -> Iterator[tuple[dict, Settings]]:
@@ -169,16 +185,16 @@ def of_sets(profile: Profile) -> Iterator[tuple[dict, Settings]]:
 
 
 def of_followings(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """A student that follows the experts without being put back on their paths, on each set of the ablation."""
-    for run in studies.ablation(profile):
-        yield {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}, Following(of=run.settings.of)
+    """A student that follows the experts without being put back on their paths, on sets of the ablation."""
+    for run, following in studies.followings(profile):
+        yield {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}, following
 
 
 def of_candidates(profile: Profile) -> Iterator[tuple[dict, Settings]]:
     """Each candidate of the search; validation accuracy only."""
     for run, tried in studies.tuning(profile):
-        words = ", ".join(f"{k} = {v:g}" for k, v in tried.items())
-        yield run.label(profile.cells[run.cell]) | {"tried": words, "iterations": run.settings.of.iterations}, run.settings
+        words = ", ".join(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in tried.items()) or "as it is"
+        yield run.label(profile.cells[run.cell]) | run.place | {"tried": words, "iterations": run.settings.of.iterations}, run.settings
 
 
 STUDIES = {

@@ -296,7 +296,7 @@ def make_rows(settings: Evaluation, store: Store) -> None:
     where = settings.of.start.data if isinstance(settings.of, Distilled) else settings.of.data
     real = images(where, store)
     flat = network(settings.network, real.shape, real.classes)
-    x, y = (t.to(real.x_train.device) for t in (held.tensors["images"], trained_on(held)))
+    x, y = (t.to(real.x_train.device) for t in (held.tensors["images"], trained_on(held, settings.labels == "hard")))
     rows = evaluate(settings, flat, x, y, held.record["lr"], real, keep)
     keep.finish({}, {"rows": [row | {"settings_key": key(settings)} for row in rows]})
 

@@ -1,7 +1,7 @@
 """Every figure of the paper, as a function of rows and kept sets: `FIGURES[name](results)`, drawn inside `style()`.
 
-One look (colour, marker, line) a method or recipe, the same in all figures and distinct in grey. Coresets are grey, the MTT family
-blue, AST and the experts that it follows vermilion. Bands and bars are one standard deviation.
+One look (colour, marker, line) a method or recipe, the same in all figures and distinct in grey. Coresets are grey, methods without experts green, the MTT
+family and the rivals that came of it blue, AST and the experts that it follows vermilion. Bands and bars are one standard deviation, unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.isotonic import isotonic_regression
 
 from . import teaching
+from .claims import UNBALANCED
 from .config import Refusal
 from .results import Results
 from .store import Artefact
@@ -45,13 +46,22 @@ DISTILLED = {
     "MTT": Look(BLUE, "s", DASH),
     "MTT + inner momentum": Look(SKY, "^", MIXED),
     "MTT, strong experts": Look(BLUE, "v", DOT),
+    "DC": Look(GREEN, "v", DOT),
+    "DSA": Look(GREEN, "^", DASH),
+    "DM": Look(GREEN, "s", MIXED),
+    "FTD": Look(SKY, "D", LONG),
+    "TESLA": Look(SKY, "v", DOT),
+    "TESLA + soft labels": Look(SKY, "P", DASH),
+    "DATM": Look(PURPLE, "D", MIXED),
     "AST": Look(VERMILION),
+    "AST+": Look(ORANGE, "*", LONG),
     "AST − balanced loss": Look(PURPLE, "s", DASH),
     "AST − intermediate matching": Look(BLUE, "s", DASH),
     "AST − weight perturbation": Look(GREEN, "^", DOT),
 }
 RECIPES = {
     "sgd": Look(BLACK, "s", DASH),
+    "ftd": Look(SKY, "D", LONG),
     "momentum": Look(BLUE, "v"),
     "adam": Look(PURPLE, "^", MIXED),
     "momentum_ramp": Look(SKY, "P", LONG),
@@ -66,6 +76,7 @@ GRADIENTS = {"adjoint": Look(VERMILION), "unroll": Look(BLUE, "s", DASH)}
 WALKS = {"expert": Look(BLACK, "s", DASH), "real images": Look(GREY, "D", DOT), "distilled images": Look(VERMILION)}
 LOOKS = CORESETS | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS
 PLAIN = Look(GREY)
+WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
 CEILING = "full data"
 CLASSES = 20  # columns of an image grid, at most
 STYLE = {
@@ -86,11 +97,11 @@ def style() -> AbstractContextManager:
     return plt.rc_context({f"{group}.{name}": value for group, values in STYLE.items() for name, value in values.items()})
 
 
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **shared) -> tuple[Figure, np.ndarray]:
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how) -> tuple[Figure, np.ndarray]:
     """A figure that shows where it is the last word of a cell and stays open nowhere, and its axes in one row."""
     figure = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared).ravel()
+    return figure, figure.subplots(rows, columns, squeeze=False, **how).ravel()
 
 
 def span(counts: Iterable[int]) -> str:
@@ -194,7 +205,7 @@ def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
     down = -(-len(wheres) // 3)
     across = -(-len(wheres) // down)
     height = down * (0.75 + 0.19 * len(methods))
-    figure, axes = canvas(NARROW if across == 1 else WIDE, height, down, across, sharey=True, sharex=by == "architecture")
+    figure, axes = canvas(NARROW if across == 1 else WIDE, height, down, across, sharey=True, sharex=by != "cell")
     for ax, where in zip(axes, wheres, strict=False):
         here = rows[rows[by] == where]
         scored = here[here.method.isin(methods)]
@@ -239,9 +250,11 @@ def coresets(results: Results) -> Figure:
 def cross_architecture(results: Results) -> Figure:
     """Whether sets made with one architecture teach the others."""
     rows = results.rows("cross_architecture")
-    figure = dots(rows, "architecture", list(rows.method.unique()))
-    figure.suptitle(rows.cell.iloc[0])
-    return figure
+    if rows.cell.nunique() == 1:
+        figure = dots(rows, "architecture", list(rows.method.unique()))
+        figure.suptitle(rows.cell.iloc[0])
+        return figure
+    return dots(rows.assign(where=rows.architecture + ", " + rows.cell), "where", list(rows.method.unique()))
 
 
 def first_data(rows: pd.DataFrame) -> pd.DataFrame:
@@ -385,9 +398,9 @@ def memory(results: Results) -> Figure:
 
 
 def distillation(results: Results) -> Figure:
-    """How the outer loop goes on the main cell: its loss, what fresh networks learn from the images, the inner lr."""
+    """How the outer loop goes on the main cell where experts are followed: its loss, what fresh networks learn from the images, the inner lr."""
     rows = results.rows("curves")
-    rows = rows[(rows.study == "main") & (rows.cell == rows.cell.iloc[0])]
+    rows = rows[(rows.study == "main") & (rows.cell == rows.cell.iloc[0]) & ~rows.method.isin(WITHOUT_EXPERTS)]
     figure, axes = canvas(WIDE, 2.8, 1, 3)
     for method, mine in rows.groupby("method", sort=False):
         loss, lr = (by_seed(mine, "iteration", column, "distil_seed") for column in ("loss", "lr"))
@@ -455,49 +468,56 @@ def teachers(results: Results) -> Figure:
 
 
 def ablation(results: Results) -> Figure:
-    """What each ingredient is worth: accuracy lost or won without it, against AST at the same seed."""
+    """What one thing is worth: accuracy lost or won with it changed, against what it was changed from at the same seed, group by group."""
     rows = results.rows("ablation")
-    chosen = rows[rows.protocol == "lr_chosen"]
-    wide = 100 * by_seed(chosen, "distil_seed", "accuracy", "method")
-    methods = [m for m in rows.method.unique() if m != "AST"]
-    figure, (ax,) = canvas(WIDE * 0.75, 0.7 + 0.2 * len(methods))
-    for y, method in enumerate(methods):
-        look = Look(VERMILION) if "−" in method else Look(BLUE, "s")  # an ingredient taken away, or other experts
-        spread_dots(ax, y, (wide[method] - wide["AST"]).dropna(), look)
-    ax.axvline(0, color=BLACK, linewidth=0.8)
-    ax.set_yticks(range(len(methods)), methods)
-    ax.set_ylim(len(methods) - 0.4, -0.6)
-    ax.set_xlabel("test accuracy minus AST's at the same seed (points)")
-    ax.set_title(f"{rows.cell.iloc[0]}: mean ± std over seeds, n = {len(wide)}")
+    rows = rows[rows.protocol == "lr_chosen"]
+    groups = [(place, mine) for place, mine in rows[rows.method != rows.base].groupby(["cell", "group", "base"], sort=False)]
+    heights = [mine.method.nunique() for _, mine in groups]
+    figure, axes = canvas(WIDE * 0.8, 0.5 + sum(0.35 + 0.2 * n for n in heights), len(groups), sharex=True, height_ratios=[n + 0.4 for n in heights])
+    for ax, ((cell, group, base), mine) in zip(axes, groups, strict=True):
+        wide = 100 * by_seed(rows[rows.cell == cell], "distil_seed", "accuracy", "method")
+        methods = list(mine.method.unique())
+        for y, method in enumerate(methods):
+            look = Look(VERMILION) if "−" in method else Look(BLUE, "s")  # an ingredient taken away, or other experts and settings
+            spread_dots(ax, y, (wide[method] - wide[base]).dropna(), look)
+        ax.axvline(0, color=BLACK, linewidth=0.8)
+        ax.set_yticks(range(len(methods)), methods)
+        ax.set_ylim(len(methods) - 0.4, -0.6)
+        ax.set_title(f"{group}: minus {base}, {cell}", loc="left")
+    axes[-1].set_xlabel(f"difference in test accuracy at the same seed (points), mean ± std over seeds, n = {rows.distil_seed.nunique()}")
     return figure
 
 
-def contrast(rows: pd.DataFrame, x: str, y: str, methods: Sequence[str], note: Callable = lambda wide: "") -> tuple[Figure, Axes]:
-    """y against x for AST and for AST without a part; `note` says something of the values after each name."""
-    figure, (ax,) = canvas(WIDE * 0.75, 2.4)
+def contrast(ax: Axes, rows: pd.DataFrame, x: str, y: str, methods: Sequence[str], note: Callable = lambda wide: "") -> None:
+    """y against x for a method and for the same without a part; `note` says something of the values after each name."""
     for method in methods:
         wide = by_seed(rows[rows.method == method], x, y, "distil_seed")
         if len(wide):
             band(ax, wide, method, method + (note(wide) if len(wide) > 1 else ""))
     ax.set_title(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {rows.distil_seed.nunique()}")
     name_ends(ax)
-    return figure, ax
 
 
 def start_epochs(results: Results) -> Figure:
-    """Whether the balanced loss evens out how hard the start epochs are."""
+    """Whether the balanced loss evens out how hard the start epochs are; a panel for each length of the window that was tried."""
     rows = results.rows("curves")
-    rows = rows[(rows.study == "ablation") & (rows.iteration > rows.iteration.max() // 2)]
-    uneven = ": {:.2f}"  # one line, for ends that lie close
-    figure, ax = contrast(rows, "start", "loss", ["AST", "AST − balanced loss"], lambda wide: uneven.format((wide.std() / wide.mean()).mean()))
-    ax.set(xlabel="start epoch s (at the names: std / mean over s)", ylabel="matching loss, second half")
+    rows, uneven = rows[rows.study == "ablation"], ": {:.2f}"  # one line, for ends that lie close
+    pairs = [(method, method + UNBALANCED) for method in rows.method.unique() if (rows.method == method + UNBALANCED).any()]
+    figure, axes = canvas(WIDE * 0.75, 2.4 * len(pairs), len(pairs))
+    for ax, pair in zip(axes, pairs, strict=True):
+        mine = rows[rows.method.isin(pair)]
+        mine = mine[mine.iteration > mine.iteration.max() // 2]
+        contrast(ax, mine, "start", "loss", pair, lambda wide: uneven.format((wide.std() / wide.mean()).mean()))
+        ax.set_ylabel("matching loss, second half")
+    axes[-1].set_xlabel("start epoch s (at the names: std / mean over s)")
     return figure
 
 
 def following(results: Results) -> Figure:
     """How far a student left to itself strays from the expert that it follows."""
     rows = results.rows("following")
-    figure, ax = contrast(rows, "epoch", "error", ["AST", "AST − intermediate matching", "AST − weight perturbation"])
+    figure, (ax,) = canvas(WIDE * 0.75, 2.4)
+    contrast(ax, rows, "epoch", "error", ["AST", "AST − intermediate matching", "AST − weight perturbation"])
     ax.set(xlabel=f"expert epoch (mean over experts, n = {rows.expert_seed.nunique()})", ylabel="relative distance to the expert")
     return figure
 

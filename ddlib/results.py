@@ -65,6 +65,10 @@ class Results:
         text = shown.to_markdown(index=False, floatfmt=".4g") + "\n"
         write_whole(self.folder / "tables" / f"{name}.md", text.encode())
 
+    def keep_ledger(self, text: str) -> None:
+        """claims.md: the claims with all that was measured of them."""
+        write_whole(self.folder / "claims.md", text.encode())
+
     def keep_figure(self, name: str, figure: Figure) -> None:
         """figures/<name>.svg and .png, the same bytes from the same rows."""
         for kind, about in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):

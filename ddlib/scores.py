@@ -7,8 +7,9 @@ Accuracies, as fractions, of fresh networks trained on the full data, on the set
     LRS = squash(w IOR - (1 - w) HLR)    label-robust score
     ARS = squash(g d + (1 - g) d')       augmentation-robust score; d = set - random with augmentation, d' without
 
-squash(x) = (e^x - e^-1) / (e - e^-1) takes -1 ... 1 to 0 ... 1; DD-Ranking weighs by w = g = 1/2. Sets here have hard labels, so its accuracy of the set under
-hard labels and that under the method's own labels are the same. It scores the best look at the test images, in percent; here it is the last epoch's accuracy.
+squash(x) = (e^x - e^-1) / (e - e^-1) takes -1 ... 1 to 0 ... 1; DD-Ranking weighs by w = g = 1/2. HLR trains on a set's images under their classes, whatever
+labels came with them; IOR and d under the set's own. Random images always have their classes. DD-Ranking scores the best look at the test images, in percent;
+here it is the last epoch's accuracy.
 """
 
 from __future__ import annotations
@@ -49,8 +50,10 @@ def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     if lacking := {RANDOM, CEILING} - set(rows.method):
         raise Refusal(f"the rows of `scores` lack {' and '.join(sorted(lacking))}: expected what every score is held against; run the study again")
     full = rows[rows.method == CEILING].accuracy.mean()
-    sets = rows[rows.method != CEILING].groupby(["method", "distil_seed", "augmented"], sort=False).accuracy.mean().unstack("augmented")
+    rows, by = rows[rows.method != CEILING], ["method", "distil_seed"]
+    sets = rows[rows.labels == "own"].groupby([*by, "augmented"], sort=False).accuracy.mean().unstack("augmented")
     chance = sets.loc[RANDOM].reindex(sets.index.get_level_values("distil_seed"))
     better = sets - chance.to_numpy()
-    found = pd.DataFrame({"hlr": full - sets[True], "ior": better[True], "ior_plain": better[False]})
+    hard = rows[rows.labels == "hard"].groupby(by).accuracy.mean().reindex(sets.index).fillna(sets[True])
+    found = pd.DataFrame({"hlr": full - hard, "ior": better[True], "ior_plain": better[False]})
     return found.assign(lrs=label_robust(found.ior, found.hlr), ars=augmentation_robust(found.ior, found.ior_plain))

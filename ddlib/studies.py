@@ -17,6 +17,7 @@ from .config import (
     Evaluation,
     Expert,
     Following,
+    Group,
     Imported,
     Measurement,
     Network,
@@ -33,29 +34,33 @@ FEATURES = "momentum"  # the recipe whose expert shows the coresets their featur
 
 @dataclass(frozen=True)
 class Method:
-    """`start` names an initialisation; `recipe` the experts followed, or none; `switches` are fields of Distillation, of Condensation without a recipe."""
+    """`start` names an initialisation; `recipe` the experts followed, or none; `switches` are fields of Distillation, of Condensation without a recipe, and of
+    Selection without either.
+    """
 
     start: str
     recipe: str | None = None
     switches: dict[str, Any] = field(default_factory=dict)
     tuned_as: str | None = None  # whose tuned numbers it takes where a cell has none of its own
+    distils: bool = True  # a coreset does not
 
 
 INNER_MOMENTUM = 0.9
 CORESETS = {
-    "random": Method("real"),
-    "herding": Method("herding"),
-    "k-center": Method("k_center"),
-    "k-means": Method("representative"),
+    "random": Method("real", distils=False),
+    "herding": Method("herding", distils=False),
+    "k-center": Method("k_center", distils=False),
+    "k-means": Method("representative", distils=False),
 }
 CONDENSED = {  # as published, but for what depends on the IPC, which Condensation knows: arXiv 2006.05929, 2102.08259 and 2110.04181 by their authors' code
     "DC": Method("noise", switches={"method": "dc", "lr_images": 0.1, "iterations": 1000}),
     "DSA": Method("real", switches={"method": "dsa", "lr_images": 0.1, "iterations": 1000}),
     "DM": Method("real", switches={"method": "dm", "lr_images": 1.0, "iterations": 20000}),
 }
+MTT = Method("real", "sgd", {"momentum": 0.0}, "MTT")
 AST = Method("representative", "ast", {"momentum": INNER_MOMENTUM, "balance": True, "perturbation": 1.0, "intermediate": "equal"}, "AST")
 DISTILLED = {
-    "MTT": Method("real", "sgd", {"momentum": 0.0}),
+    "MTT": MTT,
     "MTT + inner momentum": Method("real", "sgd", {"momentum": INNER_MOMENTUM}),
     "MTT, strong experts": Method("real", "momentum", {"momentum": 0.0}),
     "AST": AST,
@@ -69,30 +74,44 @@ RIVALS = {  # published switches, which a cell's tuned numbers may change; what 
 }
 
 
-def without(**switches: Any) -> Method:
-    """AST with these switches changed."""
-    return replace(AST, switches=AST.switches | switches)
+def changed(method: Method, **switches: Any) -> Method:
+    """A method with these switches changed."""
+    return replace(method, switches=method.switches | switches)
 
 
 COMPOSED = {  # AST with a part of a rival
-    "AST + soft labels": without(labels="learned", lr_labels=2.0),
+    "AST + soft labels": changed(AST, labels="learned", lr_labels=2.0),
     "AST, FTD experts": replace(AST, recipe="ftd"),
 }
-ABLATIONS = {
-    "AST": AST,
+MINUS = {  # an ingredient of AST taken away
     "AST − ramp": replace(AST, recipe="momentum_penalty"),
     "AST − penalty": replace(AST, recipe="momentum_ramp"),
     "AST − representative start": replace(AST, start="real"),
-    "AST − balanced loss": without(balance=False),
-    "AST − intermediate matching": without(intermediate="none"),
-    "AST − weight perturbation": without(perturbation=0.0),
-    "AST − inner momentum": without(momentum=0.0),
+    "AST − balanced loss": changed(AST, balance=False),
+    "AST − intermediate matching": changed(AST, intermediate="none"),
+    "AST − weight perturbation": changed(AST, perturbation=0.0),
+    "AST − inner momentum": changed(AST, momentum=0.0),
+}
+CONTROLS = {  # AST with other experts
     "AST, unsmoothed experts": replace(AST, recipe="momentum"),
     "AST, SGD experts": replace(AST, recipe="sgd"),
     "AST, lr-matched experts": replace(AST, recipe="momentum_lr_matched"),
     "AST, lr warm-up for the ramp": replace(AST, recipe="momentum_warmup_penalty"),
 }
-METHODS = CORESETS | CONDENSED | DISTILLED | RIVALS | COMPOSED | ABLATIONS
+PLUS = {  # an ingredient of AST given to MTT, which has its inner momentum in DISTILLED
+    "MTT, AST experts": replace(MTT, recipe="ast"),
+    "MTT + representative start": replace(MTT, start="representative"),
+    "MTT + balanced loss": changed(MTT, balance=True),
+    "MTT + intermediate matching": changed(MTT, intermediate="equal"),
+    "MTT + weight perturbation": changed(MTT, perturbation=1.0),
+}
+METHODS = CORESETS | CONDENSED | DISTILLED | RIVALS | COMPOSED | MINUS | CONTROLS | PLUS
+GROUPS = {  # what the ablation may ask for by name; a profile adds groups of its own
+    "AST minus one": Group(base="AST", methods=tuple(MINUS)),
+    "controls": Group(base="AST", methods=tuple(CONTROLS)),
+    "MTT plus one": Group(base="MTT", methods=("MTT + inner momentum", "MTT, strong experts", *PLUS)),
+    "AST with a rival's part": Group(base="AST", methods=tuple(COMPOSED)),
+}
 CEILING = "full data"
 
 
@@ -105,6 +124,7 @@ class Run:
     method: str
     distil_seed: int
     settings: Evaluation
+    place: dict[str, str] = field(default_factory=dict)  # its group, and what that compares it with
 
     def label(self, cell: Cell) -> dict[str, Any]:
         """The first columns of its rows."""
@@ -119,15 +139,17 @@ def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | I
     return validated(Imported if "buffer" in fields else Expert, fields, f"recipe {name}")
 
 
-def selection(profile: Profile, cell: Cell, method: str, seed: int, features: str = FEATURES) -> Selection:
-    """A start, or a coreset; each seed looks through the eyes of another expert."""
-    looks = recipe(profile, cell, features, seed % profile.n_experts) if method in ("correct", "representative", "herding", "k_center") else None
-    return Selection(data=cell.data, method=method, ipc=cell.ipc, expert=looks, lr=cell.coreset_lr, seed=seed)
+def selection(profile: Profile, cell: Cell, method: str, seed: int, eyes: str = FEATURES, **changes: Any) -> Selection:
+    """A start, or a coreset; each seed looks through the eyes of another expert of the recipe `eyes`; `changes` are fields of Selection."""
+    looks = recipe(profile, cell, eyes, seed % profile.n_experts) if method in ("correct", "representative", "herding", "k_center") else None
+    fields = {"data": cell.data, "method": method, "ipc": cell.ipc, "expert": looks, "lr": cell.coreset_lr, "seed": seed}
+    return validated(Selection, fields | changes, f"'{method}' images")
 
 
 def distillation(profile: Profile, name: str, method: str, seed: int, **changes: Any) -> Distilled:
     """The settings of a method on a cell: what the cell's methods share, what was tuned for this one, its switches, `changes`."""
-    cell, how = profile.cells[name], known(method)
+    every = methods(profile)
+    cell, how = profile.cells[name], known(profile, method)
     tuned = method if method in cell.tuned else how.tuned_as or method
     if tuned not in cell.tuned:
         raise Refusal(f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods")
@@ -135,8 +157,9 @@ def distillation(profile: Profile, name: str, method: str, seed: int, **changes:
     shared = {field: value for field, value in cell.student.items() if field in kind.model_fields or field not in Distillation.model_fields}
     fields = shared | how.switches | cell.tuned[tuned] | changes
     start = fields.pop("init", how.start)
-    if tuned != method and how.switches["momentum"] != METHODS[tuned].switches["momentum"]:  # keep N a / (1 - mu), the student's reach
-        reach = (1 - how.switches["momentum"]) / (1 - METHODS[tuned].switches["momentum"])
+    own, theirs = (one.switches.get("momentum", 0.0) for one in (how, every[tuned]))
+    if tuned != method and own != theirs:  # keep N a / (1 - mu), the student's reach
+        reach = (1 - own) / (1 - theirs)
         fields |= {"a0": fields["a0"] * reach, "lr_lr": fields["lr_lr"] * reach**2}
     given = {"start": selection(profile, cell, start, seed, how.recipe or FEATURES).model_dump(), "seed": seed}
     if how.recipe:
@@ -146,17 +169,37 @@ def distillation(profile: Profile, name: str, method: str, seed: int, **changes:
     return validated(kind, given | fields, f"'{method}' on {name}")
 
 
-def known(method: str) -> Method:
+def methods(profile: Profile) -> dict[str, Method]:
+    """Those that the library knows, and the profile's own: `start` and `recipe` change what they name, other fields are switches.
+
+    Raises:
+        Refusal: one is a variant of nothing that is known.
+    """
+    every = dict(METHODS)
+    for name, fields in profile.variants.items():
+        of = fields.get("of")
+        if of not in every or name in METHODS:
+            fault = "has the name of a method that is known already" if name in METHODS else f"is `of` {of}"
+            raise Refusal(f"variant '{name}' {fault}: expected a name of its own, and `of` one of {', '.join(every)}; correct it under `variants`")
+        base, switches = every[of], {field: value for field, value in fields.items() if field not in ("of", "start", "recipe")}
+        taken = {field: fields[field] for field in ("start", "recipe") if field in fields}
+        every[name] = replace(changed(base, **switches), tuned_as=base.tuned_as or of, **taken)
+    return every
+
+
+def known(profile: Profile, method: str) -> Method:
     """The method of that name, or a refusal."""
-    if method not in METHODS:
-        raise Refusal(f"no method '{method}': expected one of {', '.join(METHODS)}; correct its name where the profile lists methods")
-    return METHODS[method]
+    every = methods(profile)
+    if method not in every:
+        raise Refusal(f"no method '{method}': expected one of {', '.join(every)}; correct its name where the profile lists methods")
+    return every[method]
 
 
 def of(profile: Profile, name: str, method: str, seed: int) -> Distilled | Selection:
     """The set that a method makes on a cell."""
-    if known(method) in CORESETS.values():
-        return selection(profile, profile.cells[name], METHODS[method].start, seed)
+    how = known(profile, method)
+    if not how.distils:
+        return selection(profile, profile.cells[name], how.start, seed, **how.switches)
     return distillation(profile, name, method, seed)
 
 
@@ -184,45 +227,70 @@ def coresets(profile: Profile) -> Iterator[Run]:
             yield replace(run, study="coresets")
 
 
+def groups(profile: Profile) -> dict[str, Group]:
+    """The groups of the profile's ablation.
+
+    Raises:
+        Refusal: no group of that name.
+    """
+    if unknown := [name for name in profile.ablation.groups if name not in GROUPS]:
+        raise Refusal(f"no group '{unknown[0]}': expected one of {', '.join(GROUPS)}; correct ablation.groups, or add the group under ablation.more")
+    return {name: GROUPS[name] for name in profile.ablation.groups} | profile.ablation.more
+
+
 def ablation(profile: Profile) -> Iterator[Run]:
-    """AST minus each ingredient, and the standing controls."""
-    name = profile.ablation.cell
-    for method in ABLATIONS:
-        for seed in range(profile.seeds):
-            made = distillation(profile, name, method, seed)
-            yield Run("ablation", name, method, seed, evaluation(profile, name, made, networks=profile.ablation.networks))
+    """Group by group what differs from its base in one thing; each base stands in the first group that it is the base of."""
+    begun = set()
+    for group, one in groups(profile).items():
+        name = one.cell or profile.ablation.cell
+        for method in (one.base, *one.methods):
+            if (name, method) in begun:
+                continue
+            begun |= {(name, one.base)}
+            for seed in range(profile.seeds):
+                judged = evaluation(profile, name, of(profile, name, method, seed), networks=profile.ablation.networks)
+                yield Run("ablation", name, method, seed, judged, {"group": group, "base": one.base})
 
 
 def cross_architecture(profile: Profile) -> Iterator[Run]:
     """Sets made with the profile's network, judged by others."""
     cross = profile.cross_architecture
-    for method in cross.methods:
-        for seed in range(min(cross.seeds, profile.seeds)):
-            made = of(profile, cross.cell, method, seed)
-            for network in cross.networks:
-                yield Run("cross_architecture", cross.cell, method, seed, evaluation(profile, cross.cell, made, network, **cross.evaluation))
+    for name in cross.cells:
+        for method in cross.methods:
+            for seed in range(min(cross.seeds, profile.seeds)):
+                made = of(profile, name, method, seed)
+                for network in cross.networks:
+                    yield Run("cross_architecture", name, method, seed, evaluation(profile, name, made, network, **cross.evaluation))
 
 
-def scores(profile: Profile) -> Iterator[tuple[Run, bool]]:
-    """What the robust scores of the main cell's methods are made of: each set, and random images of its size, judged with augmentation and without; the ceiling."""
+def scores(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """What the robust scores of the main cell's methods are made of: each set, and random images of its size, judged with augmentation and without, soft labels
+    also by the classes alone; the ceiling.
+    """
     name, cell = next(iter(profile.cells.items()))
     for method in dict.fromkeys(["random", *cell.methods]):
         for seed in range(profile.seeds):
             made = of(profile, name, method, seed)
-            yield Run("scores", name, method, seed, evaluation(profile, name, made)), True
-            yield Run("scores", name, method, seed, evaluation(profile, name, made, strategies=(), networks=profile.ablation.networks)), False
+            run = Run("scores", name, method, seed, evaluation(profile, name, made))
+            yield run, {"augmented": True, "labels": "own"}
+            plain = evaluation(profile, name, made, strategies=(), networks=profile.ablation.networks)
+            yield replace(run, settings=plain), {"augmented": False, "labels": "own"}
+            if isinstance(made, Distilled) and made.labels:
+                yield replace(run, settings=evaluation(profile, name, made, labels="hard")), {"augmented": True, "labels": "hard"}
     for run in main(profile):
         if (run.cell, run.method) == (name, CEILING):
-            yield replace(run, study="scores"), True
+            yield replace(run, study="scores"), {"augmented": True, "labels": "own"}
 
 
 def tuning(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Candidates, each with what was tried; judged on the validation split only, under a seed that no table uses."""
+    """Candidates, each with what was tried; judged on the validation split only, under seeds that no table uses."""
     for trial in profile.tuning:
         for method, candidates in trial.candidates.items():
             for tried in candidates:
-                made = distillation(profile, trial.cell, method, 1000, **trial.budget, **tried)
-                yield Run("tuning", trial.cell, method, 1000, evaluation(profile, trial.cell, made, **trial.evaluation, networks=2, test=False)), tried
+                for seed in range(1000, 1000 + trial.seeds):
+                    made = distillation(profile, trial.cell, method, seed, **trial.budget, **tried)
+                    judged = evaluation(profile, trial.cell, made, **trial.evaluation, networks=2, test=False)
+                    yield Run("tuning", trial.cell, method, seed, judged, {"choosing": trial.choosing}), tried
 
 
 def experts(profile: Profile) -> Iterator[tuple[str, str, Expert | Imported]]:
@@ -230,7 +298,7 @@ def experts(profile: Profile) -> Iterator[tuple[str, str, Expert | Imported]]:
     first = next(iter(profile.cells.values())).data
     seen = set()
     for cell in profile.cells.values():
-        followed = {FEATURES, *(METHODS[m].recipe for m in cell.methods)} - {None}
+        followed = {FEATURES, *(known(profile, m).recipe for m in cell.methods)} - {None}
         for name in profile.recipes:
             if cell.data == first or name in followed:
                 for seed in range(profile.n_experts):
@@ -238,6 +306,13 @@ def experts(profile: Profile) -> Iterator[tuple[str, str, Expert | Imported]]:
                     if settings not in seen:
                         seen.add(settings)
                         yield cell.data.name, name, settings
+
+
+def followings(profile: Profile) -> Iterator[tuple[Run, Following]]:
+    """A student that is left to itself on each set of the ablation that follows experts, on its first cell."""
+    for run in ablation(profile):
+        if run.cell == profile.ablation.cell and isinstance(run.settings.of, Distillation):
+            yield run, Following(of=run.settings.of)
 
 
 RUNS = {"coresets": coresets, "main": main, "ablation": ablation, "cross_architecture": cross_architecture}
@@ -253,11 +328,12 @@ def measurements(profile: Profile) -> list[Measurement]:
 
 def everything(profile: Profile) -> list[Settings]:
     """All that a paper needs, settled before any work: a fault anywhere in the profile shows here."""
-    for name in (profile.ablation.cell, profile.cross_architecture.cell, *(trial.cell for trial in profile.tuning)):
+    elsewhere = [one.cell for one in groups(profile).values() if one.cell]
+    for name in (profile.ablation.cell, *elsewhere, *profile.cross_architecture.cells, *(trial.cell for trial in profile.tuning)):
         if name not in profile.cells:
             raise Refusal(f"the profile names a cell '{name}': expected one of {', '.join(profile.cells)}; correct the name, or add the cell under `cells`")
     for method in {m for cell in profile.cells.values() for m in cell.methods}:
-        known(method)
+        known(profile, method)
     return [e for _, _, e in experts(profile)] + [run.settings for runs in RUNS.values() for run in runs(profile)]
 
 
@@ -265,5 +341,5 @@ def asked(profile: Profile) -> list[Settings]:
     """All that the notebooks ever ask for under a profile: the studies, and what one of them shows beside."""
     name, cell = next(iter(profile.cells.items()))
     shown = [selection(profile, cell, "representative", 0), distillation(profile, name, "AST", 0)]
-    followings, judged = (Following(of=run.settings.of) for run in ablation(profile)), (run.settings for run, _ in scores(profile))
-    return [*everything(profile), *followings, *judged, *shown, *measurements(profile)]
+    judged = (run.settings for run, _ in scores(profile))
+    return [*everything(profile), *(following for _, following in followings(profile)), *judged, *shown, *measurements(profile)]

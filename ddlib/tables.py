@@ -26,9 +26,11 @@ def in_order(rows: pd.DataFrame, by: list[str]) -> list[tuple]:
 
 
 def main(results: Results) -> pd.DataFrame:
-    """Methods x cells: last-epoch test accuracy by the lr chosen on validation; beside it lr = a, the flattering best-of columns, and what the sets cost."""
-    lines, efforts = [], effort(results)
-    for (cell, data, method), mine in in_order(results.rows("main"), ["cell", "data", "method"]):
+    """Methods x cells: last-epoch test accuracy by the lr chosen on validation; beside it lr = a, the flattering best-of columns, the paired difference to AST,
+    and what the sets cost.
+    """
+    rows, lines, efforts = results.rows("main"), [], effort(results)
+    for (cell, data, method), mine in in_order(rows, ["cell", "data", "method"]):
         chosen, fixed = mine[mine.protocol == "lr_chosen"], mine[mine.protocol == "lr_a"]
         seeds = chosen.groupby("distil_seed").accuracy.mean()
         lines.append(
@@ -46,12 +48,28 @@ def main(results: Results) -> pd.DataFrame:
                 "accuracy_at_lr_a": spread(fixed.accuracy),
                 "best_on_validation": spread(chosen.best_on_validation),
                 "best_on_test": spread(chosen.best_on_test),
+                **beside(rows[rows.cell == cell], method, "AST"),
                 **(efforts.get((cell, method)) or dict.fromkeys(EFFORT if efforts else ())),
             }
         )
     return pd.DataFrame(lines)
 
 
+def beside(rows: pd.DataFrame, method: str, base: str) -> dict:
+    """The paired difference to another method in points, with its bootstrap interval over seeds; nothing where no seed is shared."""
+    effects = 100 * claims.paired(rows, method, base) if method != base else ()
+    if not len(effects):
+        return dict.fromkeys(("difference", "low", "high", "pairs"))
+    part = claims.part("", "", effects)
+    return {"difference": part.effect, "low": part.low, "high": part.high, "pairs": part.n}
+
+
+INTERACTIONS = {  # both, one alone, the other alone, neither
+    "ramp and penalty": ("AST", "AST − penalty", "AST − ramp", "AST, unsmoothed experts"),
+    "warm-up and penalty": ("AST, lr warm-up for the ramp", "AST, momentum_warmup experts", "AST − ramp", "AST, unsmoothed experts"),
+    "balanced loss and inner momentum": ("AST", "AST − inner momentum", "AST − balanced loss", "AST − balanced loss, inner momentum"),
+}
+INTERACTS = {claims.SUPPORTED: "they help each other", claims.NOT: "they stand in each other's way", claims.OPEN: claims.OPEN}
 EFFORT = ("learned_lr", "iterations", "seconds", "megabytes")
 
 
@@ -125,17 +143,34 @@ def smoothness(results: Results) -> pd.DataFrame:
 
 
 def ablation(results: Results) -> pd.DataFrame:
-    """AST minus each ingredient and the controls; the paired difference to AST in points with its bootstrap interval over seeds."""
+    """Group by group, what differs from its base in one thing; the paired difference to the base in points with its bootstrap interval over seeds."""
     rows, lines = results.rows("ablation"), []
-    for (method,), mine in in_order(rows, ["method"]):
+    for (cell, group, base, method), mine in in_order(rows, ["cell", "group", "base", "method"]):
         chosen = mine[mine.protocol == "lr_chosen"]
-        line = {"method": method, "mean": 100 * chosen.accuracy.mean(), "seeds": chosen.distil_seed.nunique(), "networks": len(chosen)}
+        line = {"cell": cell, "group": group, "base": base, "method": method, "mean": 100 * chosen.accuracy.mean()}
+        line |= {"seeds": chosen.distil_seed.nunique(), "networks": len(chosen)}
         line |= {"accuracy": spread(chosen.accuracy), "accuracy_at_lr_a": spread(mine[mine.protocol == "lr_a"].accuracy)}
-        if method != "AST":
-            part = claims.part("", "", 100 * claims.paired(rows, method, "AST"))
-            line |= {"difference": part.effect, "low": part.low, "high": part.high, "pairs": part.n}
-        lines.append(line)
+        lines.append(line | beside(rows[rows.cell == cell], method, base))
     return pd.DataFrame(lines)
+
+
+def interactions(results: Results) -> pd.DataFrame:
+    """Where two ingredients overlap: the paired difference, in points, between what one is worth beside the other and what it is worth alone."""
+    rows, lines = results.rows("ablation"), []
+    for words, (both, one, other, neither) in INTERACTIONS.items():
+        scored = [100 * claims.accuracy(rows, method) for method in (both, one, other, neither)]
+        effects = (scored[0] - scored[1] - scored[2] + scored[3]).dropna()
+        if len(effects):
+            part = claims.part("", "", effects)
+            lines.append({"interaction": words, "points": part.effect, "low": part.low, "high": part.high, "pairs": part.n, "verdict": INTERACTS[part.verdict]})
+    return pd.DataFrame(lines, columns=["interaction", "points", "low", "high", "pairs", "verdict"])
+
+
+def recipes(results: Results) -> pd.DataFrame:
+    """Expert recipes: how good and how smooth their experts are, and how well AST's sets from them teach; mean and std over experts, and over sets."""
+    held = teaching.points(results)
+    held[["test_accuracy", "test_accuracy_std", "accuracy", "accuracy_std"]] *= 100
+    return held.rename(columns={"accuracy": "sets_accuracy", "accuracy_std": "sets_accuracy_std"})
 
 
 def cross_architecture(results: Results) -> pd.DataFrame:
@@ -149,16 +184,20 @@ def cross_architecture(results: Results) -> pd.DataFrame:
 
 
 def tuning(results: Results) -> pd.DataFrame:
-    """What was tried for whom, and what it scored on the validation split; the best is marked. Empty where nothing was tuned."""
+    """What was tried for whom, and what it scored on the validation split; marked is the best of a method's settings, or the best method. Empty where nothing was
+    tuned.
+    """
     if not results.has_rows("tuning"):
-        return pd.DataFrame(columns=["cell", "method", "iterations", "tried", "validation_accuracy", "networks", "best"])
+        return pd.DataFrame(columns=["cell", "choosing", "method", "iterations", "tried", "validation_accuracy", "networks", "best"])
     rows = results.rows("tuning")
     rows = rows[rows.protocol == "lr_chosen"]
     lines = []
-    for (cell, method, iterations), mine in in_order(rows, ["cell", "method", "iterations"]):
+    for (cell, choosing, method, iterations), mine in in_order(rows, ["cell", "choosing", "method", "iterations"]):
         found = [{"tried": tried, "validation_accuracy": 100 * a.validation_accuracy.mean(), "networks": len(a)} for (tried,), a in in_order(mine, ["tried"])]
-        best = max(range(len(found)), key=lambda i: found[i]["validation_accuracy"])
-        lines += [{"cell": cell, "method": method, "iterations": iterations, **line, "best": "*" if i == best else ""} for i, line in enumerate(found)]
+        lines += [{"cell": cell, "choosing": choosing, "method": method, "iterations": iterations, **line, "best": ""} for line in found]
+    for cell, choosing, method in {(line["cell"], line["choosing"], line["method"] if line["choosing"] == "settings" else None) for line in lines}:
+        mine = [line for line in lines if (line["cell"], line["choosing"]) == (cell, choosing) and method in (None, line["method"])]
+        max(mine, key=lambda line: line["validation_accuracy"])["best"] = "*"
     return pd.DataFrame(lines)
 
 
@@ -167,6 +206,8 @@ TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {
     "summary": summary,
     "smoothness": smoothness,
     "ablation": ablation,
+    "interactions": interactions,
+    "recipes": recipes,
     "cross_architecture": cross_architecture,
     "tuning": tuning,
     "claims": claims.table,

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from .results import Results
 
 RESAMPLES = 10_000
-TAUGHT = {  # methods of the ablation that differ in their experts alone, and whose they follow
+TAUGHT = {  # methods of the ablation that differ in their experts alone, and whose they follow; a profile's own are named "AST, <recipe> experts"
     "AST": "ast",
     "AST − ramp": "momentum_penalty",
     "AST − penalty": "momentum_ramp",
@@ -21,6 +21,7 @@ TAUGHT = {  # methods of the ablation that differ in their experts alone, and wh
     "AST, SGD experts": "sgd",
     "AST, lr-matched experts": "momentum_lr_matched",
     "AST, lr warm-up for the ramp": "momentum_warmup_penalty",
+    "AST, FTD experts": "ftd",
 }
 MEASURES = {  # of the experts: the sign of what should teach better, and its words
     "step": (-1, "shorter steps"),
@@ -37,7 +38,9 @@ def points(results: Results) -> pd.DataFrame:
     rows, smooth = results.rows("ablation"), results.rows("smoothness")
     rows, smooth = rows[rows.protocol == "lr_chosen"], smooth[smooth.data == rows.data.iloc[0]]
     lines = []
-    for method, recipe in TAUGHT.items():
+    for method, recipe in (TAUGHT | {f"AST, {name} experts": name for name in smooth.recipe.unique()}).items():
+        if method not in set(rows.method):
+            continue
         taught = rows[rows.method == method].groupby("distil_seed").accuracy.mean()
         line = {"recipe": recipe, "method": method, "seeds": len(taught), "accuracy": taught.mean(), "accuracy_std": taught.std(ddof=1)}
         experts = smooth[smooth.recipe == recipe]

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from . import measure, pipeline, plots, press, studies, tables
-from .config import Distilled, Profile, Refusal, Selection, Settings, key
+from .config import Distilled, Profile, Refusal, Settings, key
 from .engine import Progress, clock, default_workers
-from .paper import AT_THE_END, STUDIES, Paper
+from .paper import AT_THE_END, STUDIES, Paper, kept_sets
 from .store import Artefact, digest, read
 
 EQUAL, NEAR, DIFFERENT, NOT_KEPT, UNCHECKED = "equal", "within tolerance", "DIFFERENT", "not kept", "not checked"
@@ -145,10 +145,7 @@ def agreeing(held: Paper) -> Iterator[Verdict]:
 
 def of_sets(held: Paper, sets: Sets) -> Iterator[Verdict]:
     """Every set that is kept or should be; those that are sound are added to `sets`."""
-    wanted = {}
-    for run in studies.main(held.profile):
-        if run.method in studies.METHODS and not (isinstance(run.settings.of, Selection) and run.distil_seed):
-            wanted[held.results.set_file(run.cell, run.method, run.distil_seed)] = run
+    wanted = {held.results.set_file(run.cell, run.method, run.distil_seed): run for run in kept_sets(held.profile)}
     for file in sorted({*wanted, *(held.results.folder / "sets").glob("*.safetensors")}):
         name = f"sets/{file.name}"
         if not file.exists():

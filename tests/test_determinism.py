@@ -35,7 +35,7 @@ def tiny(tmp_path):
     fields = copy.deepcopy(yaml.safe_load((PROFILES / "smoke.yaml").read_text()))
     cell = fields["cells"]["digits-ipc1"]
     fields |= {"seeds": 1, "cells": {"digits-ipc1": cell | {"methods": ["k-means", "AST"]}}}
-    fields["cross_architecture"]["cell"] = "digits-ipc1"
+    fields["cross_architecture"]["cells"] = ["digits-ipc1"]
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(fields))
     return file

@@ -50,7 +50,7 @@ def test_robust_scores_at_known_points():
 
 
 def network(method, seed, augmented, accuracy):
-    return {"cell": "c", "method": method, "distil_seed": seed, "augmented": augmented, "accuracy": accuracy, "protocol": "lr_chosen"}
+    return {"cell": "c", "method": method, "distil_seed": seed, "augmented": augmented, "labels": "own", "accuracy": accuracy, "protocol": "lr_chosen"}
 
 
 HAND = pd.DataFrame(
@@ -75,10 +75,19 @@ def test_scores_add_only_evaluations_without_augmentation():
     profile = config.profile("smoke")
     paid = {run.settings for run in studies.main(profile)}
     runs = list(studies.scores(profile))
-    assert all(run.settings in paid for run, augmented in runs if augmented)
-    assert all(run.settings.strategies == () and run.settings not in paid for run, augmented in runs if not augmented)
-    assert {run.method for run, augmented in runs if not augmented} == set(next(iter(profile.cells.values())).methods)
+    assert all(run.settings in paid for run, how in runs if how["augmented"])
+    assert all(run.settings.strategies == () and run.settings not in paid for run, how in runs if not how["augmented"])
+    assert {run.method for run, how in runs if not how["augmented"]} == set(next(iter(profile.cells.values())).methods)
     assert {run.settings for run, _ in runs} <= set(studies.asked(profile))
+    assert {how["labels"] for _, how in runs} == {"own"}  # no set of these has soft ones
+
+
+def test_hard_labels_are_what_hlr_is_made_of_where_a_set_has_soft_ones():
+    hard = HAND[(HAND.method == "good") & HAND.augmented].assign(labels="hard", accuracy=lambda rows: rows.accuracy - 0.2)
+    found, soft = scores.by_seed(pd.concat([HAND, hard])), scores.by_seed(HAND)
+    assert found.loc["good"].hlr.tolist() == pytest.approx([0.5, 0.5])
+    assert found[["ior", "ior_plain", "ars"]].equals(soft[["ior", "ior_plain", "ars"]]) and found.loc["random"].equals(soft.loc["random"])
+    assert found.loc["good"].lrs.tolist() == pytest.approx([scores.squash(x) for x in (-0.025, -0.075)])
 
 
 def test_rank_correlations_are_scipys():
@@ -94,7 +103,8 @@ def test_rank_correlations_are_scipys():
 
 
 def test_teachers_differ_in_their_experts_alone():
-    alike = {name: how.recipe for name, how in studies.ABLATIONS.items() if (how.start, how.switches) == (studies.AST.start, studies.AST.switches)}
+    ours = {"AST": studies.AST} | studies.COMPOSED | studies.MINUS | studies.CONTROLS
+    alike = {name: how.recipe for name, how in ours.items() if (how.start, how.switches) == (studies.AST.start, studies.AST.switches)}
     assert alike == teaching.TAUGHT
 
 

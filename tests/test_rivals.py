@@ -45,7 +45,7 @@ def profile(tmp_path_factory):
     cell["tuned"] |= {method: TUNED | more for method, more in OWN.items() if more is not None}
     cell["student"] |= {"iterations": 6, "checks": 3, "check_epochs": 5}
     fields |= {"cells": {CELL: cell}, "seeds": 1, "tuning": []}
-    fields["cross_architecture"]["cell"] = CELL
+    fields["cross_architecture"]["cells"] = [CELL]
     file = tmp_path_factory.mktemp("profile") / "rivals.yaml"
     file.write_text(yaml.safe_dump(fields))
     return config.profile(str(file))
