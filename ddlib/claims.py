@@ -217,4 +217,5 @@ def decider(row: dict) -> str:
 def said(row: dict) -> list[str]:
     """Effect, low and high in words: accuracies in points, others as they are."""
     points = "accuracy" in row["statement"]
-    return [(f"{100 * row[name]:+.1f} points" if points else f"{row[name]:+.3f}").replace("-", "−") for name in ("effect", "low", "high")]
+    values = [round(100 * row[name], 1) if points else round(row[name], 3) for name in ("effect", "low", "high")]
+    return [(f"{value + 0.0:+.1f} points" if points else f"{value + 0.0:+.3f}").replace("-", "−") for value in values]  # + 0.0: no negative zero

@@ -484,7 +484,7 @@ def ablation(results: Results) -> Figure:
         ax.set_yticks(range(len(methods)), methods)
         ax.set_ylim(len(methods) - 0.4, -0.6)
         ax.set_title(f"{group}: minus {base}, {cell}", loc="left")
-    axes[-1].set_xlabel(f"difference in test accuracy at the same seed (points), mean ± std over seeds, n = {rows.distil_seed.nunique()}")
+    axes[-1].set_xlabel(f"difference in test accuracy at the same seed (points)\nmean ± std over seeds, n = {rows.distil_seed.nunique()}")
     return figure
 
 

@@ -31,6 +31,7 @@ NEEDS = {  # the studies that a notebook reads
     "08_ablations": ["ablation", "curves", "smoothness", "following"],
     "09_paper": ["main", "ablation"],
 }
+BLOCKS = {"laptop": "paper", "laptop-full": "full"}  # profile -> its part of the README
 GATHERS = "09_paper"  # shows what all the others made, so it runs last
 RUNNING = 12.0  # seconds that a notebook takes once everything is there
 
@@ -142,7 +143,7 @@ def paper(profile: str, file: Path | None = None, only: list[str] | None = None)
     progress.close()
     folder = held.results.folder
     print(f"\nDone in {clock(time.monotonic() - began)}. Open:")
-    for what, where in (("the main figure", "figures/main.png"), ("the claims and their verdicts", "tables/claims.md"), ("the paper", "notebooks/09_paper.ipynb")):
+    for what, where in (("the main figure", "figures/main.png"), ("the claims and their verdicts", "claims.md"), ("the paper", "notebooks/09_paper.ipynb")):
         print(f"  {folder / where}  ({what})")
 
 
@@ -188,21 +189,21 @@ def run(study: str, profile: str, part: str | None = None) -> None:
 
 
 def fill_readme(held: Paper) -> None:
-    """Put the main figure, the main table and the verdicts into the README; only the profile that the README speaks of does."""
-    if held.name == "laptop":
-        fill("paper", summary(held.results))
+    """Put the main figure, the main table and the verdicts into the README's block of that profile, if it has one."""
+    if held.name in BLOCKS:
+        fill(BLOCKS[held.name], summary(held.results))
 
 
 def summary(results: Results) -> list[str]:
     """The README's paragraphs on a paper, from its tables."""
     folder = results.folder
-    claims = pd.read_csv(folder / "tables" / "claims.csv", dtype={"claim": str})
+    claims, ledger = pd.read_csv(folder / "tables" / "claims.csv", dtype={"claim": str}), f"results/{folder.name}/claims.md"
     verdicts = claims[claims.claim.str.len() == 1][["claim", "statement", "verdict"]]
     return [
         f"![Test accuracy by method](results/{folder.name}/figures/main.svg)",
         "Test accuracy in percent after the last epoch, lr chosen on validation: mean ± std over all networks of all distillation seeds (number of networks).",
         (folder / "tables" / "summary.md").read_text().strip(),
-        "What holds of the paper's seven claims at this scale (a claim is as good as its weakest part, named in brackets):",
+        f"What holds of the paper's seven claims at this scale (a claim is as good as its weakest part, named in brackets; [all that was measured]({ledger})):",
         verdicts.to_markdown(index=False),
     ]
 

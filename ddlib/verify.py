@@ -87,14 +87,15 @@ def rendered(held: Paper, fresh: Paper) -> Iterator[Verdict]:
             copytree(held.results.folder / part, fresh.results.folder / part)
     for name in tables.TABLES:
         yield again(held, fresh, f"tables/{name}", ("csv", "md"), lambda name=name: fresh.table(name))
+    yield again(held, fresh, "claims", ("md",), lambda: None)  # made with their table
     for name in plots.FIGURES:
         yield again(held, fresh, f"figures/{name}", ("svg", "png"), lambda name=name: fresh.figure(name))
 
 
 def readme(held: Paper) -> Iterator[Verdict]:
     """The README's block of results, where this is the profile that it speaks of."""
-    if held.name == "laptop" and press.README.exists():
-        same = press.filled("paper", press.summary(held.results)) == press.README.read_text()
+    if held.name in press.BLOCKS and press.README.exists():
+        same = press.filled(press.BLOCKS[held.name], press.summary(held.results)) == press.README.read_text()
         yield Verdict(press.README.name, EQUAL) if same else Verdict(press.README.name, DIFFERENT, "its block is not what the tables say; `make paper` fills it")
 
 

@@ -113,6 +113,19 @@ def test_the_set_that_is_kept_is_that_of_a_look(method, profile, made):
         assert y is held.tensors["labels"]
 
 
+def test_soft_labels_can_be_left_aside(profile, made, tmp_path):
+    """Judged under hard labels, a set with soft ones scores what the same images score without them; its own labels score otherwise."""
+    settings = studies.distillation(profile, CELL, "DATM", 0)
+    judged = Evaluation(of=settings, network=NET, networks=1, epochs=3, factors=(1.0,))
+    held, bare = made.load(settings), with_needs(settings, made, tmp_path)
+    bare.save(settings, {name: t for name, t in held.tensors.items() if name != "soft"}, held.record)
+    asked = ((judged.model_copy(update={"labels": "hard"}), made), (judged, made), (judged, bare))
+    hard, soft, without = ([row["accuracy"] for row in get(how, store).record["rows"]] for how, store in asked)
+    assert hard == without != soft
+    runs = [how["labels"] for run, how in studies.scores(profile) if run.method == "DATM"]
+    assert runs == ["own", "own", "hard"] and all(how["labels"] == "own" for run, how in studies.scores(profile) if "label" not in run.method and run.method != "DATM")
+
+
 def walk(settings, store, steps):
     """The states of the outer loop, as the pipeline begins it."""
     real = pipeline.images(settings.start.data, store)
