@@ -23,7 +23,7 @@ from sklearn.isotonic import isotonic_regression
 from . import teaching
 from .claims import UNBALANCED
 from .config import Refusal
-from .results import Results
+from .results import Results, in_reading_order
 from .store import Artefact
 from .whiten import Space
 
@@ -238,7 +238,7 @@ def spread_dots(ax: Axes, y: float, values: pd.Series, look: Look) -> None:
 def main(results: Results) -> Figure:
     """How well each method's sets teach a fresh network, cell by cell, and how far the ceiling is."""
     rows = results.rows("main")
-    return dots(rows, "cell", [m for m in rows.method.unique() if m != CEILING])
+    return dots(rows, "cell", [m for m in in_reading_order(rows) if m != CEILING])
 
 
 def coresets(results: Results) -> Figure:
@@ -483,7 +483,7 @@ def ablation(results: Results) -> Figure:
         ax.axvline(0, color=BLACK, linewidth=0.8)
         ax.set_yticks(range(len(methods)), methods)
         ax.set_ylim(len(methods) - 0.4, -0.6)
-        ax.set_title(f"{group}: minus {base}, {cell}", loc="left")
+        ax.set_title(f"{group} (against {base}, {cell})", loc="left")
     axes[-1].set_xlabel(f"difference in test accuracy at the same seed (points)\nmean ± std over seeds, n = {rows.distil_seed.nunique()}")
     return figure
 

@@ -17,6 +17,12 @@ from .config import Refusal
 from .store import Artefact, read, write_whole
 
 
+def in_reading_order(rows: pd.DataFrame) -> list[str]:
+    """The methods of rows as the cell with most of them lists them, then those that it lacks."""
+    cells = [list(mine.method.unique()) for _, mine in rows.groupby("cell", sort=False)]
+    return list(dict.fromkeys(method for methods in sorted(cells, key=len, reverse=True) for method in methods))
+
+
 class NoRows(Refusal):
     """A study was not run, or before its rows were kept."""
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from . import claims, scores, teaching
 from .published import published
-from .results import Results
+from .results import Results, in_reading_order
 
 
 def spread(values: pd.Series) -> str:
@@ -126,7 +126,7 @@ def others(results: Results) -> pd.DataFrame:
 def summary(results: Results) -> pd.DataFrame:
     """The main table as a reader scans it: methods down, cells across."""
     table = main(results)
-    return table.pivot(index="method", columns="cell", values="accuracy").loc[table.method.unique(), table.cell.unique()].reset_index()
+    return table.pivot(index="method", columns="cell", values="accuracy").loc[in_reading_order(table), table.cell.unique()].reset_index()
 
 
 def smoothness(results: Results) -> pd.DataFrame:
