@@ -155,12 +155,13 @@ def distillation(profile: Profile, name: str, method: str, seed: int, **changes:
         raise Refusal(f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods")
     kind = Distillation if how.recipe else Condensation
     shared = {field: value for field, value in cell.student.items() if field in kind.model_fields or field not in Distillation.model_fields}
-    fields = shared | how.switches | cell.tuned[tuned] | changes
-    start = fields.pop("init", how.start)
+    fields = shared | how.switches | cell.tuned[tuned]
     own, theirs = (one.switches.get("momentum", 0.0) for one in (how, every[tuned]))
     if tuned != method and own != theirs:  # keep N a / (1 - mu), the student's reach
         reach = (1 - own) / (1 - theirs)
         fields |= {"a0": fields["a0"] * reach, "lr_lr": fields["lr_lr"] * reach**2}
+    fields |= changes
+    start = fields.pop("init", how.start)
     given = {"start": selection(profile, cell, start, seed, how.recipe or FEATURES).model_dump(), "seed": seed}
     if how.recipe:
         given |= {"experts": recipe(profile, cell, how.recipe).model_dump(), "n_experts": profile.n_experts}
