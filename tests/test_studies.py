@@ -64,6 +64,15 @@ def test_a_variant_of_nothing_is_refused(tmp_path, variants, message):
         studies.everything(profile(tmp_path, variants=variants))
 
 
+def test_borrowed_settings_keep_the_students_reach_and_given_ones_stay(tmp_path):
+    """N a / (1 - mu): AST's a0 and lr_lr under no momentum; what is asked for by hand is taken as it is."""
+    held = profile(tmp_path)
+    ast, plain = (studies.of(held, CELL, method, 0) for method in ("AST", "AST − inner momentum"))
+    assert plain.a0 == pytest.approx(10 * ast.a0) and plain.lr_lr == pytest.approx(100 * ast.lr_lr) and plain.momentum == 0
+    asked = studies.distillation(held, CELL, "AST − inner momentum", 0, a0=0.02, lr_lr=1e-5)
+    assert (asked.a0, asked.lr_lr) == (0.02, 1e-5)
+
+
 def test_groups_stand_beside_their_base_once(tmp_path):
     held = profile(tmp_path)
     runs = [run for run in studies.ablation(held) if run.distil_seed == 0]
