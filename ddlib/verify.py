@@ -56,7 +56,7 @@ def verify(profile: str, quick: bool = False) -> bool:
     if not (held.results.folder / "rows").is_dir():
         raise Refusal(f"nothing to verify: no rows in {held.results.folder / 'rows'}; expected what `make paper PROFILE={held.name}` leaves there: run it first")
     with tempfile.TemporaryDirectory(prefix="ddlib-verify-") as folder:
-        fresh = Paper(profile, Path(folder) / "store", Path(folder) / "results")
+        fresh = Paper(profile, Path(folder) / "store", Path(folder) / "results" / held.name)
         alike = same_kind(held)
         found = [*rendered(held, fresh), *readme(held), *agreeing(held), *executed(held)]
         if not quick:
