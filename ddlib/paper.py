@@ -24,7 +24,7 @@ from .results import Results
 from .store import Artefact, Store, write
 
 HOME = Path(os.environ.get("DDLIB_HOME") or Path(__file__).resolve().parent.parent)
-LARGE = 2 << 20  # bytes of images, above which a set stays in the store
+SMALL, LARGE = 256 << 10, 2 << 20  # bytes of images: up to the first a set is kept under every seed, above the second it stays in the store
 AT_THE_END = ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")  # what an expert's last epoch says of it
 
 
@@ -110,14 +110,13 @@ class Paper:
 
 
 def kept_sets(profile: Profile) -> Iterator[studies.Run]:
-    """The sets of the main study that are kept beside its rows: distilled ones of one image a class under every seed, all others under the first, none that is large."""
+    """The sets of the main study that are kept beside its rows: small distilled ones under every seed, other ones and coresets under the first, none that is large."""
     for run in studies.main(profile):
         made, first = run.settings.of, run.distil_seed == 0
         start = made.start if isinstance(made, Distilled) else made
-        if run.method == studies.CEILING or not (first or (isinstance(made, Distilled) and start.ipc == 1)):
-            continue
         known = data.about(start.data)
-        if 4 * start.ipc * len(known.class_names) * prod(known.shape) <= LARGE:
+        size = 4 * start.ipc * len(known.class_names) * prod(known.shape)
+        if run.method != studies.CEILING and size <= (LARGE if first else SMALL if isinstance(made, Distilled) else 0):
             yield run
 
 

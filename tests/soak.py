@@ -63,7 +63,7 @@ PROFILE = {
     },
     "ablation": {"cell": "digits-ipc1", "networks": 1},
     "cross_architecture": {
-        "cell": "digits-ipc1",
+        "cells": ["digits-ipc1"],
         "methods": ["AST"],
         "seeds": 1,
         "networks": [{"architecture": "convnet", "width": 4, "depth": 2}],

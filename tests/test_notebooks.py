@@ -61,7 +61,8 @@ def test_all_tables_figures_rows_and_sets_are_left(printed):
         assert len(Results(folder).rows(name))
     assert Results(folder).set("digits-ipc1", "AST").record["lr"] > 0
     claims = pd.read_csv(folder / "tables/claims.csv")
-    assert list(claims.columns) == ["claim", "statement", "effect", "low", "high", "n", "verdict"]
+    assert list(claims.columns) == ["claim", "statement", "effect", "low", "high", "n", "verdict", "settled_by"]
+    assert "## 7. " in (folder / "claims.md").read_text()
     assert {"1", "2", "3", "4", "5", "6", "7"} <= set(claims.claim.astype(str))
 
 

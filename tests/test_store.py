@@ -300,6 +300,7 @@ OTHERWISE = {  # for each field another value
         "search_networks": 2,
         "test": False,
         "looks": 4,
+        "labels": "hard",
         "strategies": (),
     },
 }
