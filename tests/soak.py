@@ -319,10 +319,11 @@ def alive(home: Path) -> list[int]:
 def contents(home: Path) -> dict[str, bytes]:
     """Every artefact, row, table, figure and executed notebook; what a kill left half-written has no name.
 
-    Not the notes of what tasks took, nor which machine made the results, which a paper writes if anything was left for it to make.
+    Not the lock of a process that was killed between an artefact's last byte and letting go, which `gc` removes; not the notes of what
+    tasks took, nor which machine made the results, which a paper writes if anything was left for it to make.
     """
     files = [file for part in ("store", "results") for file in (home / part).rglob("*") if file.is_file() and not file.name.startswith(".half-")]
-    files = [file for file in files if file.parent.name != "notes" and file.name != "machine.json"]
+    files = [file for file in files if file.parent.name not in ("notes", "locks") and file.name != "machine.json"]
     return {str(file.relative_to(home)): file.read_bytes() for file in files}
 
 
