@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext
 from functools import partial
@@ -232,6 +232,58 @@ def forgiven(task: str, times: int) -> Lost | None:
     return Lost(f"{task}: its process was killed, and {RETRIES} times again, likely for want of memory: run fewer side by side (WORKERS=...)")
 
 
+def taken(ready: Sequence[Task], shard: Shard | None, free: int) -> Iterator[Task]:
+    """Of the tasks that are ready as many as there are workers free for; of a shard those that it may do, in its order."""
+    if not shard:
+        yield from ready[:free]
+        return
+    for task in shard.order(ready):
+        if free <= 0:
+            return
+        if shard.takes(task):
+            free -= 1
+            yield task
+
+
+class Queue:
+    """What of `tasks` (task -> the tasks it needs) is still to be begun, and what became of the rest."""
+
+    def __init__(self, tasks: Mapping[Task, Iterable[Task]], work: Callable[[Task], float], label: Callable[[Task], str], progress: Progress):
+        self.waiting = {task: {n for n in needs if n in tasks} for task, needs in tasks.items()}
+        self.work, self.label, self.progress = work, label, progress
+        self.killed: Counter[Task] = Counter()
+        self.failures: list[BaseException] = []
+
+    def ready(self, busy: Callable[[Task], bool]) -> list[Task]:
+        """Those that lack nothing: the longest first, and last what another process is on."""
+        return sorted((task for task, needs in self.waiting.items() if not needs), key=lambda task: (busy(task), -self.work(task)))
+
+    def begin(self, task: Task) -> None:
+        """It waits no more."""
+        del self.waiting[task]
+
+    def finish(self, task: Task) -> None:
+        """It is made; nobody has to wait for it."""
+        for needs in self.waiting.values():
+            needs.discard(task)
+        self.progress.advance(self.work(task), self.label(task))
+
+    def end(self, task: Task, error: BaseException | None) -> None:
+        """It has ended, in one way or another. One whose process was killed waits again; one that failed is not waited for; nothing waits for a full disk."""
+        if isinstance(error, BrokenExecutor):
+            self.killed[task] += 1
+            if (error := forgiven(self.label(task), self.killed[task])) is None:
+                self.waiting[task] = set()
+                return
+        if error is None:
+            self.finish(task)
+            return
+        self.failures.append(error)
+        if isinstance(error, Full):
+            self.waiting.clear()
+        print(f"{self.label(task)} failed: {error}", file=sys.stderr, flush=True)
+
+
 def run(
     tasks: Mapping[Task, Iterable[Task]],
     do: Callable[[Task], object],
@@ -251,30 +303,16 @@ def run(
     if not tasks:
         return
     workers = min(workers or default_workers(), len(tasks))
-    waiting = {task: {n for n in needs if n in tasks} for task, needs in tasks.items()}
+    queue = Queue(tasks, work, label, progress or Progress("", sum(map(work, tasks)), workers))
     running: dict[Future, Task] = {}
-    killed: Counter[Task] = Counter()
-    failures: list[BaseException] = []
-    mine = progress is None
-    progress = progress or Progress("", sum(map(work, tasks)), workers)
-
-    def finish(task: Task) -> None:
-        for needs in waiting.values():
-            needs.discard(task)
-        progress.advance(work(task), label(task))
-
     with nullcontext(pool) if pool else executor(workers) as able:
         while True:
-            for task in shard.made(waiting) if shard else ():
-                del waiting[task]
-                finish(task)
-            ready = sorted((t for t, needs in waiting.items() if not needs), key=lambda t: (busy(t), -work(t)))
-            for task in shard.order(ready) if shard else ready:
-                if len(running) >= workers:
-                    break
-                if shard and not shard.takes(task):
-                    continue
-                del waiting[task]
+            for task in shard.made(queue.waiting) if shard else ():
+                queue.begin(task)
+                queue.finish(task)
+            ready = queue.ready(busy)
+            for task in taken(ready, shard, workers - len(running)):
+                queue.begin(task)
                 running[able.submit(do, task)] = task
             if not running:
                 if not ready:
@@ -282,22 +320,11 @@ def run(
                 shard.waits(ready)
                 time.sleep(POLL)
             for future in wait(running, POLL if shard else None, FIRST_COMPLETED).done:
-                task, error = running.pop(future), future.exception()
+                task = running.pop(future)
                 if shard:
                     shard.drops(task)
-                if isinstance(error, BrokenExecutor):
-                    killed[task] += 1
-                    if (error := forgiven(label(task), killed[task])) is None:
-                        waiting[task] = set()
-                        continue
-                if error is not None:
-                    failures.append(error)
-                    if isinstance(error, Full):
-                        waiting.clear()
-                    print(f"{label(task)} failed: {error}", file=sys.stderr, flush=True)
-                    continue
-                finish(task)
-    if mine:
-        progress.close()
-    if failures:
-        raise failures[0]
+                queue.end(task, future.exception())
+    if progress is None:
+        queue.progress.close()
+    if queue.failures:
+        raise queue.failures[0]

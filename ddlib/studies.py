@@ -181,7 +181,7 @@ def methods(profile: Profile) -> dict[str, Method]:
         of = fields.get("of")
         if of not in every or name in METHODS:
             fault = "has the name of a method that is known already" if name in METHODS else f"is `of` {of}"
-            raise Refusal(f"variant '{name}' {fault}: expected a name of its own, and `of` one of {', '.join(every)}; correct it under `variants`")
+            raise Refusal(f"variant '{name}' {fault}: expected a name of its own, and `of` one of {'; '.join(every)}\ncorrect it under `variants`")
         base, switches = every[of], {field: value for field, value in fields.items() if field not in ("of", "start", "recipe")}
         taken = {field: fields[field] for field in ("start", "recipe") if field in fields}
         every[name] = replace(changed(base, **switches), tuned_as=base.tuned_as or of, **taken)
@@ -192,7 +192,7 @@ def known(profile: Profile, method: str) -> Method:
     """The method of that name, or a refusal."""
     every = methods(profile)
     if method not in every:
-        raise Refusal(f"no method '{method}': expected one of {', '.join(every)}; correct its name where the profile lists methods")
+        raise Refusal(f"no method '{method}': expected one of {'; '.join(every)}\ncorrect its name where the profile lists methods")
     return every[method]
 
 
