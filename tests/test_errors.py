@@ -118,7 +118,7 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     "T_max too high": (profile(**{f"{CELL}/student/start_epochs": 4}), "T_max = 4 with matched_epochs M = 2 reaches", "the experts have 4", "lower T_max or M"),
     "checks above iterations": (profile(**{f"{CELL}/student/checks": 9}), "checks = 9", "above iterations = 4", "lower it"),
     "ipc too high": (profile(**{f"{CELL}/ipc": 121}), "ipc = 121", "has 120 training images a class", "choose an ipc of at most 120"),
-    "unknown method": (profile(**{f"{CELL}/methods": ["MTTT"]}), "no method 'MTTT'", "expected one of random, herding", "correct its name"),
+    "unknown method": (profile(**{f"{CELL}/methods": ["MTTT"]}), "no method 'MTTT'", "expected one of random; herding", "correct its name"),
     "nothing tuned": (profile(**{f"{CELL}/tuned/AST": None}), "has no tuned settings for 'AST'", "cells.digits-ipc1.tuned", "add them under"),
     "unknown recipe": (profile(**{"recipes/ast": None}), "no expert recipe 'ast'", "expected one of sgd, momentum", "add it under `recipes`"),
     "unknown cell": (profile(**{"ablation/cell": "digits"}), "names a cell 'digits'", "expected one of digits-ipc1, digits-ipc3", "correct the name, or add"),
