@@ -61,7 +61,7 @@ DISTILLED = {
 }
 RECIPES = {
     "sgd": Look(BLACK, "s", DASH),
-    "ftd": Look(SKY, "D", LONG),
+    "ftd": Look(BLACK, "D", DOT),
     "momentum": Look(BLUE, "v"),
     "adam": Look(PURPLE, "^", MIXED),
     "momentum_ramp": Look(SKY, "P", LONG),
