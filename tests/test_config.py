@@ -85,7 +85,7 @@ def test_a_fault_is_refused(kind, fields, parts):
 
 
 IN_A_PROFILE = [  # place, value, what the message says
-    (f"cells/{CELL}/methods", ["random", "MTTT"], ["no method 'MTTT'", "expected one of", "MTT, MTT + inner momentum"]),
+    (f"cells/{CELL}/methods", ["random", "MTTT"], ["no method 'MTTT'", "expected one of", "MTT; MTT + inner momentum"]),
     (f"cells/{CELL}/tuned/AST", None, [f"cell {CELL} has no tuned settings for 'AST'", f"cells.{CELL}.tuned", "remove"]),
     (f"cells/{CELL}/student/inner_step", 3, [f"'MTT' on {CELL} cannot be used", "inner_step: unknown key"]),
     (f"cells/{CELL}/student/start_epochs", 5, ["T_max = 5", "lower T_max or M"]),
