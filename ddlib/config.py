@@ -419,6 +419,7 @@ class Cell(Settings):
     data: Data
     ipc: Count
     methods: Annotated[tuple[str, ...], Field(strict=False)]
+    seeds: Count | None = None  # distillation seeds; None: as many as the profile has
     student: dict[str, Any] = {}  # fields of Distillation, for every method; of Condensation those that it has too
     tuned: dict[str, dict[str, Any]] = {}  # method -> fields of what it runs, before its switches; `init`: another initialisation than the method's
     coreset_lr: Positive = 0.01  # a for sets that learn none

@@ -211,11 +211,16 @@ def evaluation(profile: Profile, name: str, made: Distilled | Selection, network
     return validated(Evaluation, {"of": made, "network": network, **fields}, f"evaluation on {name}")
 
 
+def seeds(profile: Profile, name: str) -> range:
+    """The distillation seeds of a cell."""
+    return range(profile.cells[name].seeds or profile.seeds)
+
+
 def main(profile: Profile) -> Iterator[Run]:
     """Every method on every cell, and the ceiling."""
     for name, cell in profile.cells.items():
         for method in cell.methods:
-            for seed in range(profile.seeds):
+            for seed in seeds(profile, name):
                 yield Run("main", name, method, seed, evaluation(profile, name, of(profile, name, method, seed)))
         everything = Selection(data=cell.data, method="all", lr=profile.ceiling.lr)
         yield Run("main", name, CEILING, 0, evaluation(profile, name, everything, **profile.ceiling.evaluation))
@@ -248,7 +253,7 @@ def ablation(profile: Profile) -> Iterator[Run]:
             if (name, method) in begun:
                 continue
             begun |= {(name, one.base)}
-            for seed in range(profile.seeds):
+            for seed in seeds(profile, name):
                 judged = evaluation(profile, name, of(profile, name, method, seed), networks=profile.ablation.networks)
                 yield Run("ablation", name, method, seed, judged, {"group": group, "base": one.base})
 
@@ -258,7 +263,7 @@ def cross_architecture(profile: Profile) -> Iterator[Run]:
     cross = profile.cross_architecture
     for name in cross.cells:
         for method in cross.methods:
-            for seed in range(min(cross.seeds, profile.seeds)):
+            for seed in seeds(profile, name)[: cross.seeds]:
                 made = of(profile, name, method, seed)
                 for network in cross.networks:
                     yield Run("cross_architecture", name, method, seed, evaluation(profile, name, made, network, **cross.evaluation))
@@ -270,7 +275,7 @@ def scores(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
     """
     name, cell = next(iter(profile.cells.items()))
     for method in dict.fromkeys(["random", *cell.methods]):
-        for seed in range(profile.seeds):
+        for seed in seeds(profile, name):
             made = of(profile, name, method, seed)
             run = Run("scores", name, method, seed, evaluation(profile, name, made))
             yield run, {"augmented": True, "labels": "own"}
