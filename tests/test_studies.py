@@ -53,7 +53,7 @@ def test_a_variant_changes_what_it_says_and_nothing_else(tmp_path):
 def test_a_cell_may_have_seeds_of_its_own(tmp_path):
     fields = yaml.safe_load((config.PROFILES / "smoke.yaml").read_text())["cells"]
     held = profile(tmp_path, cells={"digits-ipc3": fields["digits-ipc3"] | {"seeds": 5}})
-    found = {name: {run.seed for run in studies.main(held) if run.cell == name} for name in held.cells}
+    found = {name: {run.distil_seed for run in studies.main(held) if run.cell == name} for name in held.cells}
     assert found["digits-ipc3"] == set(range(5)) and found[CELL] == set(range(held.seeds)) and held.seeds != 5
 
 
