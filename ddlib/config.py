@@ -432,6 +432,7 @@ class Group(Settings):
     base: str
     methods: Annotated[tuple[str, ...], Field(strict=False)]
     cell: str | None = None  # None: that of the other groups
+    seeds: Count | None = None  # distillation seeds; None: as many as the cell has
 
 
 class Ablation(Settings):

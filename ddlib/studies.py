@@ -253,7 +253,7 @@ def ablation(profile: Profile) -> Iterator[Run]:
             if (name, method) in begun:
                 continue
             begun |= {(name, one.base)}
-            for seed in seeds(profile, name):
+            for seed in seeds(profile, name)[: one.seeds]:
                 judged = evaluation(profile, name, of(profile, name, method, seed), networks=profile.ablation.networks)
                 yield Run("ablation", name, method, seed, judged, {"group": group, "base": one.base})
 

@@ -50,11 +50,14 @@ def test_a_variant_changes_what_it_says_and_nothing_else(tmp_path):
     assert isinstance(deep, Selection) and differing(plain, deep) == {"features"} and deep.features == "penultimate"
 
 
-def test_a_cell_may_have_seeds_of_its_own(tmp_path):
+def test_a_cell_and_a_group_may_have_seeds_of_their_own(tmp_path):
     fields = yaml.safe_load((config.PROFILES / "smoke.yaml").read_text())["cells"]
-    held = profile(tmp_path, cells={"digits-ipc3": fields["digits-ipc3"] | {"seeds": 5}})
+    more = {"k-means": OWN["k-means"] | {"seeds": 4}, "AST+ minus one": OWN["AST+ minus one"]}
+    held = profile(tmp_path, cells={"digits-ipc3": fields["digits-ipc3"] | {"seeds": 5}}, ablation={"more": more})
     found = {name: {run.distil_seed for run in studies.main(held) if run.cell == name} for name in held.cells}
     assert found["digits-ipc3"] == set(range(5)) and found[CELL] == set(range(held.seeds)) and held.seeds != 5
+    groups = {name: {run.distil_seed for run in studies.ablation(held) if run.place["group"] == name} for name in more}
+    assert groups == {"k-means": set(range(4)), "AST+ minus one": set(range(held.seeds))}
 
 
 @pytest.mark.parametrize(
