@@ -43,7 +43,7 @@ Raw = dict[str, Tensor]  # x_train, y_train, x_val, ...: uint8 pixels (n, c, h, 
 class Images:
     """A data set as a network sees it. One copy serves the whole process: do not write into its tensors."""
 
-    name: str
+    settings: Data
     x_train: Tensor  # (n, c, h, w), float32 in `space`
     y_train: Tensor  # (n,), int64
     x_val: Tensor
@@ -58,6 +58,10 @@ class Images:
         """The same on another device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,6 +82,7 @@ class Set:
     per_class: int  # training images; of ImageNet's classes, which differ in size, the least there can be
     strategies: tuple[str, ...]
     source: str
+    licence: str = "unknown"  # as Hugging Face's dataset cards name it
     cached: bool = False  # those that take longer to make than to read
     sha256: str | None = None  # of what seed 0 makes
     find: Callable[[Path], folders.Found] | None = None  # the image files
@@ -116,7 +121,7 @@ def _load(settings: Data, folder: Path) -> Images:
     entry = about(settings)
     space, tensors = (_mapped if entry.find else _held)(entry, settings, folder)
     class_names = entry.words(folder) if entry.words else entry.class_names
-    return Images(settings.name, **tensors, space=space, class_names=class_names, strategies=entry.strategies)
+    return Images(settings, **tensors, space=space, class_names=class_names, strategies=entry.strategies)
 
 
 def _held(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
@@ -381,17 +386,17 @@ IMAGENET = "ImageNet ILSVRC2012 (Russakovsky et al., 2015), image-net.org, for r
 STANFORD = "Tiny ImageNet (Stanford CS231n), from ImageNet, for research alone"
 KRIZHEVSKY = "Krizhevsky (2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"
 SETS: dict[str, Set] = {
-    "digits": Set(_digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, sha256="1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5"),
-    "mnist_5k": Set(_mnist, DIGITS, (1, 28, 28), 350, UNFLIPPED, MNIST, True, "82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c"),
+    "digits": Set(_digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, "cc-by-4.0", sha256="1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5"),
+    "mnist_5k": Set(_mnist, DIGITS, (1, 28, 28), 350, UNFLIPPED, MNIST, "cc-by-sa-3.0", True, "82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c"),
     "mnist_m_5k": Set(
-        _mnist_m, DIGITS, (3, 32, 32), 350, UNFLIPPED, MNIST_M, True, "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652"
+        _mnist_m, DIGITS, (3, 32, 32), 350, UNFLIPPED, MNIST_M, "other", True, "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652"
     ),
     # not cached: the archive is as quick to read as a second copy would be
     "cifar10": Set(partial(_cifar, "CIFAR10"), tuple(OBJECTS.split()), (3, 32, 32), 4500, EVERY, KRIZHEVSKY),
     "cifar100": Set(partial(_cifar, "CIFAR100"), tuple(MORE_OBJECTS.split()), (3, 32, 32), 450, EVERY, KRIZHEVSKY),
-    "mnist": Set(partial(_idx, "MNIST"), DIGITS, (1, 28, 28), 4879, UNFLIPPED, FULL_MNIST),
-    "fashion_mnist": Set(partial(_idx, "FashionMNIST"), CLOTHES, (1, 28, 28), 5400, EVERY, FASHION),
-    "tiny_imagenet": Set(None, tuple(folders.TINY), (3, 64, 64), 450, EVERY, STANFORD, find=folders.tiny_imagenet, words=folders.tiny_words),
+    "mnist": Set(partial(_idx, "MNIST"), DIGITS, (1, 28, 28), 4879, UNFLIPPED, FULL_MNIST, "cc-by-sa-3.0"),
+    "fashion_mnist": Set(partial(_idx, "FashionMNIST"), CLOTHES, (1, 28, 28), 5400, EVERY, FASHION, "mit"),
+    "tiny_imagenet": Set(None, tuple(folders.TINY), (3, 64, 64), 450, EVERY, STANFORD, "other", find=folders.tiny_imagenet, words=folders.tiny_words),
 } | {
-    name: Set(None, tuple(ids.values()), (3, 128, 128), 659, EVERY, IMAGENET, find=partial(folders.imagenet, name)) for name, ids in folders.SUBSETS.items()
+    name: Set(None, tuple(ids.values()), (3, 128, 128), 659, EVERY, IMAGENET, "other", find=partial(folders.imagenet, name)) for name, ids in folders.SUBSETS.items()
 }

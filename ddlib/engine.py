@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context, parent_process
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -124,6 +125,17 @@ def follow() -> None:
         os._exit(1)
 
 
+@contextmanager
+def nameless() -> Iterator[None]:
+    """While a process begins: it would run the caller's script again, from its first line, but needs nothing of it."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
 def clock(seconds: float) -> str:
     """1 h 02 min, 3 min 20 s, 12 s."""
     hours, rest = divmod(int(seconds), 3600)
@@ -193,11 +205,12 @@ class Processes(Executor):
         """In the process with the least to do."""
         self.given = [[future for future in mine if not future.done()] for mine in self.given]
         k = min(range(len(self.pools)), key=lambda k: len(self.given[k]))
-        try:
-            future = self.pools[k].submit(do, *given)
-        except BrokenExecutor:
-            self.pools[k] = self.start[k]()
-            future = self.pools[k].submit(do, *given)
+        with nameless():
+            try:
+                future = self.pools[k].submit(do, *given)
+            except BrokenExecutor:
+                self.pools[k] = self.start[k]()
+                future = self.pools[k].submit(do, *given)
         self.given[k].append(future)
         return future
 

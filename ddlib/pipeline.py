@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache, lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -87,6 +87,18 @@ def needs(settings: Settings) -> list[Settings]:
     return []
 
 
+def of_data(made: Distilled | Selection) -> Data:
+    """What a set was made of."""
+    return made.start.data if isinstance(made, Distilled) else made.data
+
+
+def made_with(made: Distilled | Selection) -> Network | None:
+    """The network that a set was made with, or its images were picked with; none, where nothing looked at them."""
+    if isinstance(made, Distilled):
+        return made.network
+    return made.expert.network if made.expert else None
+
+
 def check(settings: Settings) -> None:
     """Refuse before any work what only data and buffers can tell: more images a class than there are, more experts, or experts of another network."""
     for inner in (settings, *needs(settings)):
@@ -126,7 +138,7 @@ def name(settings: Settings) -> str:
 def work(settings: Settings) -> float:
     """Predicted seconds."""
     where = settings.of if isinstance(settings, Evaluation | Following) else settings
-    where = where.start.data if isinstance(where, Distilled) else where.data
+    where = of_data(where) if isinstance(where, Distilled) else where.data
     known = data.about(where)
     classes, (_, h, w) = len(known.class_names), known.shape
     return cost.work(settings, known.per_class * classes, classes, h * w)
@@ -293,12 +305,16 @@ def outer_loop(
 def make_rows(settings: Evaluation, store: Store) -> None:
     """Fresh networks on the set; one row each."""
     held, keep = get(settings.of, store), Keeper(store, settings)
-    where = settings.of.start.data if isinstance(settings.of, Distilled) else settings.of.data
-    real = images(where, store)
+    rows = judge(settings, held.tensors["images"], trained_on(held, settings.labels == "hard"), held.record["lr"], store, keep)
+    keep.finish({}, {"rows": rows})
+
+
+def judge(settings: Evaluation, x: Tensor, y: Tensor, lr: float, store: Store, keep: Keeper | None = None) -> list[dict]:
+    """Fresh networks on images x with labels y, hard or soft, wherever these come from; one row each."""
+    real = images(of_data(settings.of), store)
     flat = network(settings.network, real.shape, real.classes)
-    x, y = (t.to(real.x_train.device) for t in (held.tensors["images"], trained_on(held, settings.labels == "hard")))
-    rows = evaluate(settings, flat, x, y, held.record["lr"], real, keep)
-    keep.finish({}, {"rows": [row | {"settings_key": key(settings)} for row in rows]})
+    rows = evaluate(settings, flat, x.to(real.x_train), y.to(real.y_train.device), lr, real, keep)
+    return [row | {"settings_key": key(settings)} for row in rows]
 
 
 def make_following(settings: Following, store: Store) -> None:
@@ -332,7 +348,7 @@ def make_following(settings: Following, store: Store) -> None:
 def make_measurement(settings: Measurement, store: Store) -> None:
     """In a fresh process, whose peak memory is its own, with PyTorch's memory settings: a heap that keeps what is freed would hide what is live."""
     known = data.about(settings.data)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.watched) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.watched) as pool, engine.nameless():
         store.save(settings, {}, pool.submit(measure.outer_gradient, settings, known.shape, len(known.class_names)).result())
 
 
@@ -346,6 +362,18 @@ MAKE = {
     Following: make_following,
     Measurement: make_measurement,
 }
+
+
+def settled(fields: dict) -> Settings:
+    """The settings that an artefact says it was made under.
+
+    Raises:
+        Refusal: no task has such.
+    """
+    for kind in MAKE:
+        with suppress(ValueError):  # of another kind
+            return kind(**fields)
+    raise Refusal(f"settings of {', '.join(fields) or 'nothing'} are of no task that this library knows: expected those of an artefact that it made")
 
 
 def get(settings: Settings, store: Store) -> Artefact:

@@ -10,7 +10,7 @@ import torch
 
 from . import data, exchange, pipeline, studies, tables
 from .config import Data, Evaluation, Network, Refusal, Selection, validated
-from .evaluate import evaluate, trained_on
+from .evaluate import trained_on
 from .paper import Paper, store_folder
 from .store import Store, read
 
@@ -44,13 +44,12 @@ def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
     judge = _ours if file.suffix == ".safetensors" else _theirs
     settings, x, y, lr = judge(file, said)
     settings = validated(Evaluation, dict(settings) | {"networks": networks, "epochs": epochs}, "--networks and --epochs")
-    where = settings.of.data
-    images = pipeline.images(where, Store(store_folder()))
+    store = Store(store_folder())
     if said.data:
-        counts = (y.argmax(1) if y.dim() == 2 else y).bincount(minlength=images.classes)
-        print(f"{len(y)} images of {images.classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
-    flat = pipeline.network(settings.network, images.shape, images.classes)
-    rows = evaluate(settings, flat, x.to(images.x_train), y.to(images.y_train.device), lr, images)
+        classes = pipeline.images(settings.of.data, store).classes
+        counts = (y.argmax(1) if y.dim() == 2 else y).bincount(minlength=classes)
+        print(f"{len(y)} images of {classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
+    rows = pipeline.judge(settings, x, y, lr, store)
     print(tables.spread(pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))
 
 
@@ -67,8 +66,8 @@ def _ours(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tens
 
 def _made_of(settings: dict) -> tuple[Data, Network]:
     """The data of one of our sets, and the network it was made with."""
-    maker = settings if "network" in settings else settings.get("experts") or settings.get("expert")
-    return Data(**settings.get("start", settings)["data"]), Network(**maker["network"]) if maker else Network(width=32)
+    made = pipeline.settled(settings)
+    return pipeline.of_data(made), pipeline.made_with(made) or Network(width=32)
 
 
 def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tensor, float]:

@@ -1,0 +1,175 @@
+"""The library in six verbs: load data, train experts, pick initial images, distil, evaluate, save and load.
+
+Each builds the settings of one stage, as the profile `laptop` has them for its cell of the nearest IPC, and hands back what the store holds of them, made
+if it is missing: asked again, it is read. What a verb takes beyond its own arguments are fields of those settings (`help(ddlib.config.Distillation)` lists
+them with their defaults), and what cannot be used is refused before any work. The store is `store` beside the library, or the environment's STORE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+
+from . import config, data, engine, pipeline, studies
+from .config import Data, Distilled, Expert, Network, Profile, Refusal, Selection, Settings, validated
+from .data import Images
+from .evaluate import trained_on
+from .paper import store_folder
+from .store import Artefact, Store, read, write
+
+PROFILE = "laptop"  # whose networks, recipes and settings are taken where nothing else is said
+SMALLEST = 16  # images a step of an expert: below, chance rules
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def load_data(name: str, path: Path | str | None = None, size: int | None = None, **changes: Any) -> Images:
+    """The training, validation and test images of that name as networks see them; `folder`: your own, in path/train/<class>/*, cut to `size` pixels a side.
+
+    Raises:
+        Refusal: no such data, or not all of it where it should be; `changes` are fields of `config.Data`.
+    """
+    own = {"path": None if path is None else str(path), "size": size}
+    given = {field: value for field, value in own.items() if value is not None}
+    return data.load(validated(Data, {"name": name, **given, **changes}, f"data '{name}'"), store_folder())
+
+
+def train_experts(real: Images, n: int | None = None, recipe: str = "ast", **changes: Any) -> list[Artefact]:
+    """n experts (the profile's number) on the training images, each with its `path` theta*_0 ... theta*_E, (E + 1, P), and a row an epoch in its record.
+
+    `recipe` is one of the profile's: `ast` smooth and strong, `sgd` as MTT's, `momentum` strong alone ... A set smaller than the profile's is taken in
+    smaller batches, so that an epoch has as many steps.
+
+    Raises:
+        Refusal: no such recipe; `changes` are fields of `config.Expert`.
+    """
+    profile, named = scaled(real.settings)
+    one = studies.recipe(profile, profile.cells[named], recipe).model_dump()
+    share = images_in(real.settings) / images_in(next(iter(config.profile(PROFILE).cells.values())).data)
+    one["batch"] = min(one["batch"], max(SMALLEST, int(one["batch"] * share)))
+    return made([validated(Expert, one | changes | {"seed": seed}, f"recipe {recipe}") for seed in range(profile.n_experts if n is None else n)])
+
+
+def pick_images(real: Images, experts: Sequence[Artefact] = (), ipc: int = 1, method: str = "representative", seed: int = 0, **changes: Any) -> Artefact:
+    """`ipc` training images a class to begin with, or to be trained on as they are, a coreset: `images` (n, c, h, w) and `labels` (n,).
+
+    `representative`, `herding`, `k_center` and `correct` look through the eyes of one of the experts; `real` takes any images, `noise` none.
+
+    Raises:
+        Refusal: no such method, no experts to look through, or too few images; `changes` are fields of `config.Selection`.
+    """
+    profile, named = scaled(real.settings, ipc)
+    if method not in ("real", "noise", "all"):
+        eyes = meant(experts[seed % len(experts)], Expert, "experts that train_experts left") if experts else None
+        if eyes and eyes.data != real.settings:
+            raise Refusal(f"the experts saw {eyes.data}, but images of {real.settings} are to be picked: train experts on these")
+        changes = {"expert": eyes} | changes
+    return made([studies.selection(profile, profile.cells[named], method, seed, **changes)])[0]
+
+
+def distil(experts: Sequence[Artefact], start: Artefact, method: str = "AST", seed: int = 0, **changes: Any) -> Artefact:
+    """Images that teach, from `start` along the experts: `images`, `labels`, their `history` at each look, and the learned `lr` and the `curve` in the record.
+
+    `method` names the switches and tuned numbers: `AST`, `MTT`, `FTD`, `DATM` ...; those that follow no expert (`DC`, `DSA`, `DM`) take none.
+
+    Raises:
+        Refusal: no such method, experts that do not fit; `changes` are fields of `config.Distillation`, or of `config.Condensation`.
+    """
+    begun = meant(start, Selection, "images that pick_images left")
+    profile, named = scaled(begun.data, begun.ipc)
+    followed = {"experts": recipe_of(experts), "n_experts": len(experts)} if studies.known(profile, method).recipe else {}
+    return made([studies.distillation(profile, named, method, seed, start=start.settings, **followed | changes)])[0]
+
+
+def evaluate(what: Artefact, network: Network | None = None, **changes: Any) -> pd.DataFrame:
+    """Fresh networks trained on a set from scratch, a row each: test `accuracy` after the last epoch, with the lr chosen on validation and with the set's own.
+
+    A set that the store made is judged there, and its rows are kept; any other, say a friend's file, is judged as it is.
+
+    Raises:
+        Refusal: `changes` are fields of `config.Evaluation`.
+    """
+    of = meant(what, Distilled | Selection, "a set that distil or pick_images left")
+    profile, named = scaled(pipeline.of_data(of), of.start.ipc if isinstance(of, Distilled) else of.ipc)
+    settings = studies.evaluation(profile, named, of, network or pipeline.made_with(of), **changes)
+    store = store_at_hand()
+    if store.has(of) and same(store.load(of), what):
+        return pd.DataFrame(made([settings])[0].record["rows"])
+    return pd.DataFrame(pipeline.judge(settings, what.tensors["images"], trained_on(what, settings.labels == "hard"), what.record["lr"], store))
+
+
+def save(what: Artefact, file: Path | str) -> None:
+    """An artefact as a file of its own, exact, with all that is needed to use it; byte by byte what the store holds."""
+    write(Path(file), pipeline.settled(what.settings), what.tensors, what.record)
+
+
+def load(file: Path | str) -> Artefact:
+    """What was saved, by this library on any machine.
+
+    Raises:
+        Absent: there is no such file.
+        Damaged: it is none of ours, or a byte of it is not the one that was written.
+    """
+    return read(Path(file))
+
+
+def store_at_hand() -> Store:
+    """The one store, and this process as those that fill it."""
+    engine.settle()
+    return Store(store_folder())
+
+
+def made(wanted: Sequence[Settings]) -> list[Artefact]:
+    """Their artefacts, made side by side where they are missing."""
+    store = store_at_hand()
+    pipeline.fulfil(wanted, store)
+    return [pipeline.get(settings, store) for settings in wanted]
+
+
+def meant(what: Artefact, kind: type[Kind], expected: str) -> Kind:
+    """The settings of an artefact that was handed over.
+
+    Raises:
+        Refusal: of another kind.
+    """
+    found = pipeline.settled(what.settings)
+    if not isinstance(found, kind):
+        raise Refusal(f"{pipeline.name(found)} was given, but {expected} is asked for: hand that over")
+    return found
+
+
+def scaled(where: Data, ipc: int = 1) -> tuple[Profile, str]:
+    """The profile with one cell, named as the data: its own of the nearest IPC, on these data."""
+    profile = config.profile(PROFILE)
+    nearest = min(profile.cells.values(), key=lambda cell: abs(cell.ipc - ipc))
+    return profile.model_copy(update={"cells": {where.name: nearest.model_copy(update={"data": where, "ipc": ipc})}}), where.name
+
+
+def images_in(where: Data) -> int:
+    """How many train."""
+    known = data.about(where)
+    return known.per_class * len(known.class_names)
+
+
+def recipe_of(experts: Sequence[Artefact]) -> dict[str, Any]:
+    """What the experts have in common, as that of seed 0.
+
+    Raises:
+        Refusal: there are none, or they are not the first few of one recipe.
+    """
+    found = [expert.settings for expert in experts]
+    if not found or any(fields != found[0] | {"seed": seed} for seed, fields in enumerate(found)):
+        raise Refusal(f"{len(found)} experts of seeds {[fields.get('seed') for fields in found]}: expected what one call of train_experts left, all of it, in order")
+    return found[0]
+
+
+def same(one: Artefact, other: Artefact) -> bool:
+    """Whether two sets teach the same."""
+    parts = ("images", "labels", "soft")
+    return one.record["lr"] == other.record["lr"] and all(
+        (name in one.tensors) == (name in other.tensors) and (name not in one.tensors or torch.equal(one.tensors[name], other.tensors[name])) for name in parts
+    )
