@@ -4,7 +4,7 @@ STUDY ?= all
 ROUNDS ?= 50
 PYTHON ?= python3.11
 BIN := .venv/bin
-export STORE RESULTS WORKERS ENGINE GPU_SHARE RAY_ADDRESS CHECKPOINT
+export STORE RESULTS WORKERS ENGINE GPU_SHARE RAY_ADDRESS CHECKPOINT TRACK
 
 .PHONY: paper figures verify tune run status gc test soak bench lab lock clean
 

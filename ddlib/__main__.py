@@ -101,10 +101,11 @@ def _borders(commands: argparse._SubParsersAction) -> None:
     theirs.add_argument("--labels", type=Path, help="their file; else labels_*.pt beside the images")
     theirs.add_argument("--width", type=int, help="of the convnet that is trained; 128")
     theirs.add_argument("--depth", type=int, help="of that convnet; 3 up to 32 pixels, 4 up to 64, else 5")
-    command = commands.add_parser("export", help="write a set, or a recipe's experts, as .pt files in the form of MTT's code; a set in DD-Ranking's, too")
+    command = commands.add_parser("export", help="write a set, or a recipe's experts, as .pt files in the form of MTT's code; a set in others, too")
     command.add_argument("what", help="a set's file, or `experts`")
     command.add_argument("--to", type=Path, required=True, help="the folder to write into")
-    command.add_argument("--form", choices=("mtt", "ddranking"), default="mtt", help="of a set: for MTT's code, or for DD-Ranking (images.pt, labels.pt, lr.pt)")
+    forms = "for MTT's code; for DD-Ranking (images.pt, labels.pt, lr.pt); PNGs by class with a CSV; a folder for Hugging Face's datasets, with a card"
+    command.add_argument("--form", choices=("mtt", "ddranking", "png", "datasets"), default="mtt", help=f"of a set: {forms}")
     command.add_argument("--profile", default="laptop", help="whose experts")
     command.add_argument("--recipe", default="sgd", help="which of them")
     command.add_argument("--cell", help="on whose data; the profile's first")

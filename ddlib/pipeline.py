@@ -38,13 +38,14 @@ from .config import (
 from .data import Images
 from .distil import State, Step, begin, distil, inner_loss
 from .evaluate import evaluate, score, trained_on
-from .experts import imported, train, trajectory
+from .experts import Snapshot, imported, train, trajectory
 from .fit import Diverged
 from .flat import Flat
 from .initial import INITIAL
 from .keeper import Keeper, interval
 from .shards import Shard, split
 from .store import Absent, Artefact, Damaged, Store, sweep
+from .track import Tracker, chosen, finite, tracked
 from .unroll import walk
 
 FAINT = 1.5  # an imported expert that is not this many times as good as chance is doubted
@@ -149,8 +150,16 @@ def make_expert(settings: Expert, store: Store) -> None:
     real = images(settings.data, store)
     flat = network(settings.network, real.shape, real.classes)
     keep = Keeper(store, settings)
-    path, rows, smooth = trajectory(train(settings, flat, real, keep))
+    with tracked(settings, name(settings), store.root) as tracker:
+        path, rows, smooth = trajectory(told(train(settings, flat, real, keep), tracker))
     keep.finish({"path": path}, {"rows": rows, "smoothness": smooth})
+
+
+def told(snapshots: Iterable[Snapshot], tracker: Tracker) -> Iterator[Snapshot]:
+    """The same, each also told to a tracker."""
+    for snapshot in snapshots:
+        tracker.tell(snapshot.epoch, finite(snapshot.row))
+        yield snapshot
 
 
 def import_expert(settings: Imported, store: Store) -> None:
@@ -231,7 +240,8 @@ def make_set(settings: Distilled, store: Store) -> None:
     start, keep = get(settings.start, store), Keeper(store, settings)
     labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
     state = begin(settings, first, expert_labels(settings, flat, first, store) if settings.labels else None)
-    curve, history = outer_loop(settings, flat, turns(settings, store, flat, labels, real), state, labels, real, keep)
+    with tracked(settings, name(settings), store.root) as tracker:
+        curve, history = outer_loop(settings, flat, turns(settings, store, flat, labels, real), state, labels, real, keep, tracker)
     looked = [row for row in curve if "validation_accuracy" in row]
     best = max(range(len(looked)), key=lambda i: looked[i]["validation_accuracy"])
     tensors = {"images": history["history"][best + 1], "labels": labels, "history": torch.stack(history["history"])} | space(real)
@@ -261,7 +271,7 @@ def turns(settings: Distilled, store: Store, flat: Flat, labels: Tensor, real: I
 
 
 def outer_loop(
-    settings: Distilled, flat: Flat, turns: Callable[[State], Iterator[Step]], state: State, labels: Tensor, real: Images, keep: Keeper
+    settings: Distilled, flat: Flat, turns: Callable[[State], Iterator[Step]], state: State, labels: Tensor, real: Images, keep: Keeper, tracker: Tracker
 ) -> tuple[list[dict], dict[str, list[Tensor]]]:
     """From the first state: one row an iteration, with the validation accuracy where it was looked at, and what is kept of the start and of each look.
 
@@ -295,6 +305,7 @@ def outer_loop(
             state = step.state
             curve.append({"iteration": state.iteration, "loss": step.loss, "start": step.start, "lr": state.lr})
             look()
+            tracker.tell(state.iteration, finite(curve[-1]))
             keep(so_far)
     except Diverged:
         keep.now(so_far)
@@ -438,6 +449,7 @@ def fulfil(
 ) -> None:
     """Make everything that `wanted` needs and the store lacks, side by side, with progress and time left; as shard (i, n), the i-th part of n."""
     interval()  # a wrong CHECKPOINT stops here, before any work
+    chosen()  # and a wrong TRACK
     wanted = list(wanted)
     sweep(store.root)
     tasks, member = missing(wanted, store), None

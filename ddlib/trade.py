@@ -1,18 +1,20 @@
-"""The commands for sets and experts that come and go: `evaluate` one, ours or a stranger's; `export` ours in the form that MTT's code writes."""
+"""The commands for sets and experts that come and go: `evaluate` one, ours or a stranger's; `export` ours, for other code or for people."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from . import data, exchange, pipeline, studies, tables
-from .config import Data, Evaluation, Network, Refusal, Selection, validated
+from . import album, data, exchange, pipeline, studies, tables
+from .config import Condensation, Data, Distillation, Distilled, Evaluation, Network, Refusal, Selection, validated
 from .evaluate import trained_on
 from .paper import Paper, store_folder
-from .store import Store, read
+from .results import Results
+from .store import Artefact, Damaged, Store, peek, read
 
 WHITENING = {"none": {}, "zca": {"zca": True}, "mtt": {"space": "mtt"}, "mtt-zca": {"zca": True, "space": "mtt"}}  # --whitening, as fields of Data
 ASKED = {
@@ -20,6 +22,7 @@ ASKED = {
     "whitening": "--whitening WORD, the space that they are in: none (our normalised pixels), zca (ours whitened), mtt or mtt-zca (these two as MTT's code has them)",
     "lr": "--lr NUMBER, to train with, the one that was learned with them (no lr_*.pt lies beside them)",
 }
+ALBUMS = ("png", "datasets")  # forms of a set as pixels
 DEPTHS = {32: 3, 64: 4, 128: 5}  # of the convnet that the field takes, by the side of the images up to which
 
 
@@ -87,11 +90,17 @@ def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Te
 
 
 def export_set(file: Path, folder: Path, form: str = "mtt") -> None:
-    """One of our sets as `exchange.write_set` writes it, its images in the space that they are in; and the command that judges them, or what to know before they are."""
+    """One of our sets as `exchange.write_set` writes it, its images in the space that they are in; and the command that judges them, or what to know before they are.
+
+    As `png` or `datasets`, which are for looking and for plain pipelines, as `album` writes it, its images as pixels.
+    """
     held = read(file)
     if "images" not in held.tensors:
         raise Refusal(f"{file} holds {', '.join(held.tensors) or 'no tensors'}, expected a set: images, labels and lr; name one of results/*/sets")
     where, network = _made_of(held.settings)
+    if form in ALBUMS:
+        print(_export_album(file, held, where, folder, form))
+        return
     whitening = next(word for word, fields in WHITENING.items() if fields.get("zca", False) == where.zca and fields.get("space") == where.space)
     files = exchange.write_set(folder, held.tensors["images"], held.tensors["soft" if "soft" in held.tensors else "labels"], held.record["lr"], form)
     print(", ".join(map(str, files)))
@@ -102,6 +111,71 @@ def export_set(file: Path, folder: Path, form: str = "mtt") -> None:
     if where.name in data.SETS and where.seed == 0:
         said = f"--data {where.name} --whitening {whitening} --width {network.width} --depth {network.depth}"
         print(f"Judge them anywhere with\n  python -m ddlib evaluate {files[0]} {said}")
+
+
+def _export_album(file: Path, held: Artefact, where: Data, folder: Path, form: str) -> str:
+    """What was written, and how far it is from the set."""
+    names, loss = class_names(where, held), album.Loss.of(held)
+    if form == "datasets":
+        card = album.card(held, names, _about(file, held, where))
+        written = album.write_datasets(folder, held, names, card)
+    else:
+        written = album.write_pngs(folder, held, names)
+    return (
+        f"{len(held.tensors['images'])} PNGs and {written}: {loss.clipped:.1%} of the numbers are clipped, the mean pixel is {255 * loss.mean:.2g} of 255 levels away "
+        f"and the farthest {255 * loss.largest:.3g}; only {file} is exact"
+    )
+
+
+def class_names(where: Data, held: Artefact) -> tuple[str, ...]:
+    """The classes of a set, by name; by number, where the images that it was made of are not there to tell."""
+    try:
+        known = data.about(where)
+        return known.words(store_folder()) if known.words else known.class_names
+    except (Refusal, OSError):
+        soft = held.tensors.get("soft")
+        return tuple(map(str, range(int(held.tensors["labels"].max()) + 1 if soft is None else soft.shape[1])))
+
+
+def _about(file: Path, held: Artefact, where: Data) -> album.About:
+    """What the card of a set says beside it."""
+    made = pipeline.settled(held.settings)
+    rows = rows_at_hand(file, held)
+    known = data.SETS.get(where.name)
+    ipc = f"{len(held.tensors['labels'])} images" if held.settings.get("method") == "all" else f"{(made.start if isinstance(made, Distilled) else made).ipc} a class"
+    return album.About(
+        f"{where.name}, {'distilled' if isinstance(made, Distilled) else 'a coreset'}, {ipc}",
+        "synthetic" if isinstance(made, Distilled) or made.method == "noise" else "real",
+        _how(made),
+        known.source if known else "a folder of images of its maker's own",
+        known.licence if known else "unknown",
+        None if rows.empty else rows.groupby("architecture").accuracy.apply(tables.spread).rename("test accuracy").reset_index(),
+    )
+
+
+def _how(made: Distilled | Selection) -> str:
+    """A sentence on how a set was made, without its full stop."""
+    if isinstance(made, Distillation):
+        trained = f"{made.n_experts} networks ({made.network.architecture}) trained on the real images"
+        return f"Trajectory matching: {made.iterations} outer iterations, in each {made.inner_steps} steps on these images were to lead where one of {trained} went"
+    if isinstance(made, Condensation):
+        return f"Condensation by {made.method.upper()}: {made.iterations} outer iterations, each on a new network ({made.network.architecture})"
+    return f"Images of the training set, picked by '{made.method}'"
+
+
+def rows_at_hand(file: Path, held: Artefact) -> pd.DataFrame:
+    """Networks that were judged on a set, the lr chosen on validation: by the rows beside it, where it is one of a paper's, else by those that the store holds."""
+    found, beside = [], Results(file.absolute().parent.parent)
+    if beside.has_rows("main"):
+        rows = beside.rows("main")
+        found += [some for place, some in rows.groupby(["cell", "method", "distil_seed"]) if beside.set_file(*place).absolute() == file.absolute()]
+    for judged in [] if found else sorted((store_folder() / Evaluation.stage).glob("*.safetensors")):
+        with suppress(Damaged):
+            about = peek(judged)
+            if about["settings"].get("of") == held.settings and about["settings"].get("test"):
+                found.append(pd.DataFrame(about["record"]["rows"]))
+    rows = pd.concat(found) if found else pd.DataFrame({"protocol": []})
+    return rows[rows.protocol == "lr_chosen"]
 
 
 def export_experts(profile: str, recipe: str, folder: Path, cell: str | None = None) -> None:

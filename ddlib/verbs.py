@@ -138,7 +138,7 @@ def meant(what: Artefact, kind: type[Kind], expected: str) -> Kind:
     """
     found = pipeline.settled(what.settings)
     if not isinstance(found, kind):
-        raise Refusal(f"{pipeline.name(found)} was given, but {expected} is asked for: hand that over")
+        raise Refusal(f"{pipeline.name(found)} was given, expected {expected}: hand that over")
     return found
 
 

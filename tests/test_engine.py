@@ -233,3 +233,11 @@ def test_a_killed_shard_is_taken_over_and_runs_again(done, tmp_path):
     assert again.wait(timeout=120) == 0
     assert same(made, done) and not pipeline.missing(wanted, made) and ROWS in owner
     assert not any((made.root / "shards").iterdir())
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    """Processes do not run the caller's script again, which would begin them for ever."""
+    script = tmp_path / "script.py"
+    script.write_text('from ddlib import engine\n\nengine.run({"1": [], "2": []}, float, float, str, workers=2)\nprint("once")\n')
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"ENGINE": "processes", "PYTHONPATH": PATHS}, timeout=300)
+    assert done.returncode == 0 and done.stdout == "once\n", done.stderr

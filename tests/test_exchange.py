@@ -1,15 +1,20 @@
 """Experts and distilled images of MTT's form: what comes in is checked and means the same here, what goes out comes back number by number."""
 
+import json
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
-from ddlib import config, data, engine, exchange, pipeline, studies, trade
+from ddlib import album, config, data, engine, exchange, pipeline, studies, trade
 from ddlib.__main__ import main
 from ddlib.config import PROFILES, Data, Distillation, Evaluation, Expert, Imported, Network, Refusal, Selection, generator, validated
 from ddlib.pipeline import expert, get
-from ddlib.store import Store
+from ddlib.store import Artefact, Store
 from ddlib.whiten import Space, fit_space
 
 DATA = Data(name="digits")
@@ -416,3 +421,51 @@ def test_a_set_goes_out_in_the_form_of_dd_ranking(home, tmp_path, capsys):
     assert status == 0 and "these are in another space, 'none'" in said
     images = torch.load(tmp_path / "images.pt", weights_only=True)
     assert torch.equal(images, home.load(following(EXPERT)).tensors["images"]) and not (tmp_path / "images_best.pt").exists()
+
+
+def test_a_set_goes_out_as_pngs(home, tmp_path, capsys):
+    """Each class in its folder, in their order; a PNG is the set's pixel, clipped and rounded, and the CSV says which is what."""
+    settings = following(EXPERT, labels="learned", lr_labels=1.0)
+    held = get(settings, home)
+    status, said = run(capsys, "export", home.file(settings), "--to", tmp_path, "--form", "png")
+    assert status == 0 and f"only {home.file(settings)} is exact" in said
+    rows = pd.read_csv(tmp_path / "labels.csv")
+    assert list(rows.columns) == ["file", "class", "label", *(f"soft_{k}" for k in range(10))] and rows.file[3] == "3_3/0000.png"
+    assert rows.label.tolist() == held.tensors["labels"].tolist() and sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f"{k}_{k}" for k in range(10)]
+    torch.testing.assert_close(torch.tensor(rows.filter(like="soft").values).float(), held.tensors["soft"].softmax(1))
+    seen = np.stack([np.asarray(Image.open(tmp_path / file)) for file in rows.file])
+    exact = album.unbounded(held)[:, 0].numpy()
+    assert seen.dtype == np.uint8 and seen.shape == exact.shape and abs(seen / 255 - exact.clip(0, 1)).max() <= 0.5 / 255 + 1e-6
+    loss = album.Loss.of(held)
+    assert loss.largest == pytest.approx(abs(seen / 255 - exact).max(), rel=1e-4) and loss.clipped == pytest.approx(((exact < 0) | (exact > 1)).mean())
+    x, y = album.dataset(held)[3]
+    assert torch.equal(x, held.tensors["images"][3]) and torch.equal(y, held.tensors["soft"][3].softmax(0)) and album.dataset(held, hard=True)[3][1] == 3
+
+
+def test_a_set_goes_out_as_a_folder_for_datasets(home, tmp_path, capsys):
+    """What `load_dataset("imagefolder")` reads: files named in metadata.jsonl beside them; and a card that knows the accuracy, if rows are at hand."""
+    settings, there = following(EXPERT), tmp_path / "without"
+    assert run(capsys, "export", home.file(settings), "--to", there, "--form", "datasets")[0] == 0
+    assert "No rows of an evaluation" in (there / "README.md").read_text()
+    judged = Evaluation(of=settings, network=NET, networks=2, epochs=2, factors=(1.0,))
+    get(judged, home)
+    there = tmp_path / "with"
+    assert run(capsys, "export", home.file(settings), "--to", there, "--form", "datasets")[0] == 0
+    lines = [json.loads(line) for line in (there / "train/metadata.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines] == list(range(10)) and all((there / "train" / line["file_name"]).exists() for line in lines)
+    _, head, text = (there / "README.md").read_text().split("---\n", 2)
+    about = yaml.safe_load(head)
+    assert about["license"] == "cc-by-4.0" and about["size_categories"] == ["n<1K"] and about["pretty_name"] == "digits, distilled, 1 a class"
+    accuracy = pd.Series([row["accuracy"] for row in home.load(judged).record["rows"] if row["protocol"] == "lr_chosen"])
+    assert f"{100 * accuracy.mean():.1f} ±" in text and "(2)" in text and data.UCI in text and '"stage"' not in text
+    assert json.loads(text.split("```json\n")[1].split("```")[0]) == settings.model_dump(mode="json")
+
+
+def test_classes_of_any_name_go_out(tmp_path):
+    """In folders whose order is the classes', two of the same name apart; what is neither grey nor in colour is refused."""
+    made = Selection(data=DATA, method="real")
+    space = {"space.mean": torch.zeros(2), "space.std": torch.ones(2)}
+    held = Artefact({"images": torch.zeros(3, 2, 4, 4), "labels": torch.tensor([0, 1, 1])} | space, {}, made.model_dump(mode="json"))
+    assert album.table(held, ["T-shirt/top", "crane", *["crane"] * 9]).file.tolist() == ["00_T-shirt_top/0000.png", "01_crane/0000.png", "01_crane/0001.png"]
+    with pytest.raises(Refusal, match="images of 2 channels"):
+        album.write_pngs(tmp_path, held, ["a", "b"])

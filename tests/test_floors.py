@@ -8,17 +8,17 @@ import ddlib
 HOME = Path(ddlib.__file__).parent
 FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("config", "kernels", "locks", "meter"),  # settings and chance; compiled code; one process at a time; what making costs
-    ("store", "cluster", "shards", "published"),  # artefacts; Ray; several machines over one store; others' numbers
+    ("store", "cluster", "shards", "published", "track"),  # artefacts; Ray; several machines over one store; others' numbers; who watches
     ("results", "engine", "foreign", "keeper"),
     ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims", "teaching", "scores"),  # the mathematics
     ("fused", "fit", "tables", "plots", "folders", "exchange"),
     ("data",),
     ("experts", "distil", "evaluate"),  # the stages
-    ("measure", "counts", "studies", "condense"),
+    ("measure", "counts", "studies", "condense", "album"),
     ("pipeline",),  # the stages joined with the store
     ("paper", "plan"),
     ("press", "trade", "upkeep"),
-    ("verify",),
+    ("verify", "verbs"),
     ("__main__",),
     ("__init__",),
 ]
