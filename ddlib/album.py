@@ -157,8 +157,9 @@ images[0]["image"], images[0]["class"], images[0]["label"]{', images[0]["soft"]'
 
 ## What PNGs lose
 
-{loss.clipped:.1%} of the numbers lay outside [0, 1] and are clipped, all are rounded to 256 levels: from the set's own pixels the PNGs are {255 * loss.mean:.2g} of 255
-levels away in the mean and {255 * loss.largest:.3g} at most. The `.safetensors` file that this folder was made of is exact, and what accuracies are of.
+{loss.clipped:.1%} of the numbers lay outside [0, 1] and are clipped; all are rounded to 256 levels, by half a level at most. Together that takes the
+PNGs from the set's own pixels by {255 * loss.mean:.2g} of 255 levels in the mean and {255 * loss.largest:.3g} at most. The `.safetensors` file that
+this folder was made of is exact, and what accuracies are of.
 """
 
 
