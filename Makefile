@@ -31,6 +31,7 @@ gc: .venv/ready             ## show what no profile needs, and remove it once as
 
 test: .venv/ready
 	$(BIN)/ruff check ddlib tests notebooks
+	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q
 
 soak: .venv/ready           ## kill a small paper ROUNDS times, at random instants; it must end with the bytes of one that was left alone
@@ -53,4 +54,4 @@ lock: .venv/ready           ## the exact versions of this environment, after a c
 	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
 
 clean:                      ## forget what was computed; results stay
-	rm -rf store build .pytest_cache .ruff_cache
+	rm -rf store build .pytest_cache .ruff_cache .mypy_cache

@@ -6,9 +6,10 @@ scale. A claim of several parts is as good as its weakest part, whose numbers it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase as LETTERS
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ class Part:
         return f"about {seeds} seeds" if seeds <= MANY else f"no number of seeds in reach (above {MANY}): as good as no effect"
 
 
-def bootstrap(values: np.ndarray, statistic=np.mean) -> tuple[float, float]:
+def bootstrap(values: np.ndarray, statistic: Callable[..., Any] = np.mean) -> tuple[float, float]:
     """95 % percentile interval of a statistic of `values`, resampled with replacement; the same for the same values."""
     chance = np.random.default_rng(0)
     drawn = values[chance.integers(len(values), size=(RESAMPLES, len(values)))]

@@ -6,9 +6,11 @@ as with local processes, so Ray itself never does a task again.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import Any
 
 from .config import Refusal
 
@@ -37,16 +39,16 @@ class Ray(Executor):
         except ImportError:
             raise Refusal("ENGINE=ray, but Ray is not installed: pip install 'ddlib[ray]', or leave ENGINE out; serial and processes need nothing more") from None
         self.ray, self.settle, address = ray, settle, os.environ.get("RAY_ADDRESS") or "local"
-        here = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+        here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address, log_to_driver=False, logging_level="error", **here)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
         except ConnectionError as error:
             raise Refusal(f"no Ray cluster at RAY_ADDRESS={address} ({error}): start one there, or leave RAY_ADDRESS out") from None
         lost = ray.exceptions
         self.losses = (lost.WorkerCrashedError, lost.OutOfMemoryError, lost.LocalRayletDiedError, lost.NodeDiedError, lost.ObjectLostError)
         self.attempt = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=0)(attempt)
 
-    def submit(self, do: Callable, /, *given: object) -> Future:
+    def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]  # nothing is given by name
         """Where there is room; a lost process breaks the future as it does in a pool of processes."""
         future: Future = Future()
 

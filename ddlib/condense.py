@@ -59,7 +59,8 @@ def feature_gap(flat: Flat, theta: Tensor, real: Tensor, x: Tensor, c: int) -> t
     wanted = flat.embedding(theta, real).mean(0)
     x = x.detach().requires_grad_()
     value = (flat.features(theta, x).mean(0) - wanted).square().sum()
-    return value.detach(), *torch.autograd.grad(value, x)
+    (d_x,) = torch.autograd.grad(value, x)
+    return value.detach(), d_x
 
 
 GAPS = {"dc": gradient_gap, "dsa": gradient_gap, "dm": feature_gap}

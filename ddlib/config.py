@@ -13,11 +13,11 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializerFunctionWrapHandler, Tag, ValidationError, model_serializer, model_validator
 
 PROFILES = Path(__file__).parent / "profiles"
 FORMAT = 2  # part of every key: raise it when a change of code changes results
@@ -49,10 +49,10 @@ class Settings(BaseModel):
     later: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
-    def _without_blanks(self, fields):
+    def _without_blanks(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in fields(self).items() if value is not None or name not in self.later}
 
-    def __repr_args__(self):
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
         return [(name, value) for name, value in super().__repr_args__() if value is not None or name not in self.later]
 
 
@@ -84,7 +84,7 @@ class Data(Settings):
     space: Literal["mtt"] | None = None  # not ours but that of MTT's code, which its experts and images are in
 
     @model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> Self:
         own = {"path": self.path, "size": self.size}
         if self.name != "folder":
             given = [name for name, value in (own | {"contents": self.contents}).items() if value is not None]
@@ -176,7 +176,7 @@ class Expert(Settings):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> Self:
         if self.sharpness_alpha is not None and self.sharpness is None:
             raise ValueError(f"sharpness_alpha = {self.sharpness_alpha:g} without `sharpness`, whose steps it corrects: set `sharpness`, or leave it out")
         return self
@@ -194,7 +194,7 @@ class Imported(Settings):
     seed: int = 0  # which trajectory, from 0
 
     @model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> Self:
         if self.network.architecture != "convnet":
             raise ValueError(f"a buffer of {self.network.architecture} cannot be imported: only a convnet's parameters are known to mean the same there; set `network`")
         if self.contents is None:
@@ -224,7 +224,7 @@ class Selection(Settings):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> Self:
         if self.method in ("correct", "representative", "herding", "k_center") and self.expert is None:
             raise ValueError(f"initialisation '{self.method}' looks at an expert's features, but no expert is given: set `expert`")
         if self.method == "correct" and self.features != "logits":
@@ -269,7 +269,7 @@ class Distillation(Settings):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> Self:
         n, m, t, e = self.inner_steps, self.matched_epochs, self.start_epochs, self.experts.epochs
         if n < m:
             raise ValueError(f"inner_steps N = {n} is below matched_epochs M = {m}: every matched epoch needs a step of its own; raise N or lower M")
@@ -326,7 +326,7 @@ class Condensation(Settings):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> Self:
         if self.method == "dm" and not {self.outer, self.inner} <= {None, 1}:
             raise ValueError(f"outer = {self.outer}, inner = {self.inner}, but dm takes one step with each network and trains none: leave them out")
         if self.checks > self.iterations:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from . import augment, fit, fused, networks
 from .config import Network, generator
 from .distil import InnerLoss
-from .unroll import EXACT
+from .unroll import EXACT, GRADIENTS
 
 Form = Literal["forward", "gradient", "penalty", "adjoint", "unroll"]
 Counts = tuple[tuple[int, int, int], tuple[int, int, int]]  # forward, image gradient, weight gradient: of the first layer, of a later one
@@ -66,9 +66,10 @@ class Cost:
 @cache
 def layers(network: Network, shape: tuple[int, int, int], classes: int) -> tuple[int, ...]:
     """FLOP of each layer's forward pass of one image, in order; a ViT's attention products are a layer each encoder."""
-    module, found = networks.build(network, shape, classes), []
+    module = networks.build(network, shape, classes)
+    found: list[int] = []
 
-    def seen(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+    def seen(layer: Any, given: tuple[Tensor, ...], made: Tensor) -> None:
         if isinstance(layer, networks.Encoder):
             found.append(4 * given[0].shape[1] ** 2 * given[0].shape[2])
         else:
@@ -97,7 +98,7 @@ def parameters(network: Network, shape: tuple[int, int, int], classes: int) -> i
 class Ledger(TorchDispatchMode):
     """Bytes held now and at most, bytes moved and kernels run by what happens inside."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.moved = self.kernels = 0
         self.held: dict[weakref.ref, int] = {}
@@ -136,7 +137,7 @@ def prepare(work: Work, device: str) -> Callable[[], object]:
         return lambda: [flat.logits(theta, x) for _ in range(work.steps)]
     if work.form in EXACT:
         loss, lr, steps = InnerLoss(flat, labels, [torch.arange(n, device=device)] * work.steps, draws, 1.0), torch.tensor(0.01, device=device), work.steps
-        return lambda: EXACT[work.form](loss, theta, x, lr, steps, 0.9, lambda path: (path[steps] - target).square().sum(), [steps])
+        return lambda: GRADIENTS[work.form](loss, theta, x, lr, steps, 0.9, lambda path: (path[steps] - target).square().sum(), [steps])
     recipe = fit.Recipe(1, n, 0.01, penalty="per_pixel" if work.form == "penalty" else "none", penalty_weight=1.0)
     optimiser = fit.optimiser_for(theta, recipe, recipe.lr)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Images:
 
     def on(self, device: torch.device | str) -> Images:
         """The same on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
     @property
@@ -65,7 +66,8 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.x_train.shape[1:])
+        c, h, w = self.x_train.shape[1:]
+        return c, h, w
 
     @property
     def classes(self) -> int:
@@ -126,8 +128,8 @@ def _load(settings: Data, folder: Path) -> Images:
 
 def _held(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
     """The space, and images and labels as `Images` names them, in memory."""
-    raw = partial(_made, entry, settings, folder)
-    raw = _kept(copy(settings, folder), lambda file: write_parts(file, entire(raw())), _expected(entry, settings)) if entry.cached else raw()
+    made = partial(_made, entry, settings, folder)
+    raw = _kept(copy(settings, folder), lambda file: write_parts(file, entire(made())), _expected(entry, settings)) if entry.cached else made()
     space = _space(raw["x_train"], settings, folder / "data")
     return space, {name: space.enter(t) if name.startswith("x") else t.long() for name, t in raw.items()}
 
@@ -256,7 +258,7 @@ def _kept(file: Path, make: Callable[[Path], None], expected: str | None = None)
 
 def split(y: Tensor, counts: dict[str, int], seed: int) -> dict[str, Tensor]:
     """Indices of `counts[part]` images of each class for each part, no index twice, classes in order."""
-    chosen = {part: [] for part in counts}
+    chosen: dict[str, list[Tensor]] = {part: [] for part in counts}
     for k in y.unique().tolist():
         members = (y == k).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator(seed, "split", k))]
@@ -292,7 +294,7 @@ def _mnist_m(seed: int, folder: Path) -> Raw:
     raw, photos = _mnist(seed, folder), photographs()
     for part in PARTS:
         digit = F.pad(raw[f"x_{part}"], (2, 2, 2, 2)).short()  # (n, 1, 32, 32)
-        places = draw_places([p.shape[1:] for p in photos], part, len(digit), generator(seed, "patches", part))
+        places = draw_places([(p.shape[1], p.shape[2]) for p in photos], part, len(digit), generator(seed, "patches", part))
         patch = torch.stack([photos[i][:, top : top + 32, left : left + 32] for i, top, left in places]).short()
         raw[f"x_{part}"] = (patch - digit).abs().byte()  # (n, 3, 32, 32)
     return raw
@@ -333,8 +335,8 @@ def _cifar(kind: str, seed: int, folder: Path) -> Raw:
             f"Unpack the archive there, or run\n  python -c \"from torchvision.datasets import {kind}; {kind}(r'{where}', download=True)\"\n"
             "or choose digits, mnist_5k or mnist_m_5k, which need no download"
         ) from error
-    train, test = ([torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets, dtype=torch.uint8)] for s in (train, test))
-    return _with_validation(*train, *test, seed)
+    (x, y), (x_test, y_test) = ((torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets, dtype=torch.uint8)) for s in (train, test))
+    return _with_validation(x, y, x_test, y_test, seed)
 
 
 def _idx(kind: str, seed: int, folder: Path) -> Raw:

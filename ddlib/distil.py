@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -172,7 +173,7 @@ def distil(settings: Distillation, flat: Flat, segment: Segment, labels: Tensor,
             state.log_lr.exp(),
             settings.inner_steps,
             settings.momentum,
-            lambda path, target=target: objective(path, target, matched, settings.intermediate),
+            partial(objective, expert=target, matched=matched, intermediate=settings.intermediate),
             list(matched),
         )
         v_images = MOMENTUM * state.v_images + gradient.images

@@ -12,23 +12,21 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context, parent_process
 from types import ModuleType
-from typing import TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
 from .cluster import Ray
 from .config import Refusal
-from .shards import Shard
+from .shards import Shard, Task
 from .store import Full
 
-Task = TypeVar("Task", bound=Hashable)
 KEEP_MEMORY = 1 << 30  # bytes that the allocator keeps between steps
 PRIOR = 100.0  # seconds of predicted work after which the run's own speed counts for more than the prediction
 RETRIES = 2  # times that a task is done again after its process was killed
@@ -182,7 +180,7 @@ class Progress:
 class Here(Executor):
     """This process, as an executor."""
 
-    def submit(self, do: Callable, /, *given: object) -> Future:
+    def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]  # nothing is given by name
         """Do it now."""
         future: Future = Future()
         try:
@@ -201,7 +199,7 @@ class Processes(Executor):
         self.pools = [start() for start in self.start]
         self.given: list[list[Future]] = [[] for _ in self.pools]
 
-    def submit(self, do: Callable, /, *given: object) -> Future:
+    def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]  # nothing is given by name
         """In the process with the least to do."""
         self.given = [[future for future in mine if not future.done()] for mine in self.given]
         k = min(range(len(self.pools)), key=lambda k: len(self.given[k]))

@@ -86,7 +86,7 @@ def evaluate(settings: Evaluation, flat: Flat, x: Tensor, y: Tensor, lr: float, 
     for factor in settings.factors if len(settings.factors) > 1 else ():
         seeds = range(1000, 1000 + settings.search_networks)  # seeds of their own: choosing and scoring share no network
         found[factor] = fmean(judge(factor, seed, False).validation for seed in seeds)
-    chosen = max(found, key=found.get) if found else settings.factors[0]
+    chosen = max(found, key=lambda factor: found[factor]) if found else settings.factors[0]
     rows = []
     for factor in dict.fromkeys([chosen, *(f for f in settings.factors if f == 1.0)]):
         protocols = ["lr_chosen"] * (factor == chosen) + ["lr_a"] * (factor == 1.0)

@@ -91,7 +91,9 @@ def trajectory(buffer: Path | str, index: int, shapes: Shapes, epochs: int, cont
 
 def write_buffer(folder: Path, paths: Iterable[Tensor], shapes: Shapes) -> list[Path]:
     """Trajectories (E + 1, P) as replay_buffer_0.pt, replay_buffer_1.pt ..., ten a file; what `trajectory` reads back, number by number."""
-    sizes, held, files = [prod(s) for s in shapes.values()], [], []
+    sizes = [prod(s) for s in shapes.values()]
+    held: list[list[list[Tensor]]] = []
+    files: list[Path] = []
 
     def keep() -> None:
         files.append(save(folder / f"replay_buffer_{len(files)}.pt", held))
@@ -233,7 +235,7 @@ def write_set(folder: Path, images: Tensor, labels: Tensor, lr: float, form: str
     In the form of DD-Ranking: images.pt class after class, for it takes the labels of hard-labelled sets to lie so; labels.pt; lr.pt, a plain number.
     """
     if form == "mtt":
-        contents = {"images": images.clone(), "labels": labels.clone(), "lr": torch.tensor(lr, dtype=torch.float64)}
+        contents: dict[str, Any] = {"images": images.clone(), "labels": labels.clone(), "lr": torch.tensor(lr, dtype=torch.float64)}
         return [save(folder / f"{name}_best.pt", content) for name, content in contents.items()]
     order = labels.argsort(stable=True) if labels.dim() == 1 else torch.arange(len(labels))
     contents = {"images": images[order].float(), "labels": labels[order], "lr": lr}

@@ -84,11 +84,11 @@ def imported(path: Tensor, flat: Flat, images: Images) -> Iterator[Snapshot]:
 
 def trajectory(snapshots: Iterator[Snapshot]) -> tuple[Tensor, list[dict], dict]:
     """All snapshots as (E + 1, P), one row an epoch with the step that follows it, and the path's smoothness."""
-    path, rows = [], []
+    points, rows = [], []
     for snapshot in snapshots:
-        path.append(snapshot.theta)
+        points.append(snapshot.theta)
         rows.append(snapshot.row)
-    path = torch.stack(path)  # (E + 1, P)
+    path = torch.stack(points)  # (E + 1, P)
     for name, values in smoothness.steps(path).items():
         for row, value in zip(rows, values.tolist(), strict=False):
             row[name] = value

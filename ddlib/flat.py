@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class Flat:
 
     def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor]:
         """Cotangents of theta and x where that of the loss's gradient for theta is rho: the derivatives of <rho, gradient>."""
-        _, back = vjp(lambda theta, x: grad(lambda theta: head.value(self(theta, x)))(theta), theta, x)
+        back = vjp(lambda theta, x: grad(lambda theta: head.value(self(theta, x)))(theta), theta, x)[1]
         return back(rho)
 
     def pull_soft(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,13 +112,13 @@ class Flat:
         def gradient(theta: Tensor, x: Tensor, labels: Tensor) -> Tensor:
             return grad(lambda theta: replace(head, labels=labels).value(self(theta, x)))(theta)
 
-        _, back = vjp(gradient, theta, x, head.labels)
+        back = vjp(gradient, theta, x, head.labels)[1]
         return back(rho)
 
     def features(self, theta: Tensor, x: Tensor) -> Tensor:
         """What the last linear map sees, (n, d)."""
         inner = {name.removeprefix("features."): p for name, p in self.unpack(theta).items() if name.startswith("features.")}
-        return functional_call(self.module.features, inner, (x,))
+        return functional_call(self.module.get_submodule("features"), inner, (x,))
 
     @torch.no_grad()
     def embedding(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -126,7 +127,8 @@ class Flat:
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """theta_0 by PyTorch's own rule: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases; norms start at scale 1, shift 0; `draw` is a layer's own."""
-        parts = []
+        parts: list[Tensor] = []
+        layer: Any
         for layer in self.module.modules():
             shapes = [p.shape for p in layer.parameters(recurse=False)]
             if hasattr(layer, "draw"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ n07875152 n07920052 n09193705 n09246464 n09256479 n09332890 n09428293 n12267677
 TINY = TINY_IDS.split()
 TINY_COUNTS = {"train": (500, 500), "test": (50, 50)}  # fewest and most images a class
 # Ten classes each, numbered as the published trajectory-matching runs number them
-SUBSETS = {
+TENS = {
     "imagenette": """n01440764 tench, n02102040 English springer, n02979186 cassette player, n03000684 chain saw, n03028079 church, n03394916 French horn,
         n03417042 garbage truck, n03425413 gas pump, n03445777 golf ball, n03888257 parachute""",
     "imagewoof": """n02096294 Australian terrier, n02093754 Border terrier, n02111889 Samoyed, n02088364 beagle, n02086240 Shih-Tzu, n02089973 English foxhound,
@@ -52,7 +52,7 @@ SUBSETS = {
     "imagesquawk": """n01806143 peacock, n02007558 flamingo, n01818515 macaw, n02051845 pelican, n02056570 king penguin, n01614925 bald eagle, n01843383 toucan,
         n01518878 ostrich, n01860187 black swan, n01819313 sulphur-crested cockatoo""",
 }
-SUBSETS = {name: dict(item.split(maxsplit=1) for item in text.split(",")) for name, text in SUBSETS.items()}  # WordNet id -> name
+SUBSETS = {name: dict(item.split(maxsplit=1) for item in text.split(",")) for name, text in TENS.items()}  # WordNet id -> name
 IMAGENET_COUNTS = {"train": (732, 1300), "test": (50, 50)}
 
 Found = dict[str, list[list[Path]]]  # part -> for each class, in order, its images by name
@@ -77,7 +77,7 @@ def tiny_imagenet(folder: Path) -> Found:
     if (ids := sorted(listed.read_text().split())) != TINY:
         odd = sorted(set(ids) ^ set(TINY)) or ["an id that stands twice"]
         raise Refusal(f"{listed} lists {len(ids)} ids, of which {_few(odd)} do not match the {len(TINY)} expected: take it from {source}")
-    test = {name: [] for name in TINY}
+    test: dict[str, list[Path]] = {name: [] for name in TINY}
     for i, line in enumerate(notes.read_text().splitlines(), 1):
         file, wnid, *box = line.split("\t") if line.count("\t") == 5 else ("", "")
         if wnid not in test or len(box) != 4 or not (images / file).is_file():
@@ -122,14 +122,14 @@ def _inside(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(home.name for home in folder.iterdir() if home.is_dir() and not home.name.startswith(".")))
 
 
-def _by_class(home: Path, names: Sequence[str], source: str, inside: str = "") -> list[list[Path]]:
+def _by_class(home: Path, names: Collection[str], source: str, inside: str = "") -> list[list[Path]]:
     missing = [name for name in names if not (home / name / inside).is_dir()]
     if missing:
         raise Refusal(f"{home} lacks {_few([str(Path(name, inside)) for name in missing])} of {len(names)} classes: expected {source}; put them there")
     return [pictures(home / name / inside) for name in names]
 
 
-def _counted(found: Found, names: Sequence[str], counts: dict[str, tuple[int, int | None]], home: Path, advice: str) -> Found:
+def _counted(found: Found, names: Collection[str], counts: Mapping[str, tuple[int, int | None]], home: Path, advice: str) -> Found:
     for part, (least, most) in counts.items():
         wrong = [f"{name}: {len(files)}" for name, files in zip(names, found[part], strict=True) if len(files) < least or (most and len(files) > most)]
         if wrong:
@@ -152,7 +152,8 @@ def decode(file: Path, side: int) -> Tensor:
     from torchvision.transforms import functional as F
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file) as opened:
+            image: Image.Image = opened
             if image.mode.startswith("I;16"):  # Pillow would cut its 65 536 levels off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGB")

@@ -94,7 +94,7 @@ class Tape:
 class Weights:
     """theta, or a direction in its space, by layer."""
 
-    convolutions: list[First | Later]
+    convolutions: list[Any]  # one First, then Later ones
     affines: list[Tensor]  # gamma and beta of each norm, (2k,)
     head: Tensor
     shift: Tensor
@@ -141,9 +141,14 @@ class Fused(Flat):
         each = zip(blocks[0::4], blocks[1::4], blocks[2::4], blocks[3::4], strict=True)
         self.lengths = [n for kernel, bias, gamma, beta in each for n in (kernel, bias, gamma + beta)] + [head, shift]
 
+    @property
+    def first(self) -> Any:
+        """The first convolution."""
+        return self.module.get_submodule("features.0")
+
     def fits(self, x: Tensor, *others: Any) -> bool:
         """Whether the kernels take these images, and what tensors come with them; if not, the log says why, once for each reason."""
-        first = self.module.features[0]
+        first = self.first
         if x.device.type != "cpu" or any(isinstance(t, Tensor) and (t.dtype, t.device) != (x.dtype, x.device) for t in others):
             return False  # plain is what other devices want, and says what does not go together
         if x.dtype not in kernels.REAL:
@@ -157,13 +162,13 @@ class Fused(Flat):
     def weights(self, theta: Tensor) -> Weights:
         """theta by layer, the kernels laid out as they are used."""
         *blocks, head, shift = theta.contiguous().split(self.lengths)
-        width = self.module.features[0].out_channels
+        width = self.first.out_channels
         kernels = [Later(w.view(width, width, 3, 3)) for w in blocks[3::3]]
         return Weights([First(blocks[0].view(width, -1, 3, 3)), *kernels], blocks[2::3], head.view(len(shift), -1), shift)
 
     def pieces(self, x: Tensor) -> Iterator[tuple[Tensor, slice]]:
         """A few images at a time, laid out channels last, and which they are."""
-        most = max(1, PIECE // (self.module.features[0].out_channels * x.shape[2] * x.shape[3]))
+        most = max(1, PIECE // (self.first.out_channels * x.shape[2] * x.shape[3]))
         first = 0
         for piece in x.chunk(-(-len(x) // most)):
             yield kernels.last(piece), slice(first, first + len(piece))

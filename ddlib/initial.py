@@ -33,7 +33,8 @@ def representative(features: Tensor, count: int, generator: torch.Generator, cen
 def herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Greedily keep the selection's mean nearest to the class's (Welling 2009)."""
     features = features.double()
-    mean, total, taken = features.mean(0), torch.zeros_like(features[0]), []
+    mean, total = features.mean(0), torch.zeros_like(features[0])
+    taken: list[int] = []
     for k in range(1, count + 1):
         distance = ((total + features) / k - mean).norm(dim=1)
         distance[taken] = torch.inf

@@ -84,7 +84,8 @@ class Inside:
     """The keeper of a loop inside a loop."""
 
     def __init__(self, keeper: Keeper | Inside, outer: Callable[[], State]):
-        self.keeper, self.outer, self.left = keeper, outer, keeper.left
+        self.keeper, self.outer = keeper, outer
+        self.left: Callable[..., State | None] = keeper.left
 
     def __call__(self, state: Callable[[], State]) -> None:
         """Keep it with the outer one's, if it is time."""

@@ -160,7 +160,7 @@ def backward_along(z: Tensor, *rest: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def first_forward(x: Tensor, weight: Tensor) -> Tensor:
     """z of the first convolution; weight (3, 3, c, k)."""
-    z = empty(len(x), weight.shape[3], *x.shape[2:], x)
+    z = empty(len(x), weight.shape[3], x.shape[2], x.shape[3], x)
     call("first_forward", x, (*sizes(x), weight.shape[3]), x, weight, z)
     return z
 

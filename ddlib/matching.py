@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,8 @@ def objective(path: Mapping[int, Tensor] | Sequence[Tensor], expert: Tensor, mat
     `path[k]` is the student after k steps, from its perturbed start path[0]; `expert` (M + 1, P) starts at epoch s;
     beta_i is 1 ("equal") or i / M ("adaptive"). Not finite where the expert stands at the start.
     """
-    last, total = max(matched.values()), 0.0
+    total: Any = 0.0
+    last = max(matched.values())
     for k, i in matched.items():
         start = (path[0] - expert[i]).square().sum()
         beta = i / last if intermediate == "adaptive" else 1.0

@@ -50,7 +50,7 @@ def peak(run: Callable[[], object]) -> float:
     return meter.memory("VmHWM") - base
 
 
-def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: int) -> dict[str, float]:
+def outer_gradient(settings: Measurement, shape: tuple[int, int, int], classes: int) -> dict[str, str | float]:
     """megabytes above the base, and the median seconds of three more calls, on random images of this shape; call it in a fresh process."""
     flat = fused.flat(networks.build(settings.network, shape, classes), settings.network.precision)
     chance = generator(0, "measure")

@@ -6,6 +6,8 @@ a pure function of its parameters. (n, c, h, w) images in, (n, K) logits out; `f
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,30 +43,32 @@ class Plain(nn.Module):
         return self.head(self.features(x))
 
 
-def convnet(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> nn.Module:
+def convnet(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
     """`depth` blocks of 3 x 3 convolution, instance norm, ReLU and 2 x 2 mean: the network that the field distils on."""
-    layers, channels = [], shape[0]
+    layers: list[nn.Module] = []
+    channels = shape[0]
     for _ in range(depth):
         layers += [nn.Conv2d(channels, width, 3, padding=1), norm(width), nn.ReLU(), Pool()]
         channels = width
     return Plain(layers, shape, classes)
 
 
-def alexnet(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> nn.Module:
+def alexnet(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
     """Five convolutions, three poolings; width w stands for AlexNet's 128 (1 : 1.5 : 2 : 2 : 1.5)."""
     wide, wider = width * 3 // 2, width * 2
-    layers = [nn.Conv2d(shape[0], width, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], width, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Conv2d(width, wide, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Conv2d(wide, wider, 3, padding=1), nn.ReLU(), nn.Conv2d(wider, wider, 3, padding=1), nn.ReLU()]
     layers += [nn.Conv2d(wider, wide, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     return Plain(layers, shape, classes)
 
 
-def vgg11(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> nn.Module:
+def vgg11(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
     """VGG configuration A with instance norm; width w stands for VGG's 64. The last poolings go where no pixels are left."""
-    layers, channels, side = [], shape[0], min(shape[1:])
-    for step in (1, "M", 2, "M", 4, 4, "M", 8, 8, "M", 8, 8, "M"):
-        if step == "M":
+    layers: list[nn.Module] = []
+    channels, side = shape[0], min(shape[1:])
+    for step in (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0):  # 0: a pooling
+        if not step:
             if side >= 4:
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
@@ -83,7 +87,8 @@ class Residual(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, 1 if pool else stride, padding=1, bias=False)
         self.norm1, self.pool = norm(width), Pool() if pool else nn.Identity()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2, self.shortcut = norm(width), nn.Identity()
+        self.norm2 = norm(width)
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels != width:
             projection = nn.Conv2d(channels, width, 1, 1 if pool else stride, bias=False)
             self.shortcut = nn.Sequential(projection, Pool() if pool else nn.Identity(), norm(width))
@@ -93,9 +98,10 @@ class Residual(nn.Module):
         return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
-def resnet18(shape: tuple[int, int, int], classes: int, width: int, depth: int, mean_pool: bool = False) -> nn.Module:
+def resnet18(shape: tuple[int, int, int], classes: int, width: int, depth: int, mean_pool: bool = False) -> Plain:
     """ResNet18 for small images (3 x 3 stem, no first pooling); width w stands for 64. `mean_pool` shrinks by 2 x 2 means, not strides."""
-    layers, channels = [nn.Conv2d(shape[0], width, 3, padding=1, bias=False), norm(width), nn.ReLU()], width
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], width, 3, padding=1, bias=False), norm(width), nn.ReLU()]
+    channels = width
     for stage in range(4):
         for block in range(2):
             stride = 2 if stage and not block else 1
@@ -104,7 +110,7 @@ def resnet18(shape: tuple[int, int, int], classes: int, width: int, depth: int, 
     return Plain([*layers, nn.AdaptiveAvgPool2d(1)], shape, classes)
 
 
-def resnet18_ap(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> nn.Module:
+def resnet18_ap(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
     """ResNet18 that shrinks by means."""
     return resnet18(shape, classes, width, depth, mean_pool=True)
 
@@ -150,12 +156,13 @@ class Mean(nn.Module):
         return x.mean(1)
 
 
-def vit(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> nn.Module:
+def vit(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
     """Six encoders on 8 x 8 patches of any size, the mean of the tokens read out; one more evaluator, nothing is distilled with it."""
     return Plain([Patches(shape, width), *(Encoder(width) for _ in range(6)), nn.LayerNorm(width), Mean()], shape, classes)
 
 
-NETWORKS = {"convnet": convnet, "alexnet": alexnet, "vgg11": vgg11, "resnet18": resnet18, "resnet18_ap": resnet18_ap, "vit": vit}
+Make = Callable[[tuple[int, int, int], int, int, int], Plain]
+NETWORKS: dict[str, Make] = {"convnet": convnet, "alexnet": alexnet, "vgg11": vgg11, "resnet18": resnet18, "resnet18_ap": resnet18_ap, "vit": vit}
 
 
 def build(settings: Network, shape: tuple[int, int, int], classes: int) -> nn.Module:

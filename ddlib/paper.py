@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -96,7 +97,7 @@ class Paper:
     def keep_sets(self, methods: Iterable[str] | None = None) -> None:
         """Copy the sets of the main study to the results, or those of these methods: see `kept_sets`."""
         for run in kept_sets(self.profile):
-            made = run.settings.of
+            made: Any = run.settings.of
             if methods is not None and run.method not in methods:
                 continue
             held = pipeline.get(made, self.store)
@@ -193,7 +194,8 @@ def of_candidates(profile: Profile) -> Iterator[tuple[dict, Settings]]:
     """Each candidate of the search; validation accuracy only."""
     for run, tried in studies.tuning(profile):
         words = ", ".join(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in tried.items()) or "as it is"
-        yield run.label(profile.cells[run.cell]) | run.place | {"tried": words, "iterations": run.settings.of.iterations}, run.settings
+        made: Any = run.settings.of
+        yield run.label(profile.cells[run.cell]) | run.place | {"tried": words, "iterations": made.iterations}, run.settings
 
 
 STUDIES = {

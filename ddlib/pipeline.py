@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from functools import cache, lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,13 +134,14 @@ def name(settings: Settings) -> str:
         return f"following with {name(settings.of)}"
     if isinstance(settings, Measurement):
         return f"measuring the {settings.gradient} at N = {settings.inner_steps}"
+    assert isinstance(settings, Evaluation)
     return f"{settings.network.architecture} on {name(settings.of)}"
 
 
 def work(settings: Settings) -> float:
     """Predicted seconds."""
-    where = settings.of if isinstance(settings, Evaluation | Following) else settings
-    where = of_data(where) if isinstance(where, Distilled) else where.data
+    task: Any = settings.of if isinstance(settings, Evaluation | Following) else settings
+    where = of_data(task) if isinstance(task, Distilled) else task.data
     known = data.about(where)
     classes, (_, h, w) = len(known.class_names), known.shape
     return cost.work(settings, known.per_class * classes, classes, h * w)
@@ -239,7 +241,8 @@ def make_set(settings: Distilled, store: Store) -> None:
     flat = network(settings.network, real.shape, real.classes)
     start, keep = get(settings.start, store), Keeper(store, settings)
     labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
-    state = begin(settings, first, expert_labels(settings, flat, first, store) if settings.labels else None)
+    soft = expert_labels(settings, flat, first, store) if isinstance(settings, Distillation) and settings.labels else None
+    state = begin(settings, first, soft)
     with tracked(settings, name(settings), store.root) as tracker:
         curve, history = outer_loop(settings, flat, turns(settings, store, flat, labels, real), state, labels, real, keep, tracker)
     looked = [row for row in curve if "validation_accuracy" in row]
@@ -363,7 +366,7 @@ def make_measurement(settings: Measurement, store: Store) -> None:
         store.save(settings, {}, pool.submit(measure.outer_gradient, settings, known.shape, len(known.class_names)).result())
 
 
-MAKE = {
+MAKE: dict[type[Settings], Callable[[Any, Store], None]] = {
     Expert: make_expert,
     Imported: import_expert,
     Selection: make_selection,

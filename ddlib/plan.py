@@ -87,7 +87,8 @@ def operations(work: Work) -> float:
 
 def seconds(work: Work, repeats: int, until: float) -> float:
     """The median of some calls after one that warms up, fewer where time runs out."""
-    run, found = counts.prepare(work, "cpu"), []
+    run = counts.prepare(work, "cpu")
+    found: list[float] = []
     run()
     while not found or (len(found) < repeats and time.monotonic() < until):
         began = time.perf_counter()
@@ -136,7 +137,7 @@ def part(settings: Expert | Distilled | Evaluation) -> Part:
 
     if isinstance(settings, Expert):
         batch, path = min(settings.batch, train), counts.REAL * (settings.epochs + 1) * counts.parameters(settings.network, shape, k)
-        form = "gradient" if settings.penalty == "none" else "penalty"
+        form: Form = "gradient" if settings.penalty == "none" else "penalty"
         steps = (work(settings.network, form, batch), settings.epochs * train / batch * (2 if settings.sharpness else 1))
         looks = (work(settings.network, "forward", 250), (settings.epochs + 1) * train * LOOKED / 250)
         return Part("experts", f"{name}, {'with' if form == 'penalty' else 'no'} penalty", 1, (steps, looks), path, 2 * path + resident)

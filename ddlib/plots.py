@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,7 +79,7 @@ PLAIN = Look(GREY)
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
 CEILING = "full data"
 CLASSES = 20  # columns of an image grid, at most
-STYLE = {
+STYLE: dict[str, dict[str, Any]] = {
     "font": {"family": "DejaVu Sans", "size": 8},  # ships with matplotlib: the same letters everywhere
     "axes": {"titlesize": 8.5, "labelsize": 8, "linewidth": 0.7, "grid": True, "axisbelow": True, "spines.top": False, "spines.right": False},
     "xtick": {"labelsize": 7.5},
@@ -97,7 +97,7 @@ def style() -> AbstractContextManager:
     return plt.rc_context({f"{group}.{name}": value for group, values in STYLE.items() for name, value in values.items()})
 
 
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how) -> tuple[Figure, np.ndarray]:
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[Figure, np.ndarray]:
     """A figure that shows where it is the last word of a cell and stays open nowhere, and its axes in one row."""
     figure = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(figure)
@@ -164,7 +164,7 @@ def pixels(artefact: Artefact, images: torch.Tensor | None = None) -> np.ndarray
     return x[..., 0] if x.shape[-1] == 1 else x
 
 
-def grid(ax: Axes, images: np.ndarray, labels: Sequence, rows: Sequence[str] = ()) -> None:
+def grid(ax: Axes, images: np.ndarray, labels: Sequence | np.ndarray, rows: Sequence[str] = ()) -> None:
     """Images (n, h, w) or (n, h, w, 3) under their classes, each class's down its column in the order given; `rows` names the rows."""
     labels = np.asarray(labels)
     classes = list(dict.fromkeys(labels.tolist()))
@@ -547,7 +547,7 @@ def claims(results: Results) -> Figure:
     return figure
 
 
-def numbers(row: tuple) -> str:
+def numbers(row: Any) -> str:
     """The effect, its interval and n; accuracies in points."""
     if not row.n:
         return "no rows"
@@ -557,7 +557,7 @@ def numbers(row: tuple) -> str:
     return f"{effect}{known}{' points' if points else ''} ({row.n})".replace("-", "−")
 
 
-def interval(ax: Axes, y: float, row: tuple, look: Look) -> None:
+def interval(ax: Axes, y: float, row: Any, look: Look) -> None:
     """An effect and its interval scaled to fit [-1, 1] about zero; dotted from end to end where one seed gives no interval."""
     values = np.array([row.effect, row.low, row.high])
     effect, *ends = np.clip(values / (np.abs(values[np.isfinite(values)]).max(initial=0) or 1), -1, 1)

@@ -14,11 +14,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from .config import Refusal, Settings, key
+
+Task = TypeVar("Task", bound=Settings)
 
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one, or from the start for a shard not seen yet, until its tasks are anybody's
@@ -101,12 +104,12 @@ class Shard:
             if age < SILENCE:
                 self.others[k] = doing
 
-    def made(self, tasks: Iterable[Settings]) -> list[Settings]:
+    def made(self, tasks: Iterable[Task]) -> list[Task]:
         """After a look at the others, those whose artefacts are there by now."""
         self.look()
         return [task for task in tasks if self.has(task)]
 
-    def order(self, ready: list[Settings]) -> list[Settings]:
+    def order(self, ready: list[Task]) -> list[Task]:
         """Its own first."""
         return sorted(ready, key=lambda task: self.owner[task] != self.i)
 
@@ -130,7 +133,7 @@ class Shard:
         self.doing.discard(task)
         self.beat()
 
-    def waits(self, ready: list[Settings]) -> None:
+    def waits(self, ready: Sequence[Settings]) -> None:
         """Say for whom and for what."""
         awaited = {self.owner[task] for task in ready}
         whom = ", ".join(f"{k}/{self.n}" for k in sorted(awaited))

@@ -77,7 +77,7 @@ def digest(tensors: dict[str, Tensor], header: str = "") -> str:
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
-        total.update(t.flatten().view(torch.uint8).numpy())
+        total.update(t.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -173,7 +173,7 @@ def write_parts(file: Path, tensors: dict[str, Parts]) -> None:
         out.write(start)
         for name in order:
             for part in tensors[name][2]:
-                out.write(part.contiguous().numpy())
+                out.write(part.contiguous().numpy().data)
         out.flush()
         found = digest(load_file(out.name))
         out.seek(0)
@@ -210,7 +210,7 @@ def write(file: Path, settings: Settings, tensors: dict[str, Tensor], record: di
     with whole(file, len(start) + sum(t.nbytes for t in tensors.values())) as out:
         out.write(start)
         for name in order:
-            out.write(tensors[name].flatten().view(torch.uint8).numpy())
+            out.write(tensors[name].flatten().view(torch.uint8).numpy().data)
 
 
 def unpack(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -136,7 +136,8 @@ def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | I
     if name not in profile.recipes:
         raise Refusal(f"no expert recipe '{name}' in the profile: expected one of {', '.join(profile.recipes)}; add it under `recipes`")
     fields = {"data": cell.data.model_dump(), "network": profile.network.model_dump(), **profile.recipes[name], "seed": seed}
-    return validated(Imported if "buffer" in fields else Expert, fields, f"recipe {name}")
+    kind: type[Expert | Imported] = Imported if "buffer" in fields else Expert
+    return validated(kind, fields, f"recipe {name}")
 
 
 def selection(profile: Profile, cell: Cell, method: str, seed: int, eyes: str = FEATURES, **changes: Any) -> Selection:
@@ -153,7 +154,7 @@ def distillation(profile: Profile, name: str, method: str, seed: int, **changes:
     tuned = method if method in cell.tuned else how.tuned_as or method
     if tuned not in cell.tuned:
         raise Refusal(f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods")
-    kind = Distillation if how.recipe else Condensation
+    kind: type[Distillation | Condensation] = Distillation if how.recipe else Condensation
     shared = {field: value for field, value in cell.student.items() if field in kind.model_fields or field not in Distillation.model_fields}
     fields = shared | how.switches | cell.tuned[tuned]
     own, theirs = (one.switches.get("momentum", 0.0) for one in (how, every[tuned]))

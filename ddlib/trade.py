@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,7 +17,12 @@ from .paper import Paper, store_folder
 from .results import Results
 from .store import Artefact, Damaged, Store, peek, read
 
-WHITENING = {"none": {}, "zca": {"zca": True}, "mtt": {"space": "mtt"}, "mtt-zca": {"zca": True, "space": "mtt"}}  # --whitening, as fields of Data
+WHITENING: dict[str, dict[str, Any]] = {  # --whitening, as fields of Data
+    "none": {},
+    "zca": {"zca": True},
+    "mtt": {"space": "mtt"},
+    "mtt-zca": {"zca": True, "space": "mtt"},
+}
 ASKED = {
     "data": f"--data NAME, what its images were distilled from ({', '.join(data.SETS)})",
     "whitening": "--whitening WORD, the space that they are in: none (our normalised pixels), zca (ours whitened), mtt or mtt-zca (these two as MTT's code has them)",
@@ -49,7 +55,7 @@ def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
     settings = validated(Evaluation, dict(settings) | {"networks": networks, "epochs": epochs}, "--networks and --epochs")
     store = Store(store_folder())
     if said.data:
-        classes = pipeline.images(settings.of.data, store).classes
+        classes = pipeline.images(pipeline.of_data(settings.of), store).classes
         counts = (y.argmax(1) if y.dim() == 2 else y).bincount(minlength=classes)
         print(f"{len(y)} images of {classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
     rows = pipeline.judge(settings, x, y, lr, store)
@@ -69,7 +75,7 @@ def _ours(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tens
 
 def _made_of(settings: dict) -> tuple[Data, Network]:
     """The data of one of our sets, and the network it was made with."""
-    made = pipeline.settled(settings)
+    made: Any = pipeline.settled(settings)
     return pipeline.of_data(made), pipeline.made_with(made) or Network(width=32)
 
 
@@ -139,7 +145,7 @@ def class_names(where: Data, held: Artefact) -> tuple[str, ...]:
 
 def _about(file: Path, held: Artefact, where: Data) -> album.About:
     """What the card of a set says beside it."""
-    made = pipeline.settled(held.settings)
+    made: Any = pipeline.settled(held.settings)
     rows = rows_at_hand(file, held)
     known = data.SETS.get(where.name)
     ipc = f"{len(held.tensors['labels'])} images" if held.settings.get("method") == "all" else f"{(made.start if isinstance(made, Distilled) else made).ipc} a class"

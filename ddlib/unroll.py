@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,13 @@ Objective = Callable[[Mapping[int, Tensor] | Sequence[Tensor]], Tensor]
 class Loss:
     """An inner loss from a plain function of (theta, images, k), its derivatives by automatic differentiation."""
 
-    soft: Tensor | None = None
-
     def __init__(self, function: Callable[[Tensor, Tensor, int], Tensor]):
         self.function = function
+
+    @property
+    def soft(self) -> Tensor | None:
+        """The logits of soft labels, if they are."""
+        return None
 
     def __call__(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
         """The loss of step k."""
@@ -37,7 +40,7 @@ class Loss:
 
     def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
         """Cotangents of theta and of the images where that of `gradient` is rho."""
-        _, back = vjp(lambda theta, images: self.gradient(theta, images, k), theta, images)
+        back = vjp(lambda theta, images: self.gradient(theta, images, k), theta, images)[1]
         return back(rho)
 
 
@@ -77,7 +80,8 @@ def unroll(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, mo
     """The plain form: back-propagate through the whole path. Memory grows with N."""
     images, lr = images.detach().requires_grad_(), lr.detach().requires_grad_()
     soft = [] if loss.soft is None else [loss.soft.detach().requires_grad_()]
-    visited = path(replace(loss, labels=soft[0]) if soft else loss, theta.detach(), images, lr, steps, momentum)
+    given: Any = loss  # a dataclass, where labels are soft
+    visited = path(replace(given, labels=soft[0]) if soft else loss, theta.detach(), images, lr, steps, momentum)
     value = objective(visited)
     d_images, d_lr, *d_soft = torch.autograd.grad(value, (images, lr, *soft))
     return Gradient(value.detach(), d_images, d_lr, visited[-1].detach(), *d_soft)
@@ -136,5 +140,6 @@ def sweep(
     return Gradient(value.detach(), d_images, d_lr, thetas[steps], *d_soft)
 
 
-EXACT = {"adjoint": adjoint, "unroll": unroll}  # one gradient in two forms
-GRADIENTS = EXACT | {"tesla": tesla}
+Way = Callable[[Loss, Tensor, Tensor, Tensor, int, float, Objective, Sequence[int]], Gradient]
+EXACT: dict[Literal["adjoint", "unroll"], Way] = {"adjoint": adjoint, "unroll": unroll}  # one gradient in two forms
+GRADIENTS: dict[str, Way] = {"adjoint": adjoint, "unroll": unroll, "tesla": tesla}

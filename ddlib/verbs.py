@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,8 +23,6 @@ from .store import Artefact, Store, read, write
 
 PROFILE = "laptop"  # whose networks, recipes and settings are taken where nothing else is said
 SMALLEST = 16  # images a step of an expert: below, chance rules
-
-Kind = TypeVar("Kind", bound=Settings)
 
 
 def load_data(name: str, path: Path | str | None = None, size: int | None = None, **changes: Any) -> Images:
@@ -79,7 +77,7 @@ def distil(experts: Sequence[Artefact], start: Artefact, method: str = "AST", se
     Raises:
         Refusal: no such method, experts that do not fit; `changes` are fields of `config.Distillation`, or of `config.Condensation`.
     """
-    begun = meant(start, Selection, "images that pick_images left")
+    begun: Selection = meant(start, Selection, "images that pick_images left")
     profile, named = scaled(begun.data, begun.ipc)
     followed = {"experts": recipe_of(experts), "n_experts": len(experts)} if studies.known(profile, method).recipe else {}
     return made([studies.distillation(profile, named, method, seed, start=start.settings, **followed | changes)])[0]
@@ -93,7 +91,7 @@ def evaluate(what: Artefact, network: Network | None = None, **changes: Any) -> 
     Raises:
         Refusal: `changes` are fields of `config.Evaluation`.
     """
-    of = meant(what, Distilled | Selection, "a set that distil or pick_images left")
+    of: Distilled | Selection = meant(what, Distilled | Selection, "a set that distil or pick_images left")
     profile, named = scaled(pipeline.of_data(of), of.start.ipc if isinstance(of, Distilled) else of.ipc)
     settings = studies.evaluation(profile, named, of, network or pipeline.made_with(of), **changes)
     store = store_at_hand()
@@ -130,7 +128,7 @@ def made(wanted: Sequence[Settings]) -> list[Artefact]:
     return [pipeline.get(settings, store) for settings in wanted]
 
 
-def meant(what: Artefact, kind: type[Kind], expected: str) -> Kind:
+def meant(what: Artefact, kind: Any, expected: str) -> Any:
     """The settings of an artefact that was handed over.
 
     Raises:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from shutil import copytree
@@ -86,10 +87,10 @@ def rendered(held: Paper, fresh: Paper) -> Iterator[Verdict]:
         if (held.results.folder / part).is_dir():
             copytree(held.results.folder / part, fresh.results.folder / part)
     for name in tables.TABLES:
-        yield again(held, fresh, f"tables/{name}", ("csv", "md"), lambda name=name: fresh.table(name))
+        yield again(held, fresh, f"tables/{name}", ("csv", "md"), partial(fresh.table, name))
     yield again(held, fresh, "claims", ("md",), lambda: None)  # made with their table
     for name in plots.FIGURES:
-        yield again(held, fresh, f"figures/{name}", ("svg", "png"), lambda name=name: fresh.figure(name))
+        yield again(held, fresh, f"figures/{name}", ("svg", "png"), partial(fresh.figure, name))
 
 
 def readme(held: Paper) -> Iterator[Verdict]:
@@ -231,7 +232,7 @@ def facing(study: str, rows: dict[str, list[Row]], sets: Sets) -> Iterator[tuple
             lines = {line["iteration"]: line for line in sets[who(row)].record["curve"]}
             yield f"line {i}, by the set's own curve", *both(row, lines.get(row["iteration"], {}), ("loss", "start", "lr", "validation_accuracy"))
     if study == "coresets" and "main" in rows:
-        pairs = zip_longest(rows["coresets"], (row for row in rows["main"] if row["method"] in studies.CORESETS), fillvalue={})
+        pairs: Iterable[tuple[Row, Row]] = zip_longest(rows["coresets"], (row for row in rows["main"] if row["method"] in studies.CORESETS), fillvalue={})
         for i, (row, other) in enumerate(pairs, 2):
             yield f"line {i}, by rows/main.csv", *both(row, other, sorted((row.keys() | other.keys()) - {"study"}))
     if study == "smoothness" and "experts" in rows:
@@ -243,7 +244,8 @@ def facing(study: str, rows: dict[str, list[Row]], sets: Sets) -> Iterator[tuple
 def both(row: Row, other: Row, columns: Iterable[str]) -> tuple[Row, Row]:
     """The columns in which two rows differ, of each."""
     unlike = [name for name in columns if blank(row.get(name)) != blank(other.get(name))]
-    return tuple({name: blank(one.get(name)) for name in unlike} for one in (row, other))
+    mine, theirs = ({name: blank(one.get(name)) for name in unlike} for one in (row, other))
+    return mine, theirs
 
 
 def executed(held: Paper) -> Iterator[Verdict]:
@@ -297,7 +299,8 @@ def remade(held: Paper, fresh: Paper, run: studies.Run, alike: bool) -> Iterator
         yield Verdict(name, NOT_KEPT)
         return
     try:
-        yield Verdict(name, *compared_sets(held, file, fresh.store.load(run.settings.of), fresh.store.load(run.settings.of.start), alike))
+        target: Any = run.settings.of
+        yield Verdict(name, *compared_sets(held, file, fresh.store.load(target), fresh.store.load(target.start), alike))
     except Refusal as error:
         yield Verdict(name, DIFFERENT, str(error))
 
@@ -311,12 +314,12 @@ def compared_rows(kept: list[Row], made: list[Row], judged: list[str] | None) ->
         return EQUAL, f"{len(made)} rows"
     if judged is None:
         return DIFFERENT, f"{len(unlike)} of {len(made)} rows, the first: kept {unlike[0][0]}, made anew {unlike[0][1]}"
-    kept, made = (pd.DataFrame(rows) for rows in (kept, made))
-    if "epoch" in kept:
-        kept, made = (table[table.epoch == table.epoch.max()] for table in (kept, made))
+    ours, theirs = (pd.DataFrame(rows) for rows in (kept, made))
+    if "epoch" in ours:
+        ours, theirs = (table[table.epoch == table.epoch.max()] for table in (ours, theirs))
     notes, far = [], False
     for column in judged:
-        found, expected, room = made[column].mean(), kept[column].mean(), max(SPREAD * kept[column].std(ddof=0), MARGIN)
+        found, expected, room = theirs[column].mean(), ours[column].mean(), max(SPREAD * ours[column].std(ddof=0), MARGIN)
         far |= not abs(found - expected) <= room
         notes.append(f"mean {column} {found:.4g}, kept {expected:.4g} ± {room:.2g}")
     return DIFFERENT if far else NEAR, "; ".join(notes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,9 +61,9 @@ def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1, given: Space | None = 
     space = given or _by_channels(parts, len(x))
     if not zca:
         return space
-    m = sum(space.enter(part).flatten(1).sum(0, dtype=torch.float64) for part in parts) / len(x)
+    m: Any = sum(space.enter(part).flatten(1).sum(0, dtype=torch.float64) for part in parts) / len(x)
     centred = (space.enter(part).flatten(1).double() - m for part in parts)
-    covariance = sum(z.T @ z for z in centred) / max(len(x) - 1, 1)
+    covariance: Any = sum(z.T @ z for z in centred) / max(len(x) - 1, 1)
     s, u = map(torch.from_numpy, np.linalg.eigh(covariance.numpy()))  # on two cores, several times faster than torch's
     w = u * (s.clamp(min=0) + epsilon).rsqrt() @ u.T
     return Space(space.mean, space.std, w.float(), m.float())
