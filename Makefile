@@ -31,6 +31,7 @@ gc: .venv/ready             ## show what no profile needs, and remove it once as
 
 test: .venv/ready
 	$(BIN)/ruff check ddlib tests notebooks
+	$(BIN)/ruff format --check ddlib tests
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q
 

@@ -390,15 +390,11 @@ KRIZHEVSKY = "Krizhevsky (2009), cs.toronto.edu/~kriz/cifar.html, no licence sta
 SETS: dict[str, Set] = {
     "digits": Set(_digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, "cc-by-4.0", sha256="1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5"),
     "mnist_5k": Set(_mnist, DIGITS, (1, 28, 28), 350, UNFLIPPED, MNIST, "cc-by-sa-3.0", True, "82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c"),
-    "mnist_m_5k": Set(
-        _mnist_m, DIGITS, (3, 32, 32), 350, UNFLIPPED, MNIST_M, "other", True, "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652"
-    ),
+    "mnist_m_5k": Set(_mnist_m, DIGITS, (3, 32, 32), 350, UNFLIPPED, MNIST_M, "other", True, "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652"),
     # not cached: the archive is as quick to read as a second copy would be
     "cifar10": Set(partial(_cifar, "CIFAR10"), tuple(OBJECTS.split()), (3, 32, 32), 4500, EVERY, KRIZHEVSKY),
     "cifar100": Set(partial(_cifar, "CIFAR100"), tuple(MORE_OBJECTS.split()), (3, 32, 32), 450, EVERY, KRIZHEVSKY),
     "mnist": Set(partial(_idx, "MNIST"), DIGITS, (1, 28, 28), 4879, UNFLIPPED, FULL_MNIST, "cc-by-sa-3.0"),
     "fashion_mnist": Set(partial(_idx, "FashionMNIST"), CLOTHES, (1, 28, 28), 5400, EVERY, FASHION, "mit"),
     "tiny_imagenet": Set(None, tuple(folders.TINY), (3, 64, 64), 450, EVERY, STANFORD, "other", find=folders.tiny_imagenet, words=folders.tiny_words),
-} | {
-    name: Set(None, tuple(ids.values()), (3, 128, 128), 659, EVERY, IMAGENET, "other", find=partial(folders.imagenet, name)) for name, ids in folders.SUBSETS.items()
-}
+} | {name: Set(None, tuple(ids.values()), (3, 128, 128), 659, EVERY, IMAGENET, "other", find=partial(folders.imagenet, name)) for name, ids in folders.SUBSETS.items()}

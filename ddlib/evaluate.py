@@ -41,9 +41,7 @@ def trained_on(held: Artefact, hard: bool = False) -> Tensor:
     return held.tensors["soft"].softmax(1) if "soft" in held.tensors and not hard else held.tensors["labels"]
 
 
-def score(
-    settings: Evaluation, flat: Flat, x: Tensor, y: Tensor, lr: float, images: Images, seed: int, test: bool = True, keep: Keeper | Inside | None = None
-) -> Score:
+def score(settings: Evaluation, flat: Flat, x: Tensor, y: Tensor, lr: float, images: Images, seed: int, test: bool = True, keep: Keeper | Inside | None = None) -> Score:
     """Train the network with `seed` on (x, y), y hard or soft; without `test` the test images stay unseen. A network that diverges scores chance, and says so."""
     keep, how = keep or Keeper(), recipe(settings, lr, images.strategies)
     theta = flat.initial(generator(seed, "network")).to(x)

@@ -152,9 +152,7 @@ def one_epoch(
     return total / len(x)
 
 
-def fit(
-    flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: tuple[int | str, ...], after: Epoch | None = None
-) -> Iterator[Epoch]:
+def fit(flat: Flat, theta: Tensor, x: Tensor, y: Tensor, recipe: Recipe, seed: tuple[int | str, ...], after: Epoch | None = None) -> Iterator[Epoch]:
     """Train theta on images x and labels y, an epoch a turn, each a function of the one before: going on `after` one gives the same bytes.
 
     All chance comes from `seed`.

@@ -4,6 +4,8 @@
     paper.study("main")        # rows, one a network
     paper.table("main")        # a DataFrame, also kept as CSV and Markdown
     paper.figure("main")       # a Figure, also kept as SVG and PNG
+
+What was computed stands in the store, what it comes to in `results/<profile>`.
 """
 
 from __future__ import annotations

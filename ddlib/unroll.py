@@ -107,9 +107,7 @@ def tesla(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, mom
     return sweep(loss, theta, images, lr, steps, momentum, objective, matched, exact=False)
 
 
-def sweep(
-    loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int], exact: bool
-) -> Gradient:
+def sweep(loss: Loss, theta: Tensor, images: Tensor, lr: Tensor, steps: int, momentum: float, objective: Objective, matched: Sequence[int], exact: bool) -> Gradient:
     """Walk the path, then walk back, as `adjoint` says, or, not `exact`, as `tesla` does."""
     images, lr = images.detach(), lr.detach()
     thetas, bs = theta.new_empty(steps + 1, len(theta)), theta.new_zeros(steps + 1, len(theta))

@@ -118,7 +118,7 @@ def test_any_flipped_bit_is_refused(kept):
 
 
 def test_the_layout_is_that_of_safetensors(kept):
-    odd = {"é \"\\\n\x01\x7f": torch.ones(3, dtype=torch.bfloat16), "z": torch.tensor(1.0), "a": torch.ones(2, 2) > 0, "b": torch.ones(5).short()}
+    odd = {'é "\\\n\x01\x7f': torch.ones(3, dtype=torch.bfloat16), "z": torch.tensor(1.0), "a": torch.ones(2, 2) > 0, "b": torch.ones(5).short()}
     for tensors in (some_tensors(), odd, some_tensors() | odd, {}):
         tensors, notes = {name: t.contiguous() for name, t in tensors.items()}, {"note": 'é "\\\n\x01\x7f\u2028'}
         order, start = store.layout(tensors, notes)
