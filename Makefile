@@ -6,13 +6,16 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export STORE RESULTS WORKERS ENGINE GPU_SHARE RAY_ADDRESS CHECKPOINT TRACK
 
-.PHONY: paper figures verify tune run status gc test soak bench lab lock clean
+.PHONY: paper figures book verify tune run status gc test soak bench lab lock clean
 
 paper: .venv/ready          ## run every notebook; make whatever is missing on the way
 	$(BIN)/python -m ddlib paper $(PROFILE)
 
 figures: .venv/ready        ## every table and figure again, from the committed rows alone
 	$(BIN)/python -m ddlib figures $(PROFILE)
+
+book: .venv/ready           ## the executed notebooks, tables, figures and the library's reference as a static site: build/book/index.html
+	$(BIN)/python -m ddlib book $(PROFILE)
 
 verify: .venv/ready         ## whether what is kept follows from its rows, and comes out again when a sample is made anew; QUICK=1 makes none
 	$(BIN)/python -m ddlib verify $(PROFILE) $(if $(QUICK),--quick)
@@ -51,7 +54,7 @@ lab: .venv/ready            ## JupyterLab on the notebooks
 	touch $@
 
 lock: .venv/ready           ## the exact versions of this environment, after a change of pyproject.toml
-	$(BIN)/python -m pip install --quiet --upgrade --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[test,book]'
 	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
 
 clean:                      ## forget what was computed; results stay

@@ -1,4 +1,4 @@
-"""The command line: `python -m ddlib paper laptop`, `figures`, `tune`, `run STUDY`, `plan`, `verify`, `status`, `gc`, `evaluate FILE`, `export FILE`."""
+"""The command line: `python -m ddlib paper laptop`, `figures`, `book`, `tune`, `run STUDY`, `plan`, `verify`, `status`, `gc`, `evaluate FILE`, `export FILE`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("paper", "run every notebook; make what is missing"),
         ("figures", "render tables and figures again from the kept rows"),
+        ("book", "make the executed notebooks, the tables and the library's reference into a static site"),
         ("tune", "run the search behind the profile's tuned settings"),
         ("plan", "predict what a profile costs, here and on GPUs, before it is paid; `cells`: every cell of the paper"),
         ("status", "what the store holds for a profile, and what is missing"),
@@ -60,12 +61,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(given: argparse.Namespace) -> int:
     """The command that was given; its exit status."""
-    from . import plan, press, trade, upkeep, verify
+    from . import book, plan, press, trade, upkeep, verify
 
     if given.command == "paper":
         press.paper(given.profile, given.parameters, given.notebook)
     elif given.command == "figures":
         press.figures(given.profile)
+    elif given.command == "book":
+        print(f"Open {book.make(given.profile)}")
     elif given.command == "tune":
         press.tune(given.profile)
     elif given.command == "run":

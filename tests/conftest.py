@@ -1,4 +1,6 @@
-"""One thread, as the engine's processes have: the same bytes on every machine with the same wheels, and no fight over cores; and one whole paper for all."""
+"""One thread, as the engine's processes have: the same bytes on every machine with the same wheels, and no fight over cores; one paper and one browser for all."""
+
+import shutil
 
 import pytest
 import torch
@@ -17,3 +19,20 @@ def printed(tmp_path_factory):
         patch.setenv("RESULTS", str(folder / "results"))
         assert main(["paper", "smoke"]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The machine's own Chromium, without a window; its tests are skipped where it, or what drives it, is missing.
+
+    It closes with the module, for what drives it has an event loop of its own, and papermill wants one too.
+    """
+    api = pytest.importorskip("playwright.sync_api", reason="no Playwright to drive a browser: pip install playwright")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not found:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=quiet)
+        yield browser
+        browser.close()

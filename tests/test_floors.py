@@ -18,7 +18,7 @@ FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("pipeline",),  # the stages joined with the store
     ("paper", "plan"),
     ("press", "trade", "upkeep"),
-    ("verify", "verbs"),
+    ("verify", "verbs", "book"),
     ("__main__",),
     ("__init__",),
 ]

@@ -41,7 +41,7 @@ def test_the_container_recipe_is_sound():
 
 def test_the_lock_pins_every_dependency():
     project = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"] + project["optional-dependencies"]["book"]
     locked = {line.split("==")[0].lower() for line in (HOME / "requirements.lock").read_text().splitlines() if "==" in line}
     assert {name.split(">")[0].lower() for name in wanted} <= locked
 

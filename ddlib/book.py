@@ -1,0 +1,204 @@
+"""The book: the executed notebooks, every table and figure, the README and the reference of the library, as a static site that opens from the file system.
+
+Its sources are laid out in a scratch folder as they lie in the project, so that links between them hold; Sphinx (MyST-NB, Furo) then makes the pages, and runs
+nothing. A page asks nothing of the network: formulas are MathML, which browsers draw themselves; letters are the reader's own; the search's index is a script.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from . import claims, plots, press, tables
+from .config import Refusal
+from .paper import HOME, Paper
+from .results import Results
+
+BOOK = HOME / "build" / "book"
+SETTINGS = {
+    "project": "ddlib",
+    "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "ddlib.book"],
+    "myst_enable_extensions": ["dollarmath"],
+    "nb_execution_mode": "off",
+    "nb_ipywidgets_js": {},
+    "autodoc_member_order": "bysource",
+    "python_maximum_signature_line_length": 88,
+    "html_theme": "furo",
+    "html_theme_options": {"navigation_with_keys": True},
+    "html_title": "ddlib",
+    "html_math_renderer": "mathml",
+    "html_static_path": ["_static"],
+    "html_css_files": ["book.css"],
+    "html_copy_source": False,
+    "html_show_search_summary": False,  # it would fetch pages, which a browser refuses to do on a file system
+    "html_show_copyright": False,
+}
+LOOKS = """\
+.cell_output { overflow-x: auto; }
+.cell_output img, .page-figure { width: 100%; }
+.cell_output img[src$=".png"] { width: auto; }  /* of few pixels: no larger than it is */
+math { font-size: 1.1em; }
+@media (max-width: 40em) { .cell_output img[src$=".svg"] { width: 38em; max-width: none; } }  /* letters that can be read; the figure scrolls in its own box */
+"""
+FRONT = """
+![{alt}](results/{name}/figures/main.svg)
+
+## Contents
+
+```{{toctree}}
+:maxdepth: 1
+
+{notebooks}
+guide
+figures
+tables
+library
+```
+"""
+FIGURE = re.compile(r'paper\.figure\("(\w+)"\)\s*$')  # a cell that ends in a figure of the paper
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def make(profile: str = "laptop", folder: Path = BOOK) -> Path:
+    """`make book`: the book of what is kept under a profile, in place of the one that was in `folder`; its first page.
+
+    Raises:
+        Refusal: the book's tools are not installed, or the paper was not printed under that profile.
+    """
+    try:
+        from sphinx.application import Sphinx
+        from sphinx.util.docutils import docutils_namespace
+    except ImportError:
+        raise Refusal("no Sphinx here: expected what makes the book; `make book` installs it, or else `pip install 'ddlib[book]'`") from None
+    held = Paper(profile)
+    with tempfile.TemporaryDirectory() as scratch, docutils_namespace():
+        sources, pages = Path(scratch, "sources"), Path(scratch, "pages")
+        lay(sources, held.results)
+        Sphinx(sources, None, pages, Path(scratch, "trees"), "html", SETTINGS, status=None, warning=sys.stderr).build()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(pages, folder)
+    return folder / "index.html"
+
+
+def lay(sources: Path, results: Results) -> None:
+    """Write the book's sources.
+
+    Raises:
+        Refusal: no notebook was executed, or there are no rows for the claims.
+    """
+    import nbformat
+
+    kept = Path("results", results.folder.name)
+    executed = sorted(file for file in (results.folder / "notebooks").glob("[0-9][0-9]_*.ipynb") if "." not in file.stem)
+    if not executed:
+        raise Refusal(f"no executed notebooks in {results.folder / 'notebooks'}, which the book shows: run `make paper PROFILE={results.folder.name}` first")
+    pages = {"_static/book.css": LOOKS}
+    for file in executed:
+        pages[f"notebooks/{file.name}"] = nbformat.writes(prepared(nbformat.read(file, as_version=4), results.folder / "figures"))
+    pages |= table_pages(results, kept) | figure_page(results, kept) | library()
+    head, _, guide = press.filled("paper", press.summary(results)).partition("\n## ")
+    front = FRONT.format(alt=about(plots.FIGURES["main"]), name=results.folder.name, notebooks="\n".join(f"notebooks/{file.stem}" for file in executed))
+    ledger = re.sub("^#", "##", claims.ledger(results), flags=re.M)
+    for name, text in (("index", f"{head}\n{front}\n{ledger}"), ("guide", f"# Using it\n\n## {guide}")):
+        pages[f"{name}.md"] = LINK.sub(lambda found: found[0] if "://" in found[2] or found[2] in pages else found[1], text)
+    for name, text in pages.items():
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).write_text(text)
+    shutil.copytree(results.folder / "figures", sources / kept / "figures")
+
+
+def prepared(notebook: Any, figures: Path) -> Any:
+    """An executed notebook as the book shows it: figures of the paper as vectors, every picture with words for who cannot see it, no dead widgets."""
+    said = ""
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            said = spoken(cell.source)
+            continue
+        named = FIGURE.search(cell.source)
+        cell.metadata["mystnb"] = {"image": {"alt": about(plots.FIGURES[named[1]]) if named else said}}
+        if named:
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.data["image/svg+xml"] = (figures / f"{named[1]}.svg").read_text()
+        cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            notebook.cells[number - 1].metadata["tags"] = ["remove-cell"]  # the default that it replaced
+    notebook.metadata.pop("widgets", None)
+    return notebook
+
+
+def spoken(markdown: str) -> str:
+    """The last heading of a text and the first sentence below it: what a picture that follows is about."""
+    heading, _, below = markdown.rpartition("# ")[2].partition("\n")
+    return re.sub(r"[*`$\\]", "", ". ".join(filter(None, [heading.strip(), re.split(r"(?<=[.:])\s", below.strip())[0]])))
+
+
+def about(function: Any) -> str:
+    """What a table or figure answers: its docstring."""
+    return " ".join(function.__doc__.split())
+
+
+def table_pages(results: Results, kept: Path) -> dict[str, str]:
+    """A page a table, and the list of them."""
+    found = [name for name in tables.TABLES if (results.folder / "tables" / f"{name}.md").exists()]
+    lines = ["# Every table", "", "As functions of rows; `NaN` and blanks were not run.", "", "```{toctree}", *(f"/{kept}/tables/{name}" for name in found), "```", ""]
+    pages = {"tables.md": "\n".join(lines)}
+    for name in found:
+        pages[f"{kept}/tables/{name}.md"] = f"# {name.replace('_', ' ')}\n\n{about(tables.TABLES[name])}\n\n{(results.folder / 'tables' / f'{name}.md').read_text()}"
+    return pages
+
+
+def figure_page(results: Results, kept: Path) -> dict[str, str]:
+    """All figures, each with what it answers."""
+    lines = ["# Every figure", ""]
+    for name, figure in plots.FIGURES.items():
+        if (results.folder / "figures" / f"{name}.svg").exists():
+            image = ["```{image} /" + f"{kept}/figures/{name}.svg", f":alt: {about(figure)}", ":class: page-figure", "```"]
+            lines += [f"## {name.replace('_', ' ')}", "", about(figure), "", *image, ""]
+    return {"figures.md": "\n".join(lines)}
+
+
+def library() -> dict[str, str]:
+    """The reference: the glossary, and a page a module."""
+    modules = sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
+    pages = {f"library/{name}.rst": f"{name}\n{'=' * len(name)}\n\n.. automodule:: ddlib.{name}\n   :members:\n" for name in modules}
+    listed = "".join(f"   library/{name}\n" for name in modules)
+    return pages | {"library.rst": f"The library\n===========\n\n.. automodule:: ddlib\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}"}
+
+
+def setup(app: Any) -> None:
+    """What the book adds to Sphinx: docstrings in our plain voice, and formulas without a script."""
+    app.connect("autodoc-process-docstring", docstring, priority=400)  # before Napoleon's, which sees to `Raises:`
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
+
+
+def docstring(app: Any, what: str, name: str, subject: Any, options: Any, lines: list[str]) -> None:
+    """Sphinx's hook: the lines of a docstring, rewritten in place."""
+    lines[:] = restructured("\n".join(lines)).split("\n")
+
+
+def restructured(text: str) -> str:
+    """A docstring as reStructuredText: an indented paragraph stays as it is, `term  meaning` is a definition, and no sign has a meaning but backticks."""
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        if paragraph.startswith("    "):
+            paragraphs.append("::\n\n" + paragraph)
+        else:
+            plain = re.sub(r"`([^`]+)`|([\\*|_])", lambda found: f"``{found[1]}``" if found[1] else "\\" + found[2], paragraph)
+            paragraphs.append(re.sub(r"^(\S.*?)  +(\S.*)$", r"\n\1\n    \2\n", plain, flags=re.M))
+    return "\n\n".join(paragraphs)
+
+
+def formula(writer: Any, node: Any) -> None:
+    """Sphinx's hook: a formula as MathML."""
+    from docutils.nodes import SkipNode
+    from latex2mathml.converter import convert
+
+    writer.body.append(convert(node.astext(), display="block" if node.tagname == "math_block" else "inline"))
+    raise SkipNode

@@ -1,0 +1,89 @@
+"""The tour in JupyterLab, as a reader runs it: a real server, a real kernel, all cells by the menu of a real browser; figures appear and no cell fails."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from ddlib import press
+
+QUIET = {  # no news over the network; every cell in the page, also those out of sight
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+EXECUTED = """() => {
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent.trim())
+    return prompts.length && prompts.every(text => /^\\[\\d+\\]:$/.test(text))
+}"""
+
+
+@pytest.fixture
+def lab(chromium, tmp_path):
+    """The address of a JupyterLab of its own over a copy of the tour, and that copy."""
+    tour = tmp_path / "notebooks/00_tour.ipynb"
+    tour.parent.mkdir()
+    tour.write_text((press.NOTEBOOKS / tour.name).read_text().replace('profile = \\"laptop\\"', 'profile = \\"smoke\\"'))
+    for name, settings in QUIET.items():
+        file = tmp_path / f"settings/@jupyterlab/{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
+    own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_WORKSPACES_DIR", "STORE", "RESULTS")
+    env = os.environ | {name: str(tmp_path / name.lower()) for name in own} | {"JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token="]
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen([*command, f"--ServerApp.root_dir={tour.parent}"], env=env, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/api"), server)
+        yield f"http://127.0.0.1:{port}/lab/tree/{tour.name}?reset", tour
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(address):
+    """Whether a server is there."""
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def wait_for(done, server=None, seconds=60):
+    """Until it is done; fails when the server ends or the time is over."""
+    until = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < until and (server is None or server.poll() is None)
+        time.sleep(0.2)
+
+
+def test_the_tour_runs_in_jupyterlab(lab, chromium):
+    address, tour = lab
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.locator('.jp-NotebookPanel-toolbar [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]').first.wait_for()  # the kernel is there
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    page.wait_for_function(EXECUTED, timeout=120_000)
+    pictures = page.locator(".jp-OutputArea-output img")
+    assert pictures.count() and pictures.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0)")
+    page.keyboard.press("Control+s")
+    wait_for(lambda: all(cell["execution_count"] for cell in code_cells(tour)))
+    outputs = [output for cell in code_cells(tour) for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == pictures.count()
+    page.close()
+
+
+def code_cells(notebook):
+    """As they were saved last."""
+    return [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
