@@ -25,6 +25,7 @@ SETTINGS = {
     "myst_enable_extensions": ["dollarmath"],
     "nb_execution_mode": "off",
     "nb_ipywidgets_js": {},
+    "nb_render_markdown_format": "myst",
     "autodoc_member_order": "bysource",
     "python_maximum_signature_line_length": 88,
     "html_theme": "furo",
@@ -38,14 +39,20 @@ SETTINGS = {
     "html_show_copyright": False,
 }
 LOOKS = """\
-.cell_output { overflow-x: auto; }
-.cell_output img, .page-figure { width: 100%; }
-.cell_output img[src$=".png"] { width: auto; }  /* of few pixels: no larger than it is */
-math { font-size: 1.1em; }
-@media (max-width: 40em) { .cell_output img[src$=".svg"] { width: 38em; max-width: none; } }  /* letters that can be read; the figure scrolls in its own box */
+article h1 { font-size: 2em; }
+article h2 { font-size: 1.5em; }
+article h3 { font-size: 1.2em; }
+article img[src$=".svg"] { width: 100%; }
+article figure { margin: 1rem 0; }
+.cell_output table.dataframe { border-collapse: collapse; border: 0; font-size: 0.85em; }
+.cell_output table.dataframe :is(td, th) { border: 0; border-bottom: 1px solid var(--color-background-border); padding: 0.25em 0.6em; }
+.cell_output, article :has(> img) { overflow-x: auto; }  /* what is wider than a phone scrolls in a box of its own */
+@media (max-width: 46em) { article img[src$=".svg"] { width: 38em; max-width: none; } article h1 { font-size: 1.6em; } }  /* letters of figures can be read */
 """
 FRONT = """
-![{alt}](results/{name}/figures/main.svg)
+```{{figure}} results/{name}/figures/main.svg
+:alt: {alt}
+```
 
 ## Contents
 
@@ -147,7 +154,7 @@ def about(function: Any) -> str:
 def table_pages(results: Results, kept: Path) -> dict[str, str]:
     """A page a table, and the list of them."""
     found = [name for name in tables.TABLES if (results.folder / "tables" / f"{name}.md").exists()]
-    lines = ["# Every table", "", "As functions of rows; `NaN` and blanks were not run.", "", "```{toctree}", *(f"/{kept}/tables/{name}" for name in found), "```", ""]
+    lines = ["# Every table", "", "From rows alone; what was not run is blank.", "", "```{toctree}", *(f"/{kept}/tables/{name}" for name in found), "```", ""]
     pages = {"tables.md": "\n".join(lines)}
     for name in found:
         pages[f"{kept}/tables/{name}.md"] = f"# {name.replace('_', ' ')}\n\n{about(tables.TABLES[name])}\n\n{(results.folder / 'tables' / f'{name}.md').read_text()}"
@@ -159,7 +166,7 @@ def figure_page(results: Results, kept: Path) -> dict[str, str]:
     lines = ["# Every figure", ""]
     for name, figure in plots.FIGURES.items():
         if (results.folder / "figures" / f"{name}.svg").exists():
-            image = ["```{image} /" + f"{kept}/figures/{name}.svg", f":alt: {about(figure)}", ":class: page-figure", "```"]
+            image = ["```{figure} /" + f"{kept}/figures/{name}.svg", f":alt: {about(figure)}", "```"]
             lines += [f"## {name.replace('_', ' ')}", "", about(figure), "", *image, ""]
     return {"figures.md": "\n".join(lines)}
 
@@ -175,7 +182,13 @@ def library() -> dict[str, str]:
 def setup(app: Any) -> None:
     """What the book adds to Sphinx: docstrings in our plain voice, and formulas without a script."""
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before Napoleon's, which sees to `Raises:`
+    app.connect("autodoc-skip-member", left_out)
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
+
+
+def left_out(app: Any, what: str, name: str, subject: Any, skip: bool, options: Any) -> bool | None:
+    """Sphinx's hook: members that others than we described; None leaves it to Sphinx."""
+    return True if name == "model_config" or (subject.__doc__ or "").startswith("Alias for field number") else None
 
 
 def docstring(app: Any, what: str, name: str, subject: Any, options: Any, lines: list[str]) -> None:
@@ -184,7 +197,7 @@ def docstring(app: Any, what: str, name: str, subject: Any, options: Any, lines:
 
 
 def restructured(text: str) -> str:
-    """A docstring as reStructuredText: an indented paragraph stays as it is, `term  meaning` is a definition, and no sign has a meaning but backticks."""
+    """A docstring as reStructuredText: an indented paragraph stays as it is, a term and what stands two spaces after it is a definition, and only backticks are signs."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         if paragraph.startswith("    "):
