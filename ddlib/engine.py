@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context, parent_process
 from types import ModuleType
+from typing import Generic
 
 import torch
 from tqdm.auto import tqdm
@@ -243,7 +244,7 @@ def forgiven(task: str, times: int) -> Lost | None:
     return Lost(f"{task}: its process was killed, and {RETRIES} times again, likely for want of memory: run fewer side by side (WORKERS=...)")
 
 
-def taken(ready: Sequence[Task], shard: Shard | None, free: int) -> Iterator[Task]:
+def taken(ready: list[Task], shard: Shard | None, free: int) -> Iterator[Task]:
     """Of the tasks that are ready as many as there are workers free for; of a shard those that it may do, in its order."""
     if not shard:
         yield from ready[:free]
@@ -256,7 +257,7 @@ def taken(ready: Sequence[Task], shard: Shard | None, free: int) -> Iterator[Tas
             yield task
 
 
-class Queue:
+class Queue(Generic[Task]):
     """What of `tasks` (task -> the tasks it needs) is still to be begun, and what became of the rest."""
 
     def __init__(self, tasks: Mapping[Task, Iterable[Task]], work: Callable[[Task], float], label: Callable[[Task], str], progress: Progress):
@@ -314,7 +315,7 @@ def run(
     if not tasks:
         return
     workers = min(workers or default_workers(), len(tasks))
-    queue = Queue(tasks, work, label, progress or Progress("", sum(map(work, tasks)), workers))
+    queue: Queue[Task] = Queue(tasks, work, label, progress or Progress("", sum(map(work, tasks)), workers))
     running: dict[Future, Task] = {}
     with nullcontext(pool) if pool else executor(workers) as able:
         while True:
