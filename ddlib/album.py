@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -126,7 +127,7 @@ def card(held: Artefact, class_names: Sequence[str], about: About) -> str:
     n, loss = len(held.tensors["images"]), Loss.of(held)
     soft, shape = "soft" in held.tensors, " x ".join(map(str, held.tensors["images"].shape[1:]))
     accuracy = NO_ROWS if about.accuracy is None else f"{PROTOCOL}\n\n{about.accuracy.to_markdown(index=False)}"
-    settings = json.dumps(held.settings, indent=1, ensure_ascii=False)
+    settings = json.dumps(portable(held.settings), indent=1, ensure_ascii=False)
     return f"""{header(n, class_names, soft, about)}
 # {about.title}
 
@@ -136,7 +137,7 @@ Source: {about.source}. The images are derived from it: its licence holds for th
 
 ## How they were made
 
-{about.made}. The learning rate to train with is {held.record["lr"]:.6g}. All settings, as ddlib has them:
+{about.made}. The learning rate to train with is {held.record["lr"]:.6g}. All settings, as ddlib has them, of places the name alone:
 
 ```json
 {settings}
@@ -161,6 +162,12 @@ images[0]["image"], images[0]["class"], images[0]["label"]{', images[0]["soft"]'
 PNGs from the set's own pixels by {255 * loss.mean:.2g} of 255 levels in the mean and {255 * loss.largest:.3g} at most. The `.safetensors` file that
 this folder was made of is exact, and what accuracies are of.
 """
+
+
+def portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings for other people's eyes: of folders on the maker's machine the last name alone."""
+    places = {name: Path(settings[name]).name for name in ("path", "buffer") if settings.get(name)}
+    return {name: portable(value) if isinstance(value, dict) else value for name, value in settings.items()} | places
 
 
 def header(n: int, class_names: Sequence[str], soft: bool, about: About) -> str:

@@ -461,6 +461,13 @@ def test_a_set_goes_out_as_a_folder_for_datasets(home, tmp_path, capsys):
     assert json.loads(text.split("```json\n")[1].split("```")[0]) == settings.model_dump(mode="json")
 
 
+def test_a_card_keeps_to_itself_where_its_maker_had_the_images():
+    where = {"name": "folder", "path": "/somewhere/pictures/birds", "size": 32}
+    told = album.portable({"start": {"data": where}, "experts": {"buffer": "/somewhere/buffers", "data": where}, "seed": 0})
+    ours = where | {"path": "birds"}
+    assert told == {"start": {"data": ours}, "experts": {"buffer": "buffers", "data": ours}, "seed": 0}
+
+
 def test_classes_of_any_name_go_out(tmp_path):
     """In folders whose order is the classes', two of the same name apart; what is neither grey nor in colour is refused."""
     made = Selection(data=DATA, method="real")
