@@ -120,10 +120,14 @@ def again(held: Paper, fresh: Paper, what: str, kinds: Iterable[str], make: Call
 
 def first_line(old: Path, new: Path) -> str:
     """Where a table's files part."""
-    if old.suffix != ".csv":
-        return ""
-    pairs = enumerate(zip_longest(old.read_text(errors="replace").splitlines(), new.read_text().splitlines(), fillvalue=""), 1)
-    return next((f": line {i} reads {a[:90]!r}, expected {b[:90]!r}" for i, (a, b) in pairs if a != b), "")
+    where = parting(old.read_text(errors="replace"), new.read_text()) if old.suffix == ".csv" else ""
+    return f": {where}" if where else ""
+
+
+def parting(found: str, expected: str) -> str:
+    """The first line in which two texts differ, of each."""
+    pairs = enumerate(zip_longest(found.splitlines(), expected.splitlines(), fillvalue=""), 1)
+    return next((f"line {i} reads {a[:90]!r}, expected {b[:90]!r}" for i, (a, b) in pairs if a != b), "")
 
 
 def agreeing(held: Paper) -> Iterator[Verdict]:
@@ -249,18 +253,39 @@ def both(row: Row, other: Row, columns: Iterable[str]) -> tuple[Row, Row]:
 
 
 def executed(held: Paper) -> Iterator[Verdict]:
-    """Every notebook's executed copy, and whatever lies beside: no cell of it ended with an error."""
-    folder = held.results.folder / "notebooks"
-    for name in sorted({file.name for file in (*press.notebooks(), *folder.glob("*.ipynb"))}):
+    """Every notebook's executed copy, and whatever lies beside: no cell of it ended with an error, and its cells are the notebook's of today."""
+    folder, sources = held.results.folder / "notebooks", {file.name: file for file in press.notebooks()}
+    for name in sorted({*sources, *(file.name for file in folder.glob("*.ipynb"))}):
         if not (folder / name).exists():
             yield Verdict(f"notebooks/{name}", NOT_KEPT)
             continue
-        try:
-            cells = json.loads((folder / name).read_text())["cells"]
-            errors = [output["ename"] for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            errors = [f"no notebook can be read from it ({error})"]
-        yield Verdict(f"notebooks/{name}", DIFFERENT, f"holds an error: {errors[0]}") if errors else Verdict(f"notebooks/{name}", EQUAL, "executed without error")
+        fault = fault_of(folder / name, sources.get(name), held.name)
+        yield Verdict(f"notebooks/{name}", DIFFERENT, fault) if fault else Verdict(f"notebooks/{name}", EQUAL, "executed without error, from today's cells")
+
+
+def fault_of(copy: Path, source: Path | None, profile: str) -> str | None:
+    """What is wrong with an executed copy of the notebook `source`, and what to do; the parameters that it was given are a cell of its own."""
+    try:
+        cells = json.loads(copy.read_text())["cells"]
+        errors = [output["ename"] for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
+        done = [written(cell) for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"holds an error: no notebook can be read from it ({error})"
+    if errors:
+        return f"holds an error: {errors[0]}"
+    if source is None:
+        return f"there is no {copy.name} in {press.NOTEBOOKS.name}/ that it could be a copy of: remove it"
+    asked = [written(cell) for cell in json.loads(source.read_text())["cells"]]
+    for number, (found, expected) in enumerate(zip_longest(done, asked, fillvalue=("nothing", "")), 1):
+        if found != expected:
+            how = parting(found[1], expected[1]) if found[0] == expected[0] else f"is {found[0]}, expected {expected[0]}"
+            return f"executed from another {press.NOTEBOOKS.name}/{copy.name}: cell {number} {how}; `make paper PROFILE={profile}` runs it again"
+    return None
+
+
+def written(cell: Row) -> tuple[str, str]:
+    """The kind of a notebook's cell, and what it says."""
+    return cell["cell_type"], "".join(cell["source"]).rstrip()
 
 
 def sample(held: Paper) -> studies.Run:

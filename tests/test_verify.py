@@ -3,7 +3,9 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -97,6 +99,48 @@ def test_what_was_changed_by_hand_is_named_and_nothing_else(kept, capsys):
     for part in (",AST,AST - ramp", ",AST,AST − ramp", "lr in line", "is damaged", "holds an error: ValueError"):
         assert any(part in line for line in lines), part
     assert not any("made anew" in line for line in lines)
+
+
+def test_a_copy_of_another_notebook_than_todays_is_named_with_its_cell(tmp_path, monkeypatch):
+    """Whatever it was changed in, and none for the parameters that it was given."""
+    monkeypatch.setattr(press, "NOTEBOOKS", tmp_path / "notebooks")
+    paper = Paper("smoke", tmp_path / "store", tmp_path / "results/smoke")
+    copies = paper.results.folder / "notebooks"
+    for folder in (press.NOTEBOOKS, copies):
+        folder.mkdir(parents=True)
+    words, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    asked = [words("# Why?"), code('profile = "laptop"'), code("a = 1\nb = 2"), words("## What we saw")]
+    executed = [*asked[:2], code('profile = "smoke"', metadata={"tags": ["injected-parameters"]}), *asked[2:]]
+    changed = {
+        "00_same": executed,
+        "01_line": [*executed[:3], code("a = 1\nb = 3"), executed[4]],
+        "02_words": [words("# How?"), *executed[1:]],
+        "03_fewer": executed[:-1],
+        "04_more": [*executed, code("c = 3")],
+        "05_kind": [*executed[:3], words("a = 1\nb = 2"), executed[4]],
+        "06_failed": [*executed[:3], code("a = 1", outputs=[nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]), executed[4]],
+        "07_gone": executed,
+    }
+    for name, cells in changed.items():
+        if name != "07_gone":
+            nbformat.write(nbformat.v4.new_notebook(cells=asked), press.NOTEBOOKS / f"{name}.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), copies / f"{name}.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=asked), press.NOTEBOOKS / "08_new.ipynb")
+    (copies / "09_broken.ipynb").write_text("{")
+    found = {Path(one.artefact).stem: one for one in verify.executed(paper)}
+    kinds = {name: one.verdict for name, one in found.items()}
+    assert kinds == dict.fromkeys([*changed, "09_broken"], DIFFERENT) | {"00_same": EQUAL, "08_new": NOT_KEPT}
+    for name, said in {
+        "01_line": "notebooks/01_line.ipynb: cell 3 line 2 reads 'b = 3', expected 'b = 2'; `make paper PROFILE=smoke` runs it again",
+        "02_words": "cell 1 line 1 reads '# How?', expected '# Why?'",
+        "03_fewer": "cell 4 is nothing, expected markdown",
+        "04_more": "cell 5 is code, expected nothing",
+        "05_kind": "cell 3 is markdown, expected code",
+        "06_failed": "holds an error: ValueError",
+        "07_gone": "no 07_gone.ipynb in notebooks/ that it could be a copy of: remove it",
+        "09_broken": "no notebook can be read from it",
+    }.items():
+        assert said in found[name].note
 
 
 HARMS = {
