@@ -110,6 +110,7 @@ def lay(sources: Path, results: Results) -> None:
         pages[f"notebooks/{file.name}"] = nbformat.writes(prepared(nbformat.read(file, as_version=4), results.folder / "figures"))
     pages |= table_pages(results, kept) | figure_page(results, kept) | library()
     head, _, guide = press.filled("paper", press.summary(results)).partition("\n## ")
+    head = head.replace("](results/laptop/figures/", f"]({kept}/figures/")  # the README shows the laptop's picture, the book its own
     front = FRONT.format(alt=about(plots.FIGURES["main"]), name=results.folder.name, notebooks="\n".join(f"notebooks/{file.stem}" for file in executed))
     ledger = re.sub("^#", "##", claims.ledger(results), flags=re.M)
     for name, text in (("index", f"{head}\n{front}\n{ledger}"), ("guide", f"# Using it\n\n## {guide}")):

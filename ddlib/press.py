@@ -189,7 +189,7 @@ def run(study: str, profile: str, part: str | None = None) -> None:
 
 
 def fill_readme(held: Paper) -> None:
-    """Put the main figure, the main table and the verdicts into the README's block of that profile, if it has one."""
+    """Put the main table and the verdicts into the README's block of that profile, if it has one."""
     if held.name in BLOCKS:
         fill(BLOCKS[held.name], summary(held.results))
 
@@ -198,13 +198,13 @@ def summary(results: Results) -> list[str]:
     """The README's paragraphs on a paper, from its tables."""
     folder = results.folder
     claims, ledger = pd.read_csv(folder / "tables" / "claims.csv", dtype={"claim": str}), f"results/{folder.name}/claims.md"
-    verdicts = claims[claims.claim.str.len() == 1][["claim", "statement", "verdict"]]
+    verdicts = claims[claims.claim.str.len() == 1]
     return [
-        f"![Test accuracy by method](results/{folder.name}/figures/main.svg)",
-        "Test accuracy in percent after the last epoch, lr chosen on validation: mean ± std over all networks of all distillation seeds (number of networks).",
+        "Test accuracy in percent after the last epoch, learning rate chosen on validation images: mean ± std over all networks of all distillation seeds "
+        f"(number of networks). The [main figure](results/{folder.name}/figures/main.svg) draws it.",
         (folder / "tables" / "summary.md").read_text().strip(),
         f"What holds of the paper's seven claims at this scale (a claim is as good as its weakest part, named in brackets; [all that was measured]({ledger})):",
-        verdicts.to_markdown(index=False),
+        "\n".join(f"{row.claim}. {row.statement}: **{row.verdict}**" for row in verdicts.itertuples()),
     ]
 
 

@@ -59,6 +59,7 @@ def test_sphinx_has_nothing_to_complain_of(made):
 def test_the_front_page_has_the_ledger_and_leads_to_every_notebook(made, printed):
     front = (made[0] / "index.html").read_text()
     assert "The seven claims" in front and "what would settle it" in front
+    assert 'src="_images/images.svg"' in front, "the README's picture, of this paper"
     for file in (printed / "results/smoke/notebooks").glob("*.ipynb"):
         assert f'href="notebooks/{file.stem}.html"' in front
 
