@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import bench
+import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -19,6 +20,8 @@ from ddlib import press, tables
 from ddlib.results import NoRows, Results
 
 HOME = Path(__file__).parent.parent
+README = (HOME / "README.md").read_text()
+CITED = yaml.safe_load((HOME / "CITATION.cff").read_text())
 LAPTOP = Results(HOME / "results/laptop")
 
 
@@ -46,11 +49,48 @@ def test_the_lock_pins_every_dependency():
     assert {name.split(">")[0].lower() for name in wanted} <= locked
 
 
-def test_the_readme_has_its_markers_and_names_every_notebook():
-    text = (HOME / "README.md").read_text()
-    for part in ("paper", "bench"):
-        assert text.index(f"<!-- {part}:start -->") < text.index(f"<!-- {part}:end -->")
-    assert all(f"notebooks/{n.name}" in text for n in press.notebooks())
+def test_the_readme_has_its_markers():
+    for part in ("paper", "verbs", "full", "cells", "bench"):
+        start, end = f"<!-- {part}:start -->", f"<!-- {part}:end -->"
+        assert README.count(start) == README.count(end) == 1 and README.index(start) < README.index(end)
+
+
+def test_the_readmes_map_names_every_notebook_and_no_other():
+    """In order, each by the question that its title asks, or the first half of it."""
+    mapped = re.findall(r"^\| (.+)\? \| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) \|$", README, re.M)
+    assert [(name, link) for _, name, link in mapped] == [(file.stem, file.stem) for file in press.notebooks()]
+    assert set(re.findall(r"\(notebooks/([^)]+)\)", README)) == {file.name for file in press.notebooks()}
+    for question, name, _ in mapped:
+        title = nbformat.read(press.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0].source.splitlines()[0]
+        assert title.removeprefix("# ").startswith(question.split(",")[0]), f"{name} asks {title!r}"
+
+
+def test_every_file_that_the_readme_links_is_there():
+    links = set(re.findall(r"\]\(([^)#\s]+)\)", README))
+    assert links and not [link for link in links if "://" not in link and not (HOME / link).exists()]
+
+
+def test_the_readmes_floors_name_every_module_once():
+    named = re.findall(r"`(\w+)`", README[README.index("| floor | modules |") :].split("\n\n")[0])
+    assert sorted(named) == sorted(file.stem for file in (HOME / "ddlib").glob("[a-z]*.py"))
+
+
+def test_version_and_licence_are_the_same_wherever_they_stand():
+    project = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
+    newest = re.search(r"^## \[(\d\S*)\] - (\S+)$", (HOME / "CHANGELOG.md").read_text(), re.M)
+    assert project["version"] == CITED["version"] == newest[1] and CITED["date-released"] == newest[2]
+    assert f"Version {project['version']}}}" in README, "the README's citation"
+    assert project["license"] == CITED["license"] == "MIT" and (HOME / "LICENSE").read_text().startswith("MIT License\n")
+
+
+def test_the_citation_file_says_what_its_format_asks_for():
+    """Of CFF 1.2.0: its required fields, people or entities as authors, and the paper as the README has it."""
+    assert CITED["cff-version"] == "1.2.0" and CITED["type"] == "software" and CITED["message"] and CITED["title"]
+    (paper,) = CITED["references"]
+    assert {"type", "title", "authors"} <= paper.keys() and paper["url"] in README and f"title  = {{{paper['title']}}}" in README
+    for work in (CITED, paper):
+        assert work["authors"] and all(author.keys() in ({"name"}, {"family-names", "given-names"}) for author in work["authors"])
+    assert " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]) in README
 
 
 @pytest.mark.skipif(not LAPTOP.has_rows("main"), reason="the laptop paper was not printed yet")
@@ -68,7 +108,7 @@ def test_committed_tables_follow_from_committed_rows(name):
 def test_the_readmes_sentence_on_speed_follows_from_the_bench():
     table = pd.read_csv(bench.RESULTS / "bench.csv")
     assert list(table.columns[:7]) == ["work", "ours", "plain", "unit", "ratio", "fraction_of_limit", "threads"]
-    assert bench.sentence(table) in (HOME / "README.md").read_text()
+    assert bench.sentence(table) in README
     rates = table.unit.isin(["images/s", "tasks/s"])
     expected = (table.ours / table.plain).where(rates, table.plain / table.ours)
     pd.testing.assert_series_equal(table.ratio, expected, check_names=False, rtol=2e-3)
