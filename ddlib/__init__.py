@@ -26,6 +26,8 @@ intermediate         matching at each of the M epochs on the way, not at its end
 balanced loss        the inner loss times w(s), which depends on the start epoch only
 soft labels          logits (n, K) whose softmax an image is trained towards: learned, or an expert's
 average              of S over the outer iterations, exponentially forgetting (ema)
+look                 a fresh network trained on S as it is by then and scored on the validation images, which choose what is kept
+film                 the frames of a set as it is distilled, from the images that it began with
 condensation         distillation that follows no expert: gradients (DC, DSA) or mean features (DM) of real and synthetic images meet on new networks
 MTT, FTD, TESLA      trajectory matching as first published; along flat experts; by the sweep `tesla`
 DATM, AST            with learned labels and a growing start window; along smooth experts, from representative images, balanced and perturbed
@@ -45,6 +47,7 @@ smoothness           how evenly a trajectory moves: its steps, its turns, its le
 buffer               expert trajectories in a file of MTT's form
 
 Images
+logits               a network's outputs, K numbers an image, whose softmax is its probabilities of the classes
 Images               a data set as networks see it; its `space` leads from pixels there and back
 ZCA                  whitening of the pixels, fitted on the training images
 representative       real images nearest to the k-means centres of a class, in an expert's logits
@@ -58,7 +61,14 @@ ceiling              the accuracy of training on all real images
 following            a student never put back on the expert's path: its error accumulates
 ablation             one thing changed at a time; its groups each name the base that they differ from
 cross-architecture   sets made with one network, judged by others
+robust scores        DD-Ranking's HLR, IOR, LRS and ARS: what is left of an accuracy where neither labels nor augmentation flatter it
 claim                a sentence of the paper with an effect, a 95 % interval over seeds and a verdict
+
+Reuse
+continual learning   one network meets the classes a few at a time, in tasks, and may forget those before
+memory               images of each class met so far, real or distilled, kept in place of all of its images
+replay               training on the memory beside the images of the new classes
+proxy                a small set on which architectures are compared in place of all images
 
 Work
 settings             what a result depends on, validated before any work; a stage's contain those of the stages before it
