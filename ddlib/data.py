@@ -140,7 +140,7 @@ def _mapped(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, 
     The system keeps in memory what it has room for, once for all processes. When the second file is there, the first is needed no more.
     """
     found, home, side = entry.find(folder), folder / "data", entry.shape[1]
-    parts = _parts(found, settings.seed)
+    parts, mine = _parts(found, settings.seed), settings.path is not None
     stem = _stem(settings, parts, side)
 
     def enter(file: Path) -> None:
@@ -148,7 +148,7 @@ def _mapped(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, 
         if len(set(sizes)) > 1:
             counts = ", ".join(f"{name}: {n}" for name, n in zip(entry.class_names, sizes, strict=True))
             log.warning("%s has classes of unequal size (%s): %d images of each are used", settings.name, counts, min(sizes))
-        raw = _kept(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.name}"))
+        raw = _kept(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.name}", mine))
         space = _space(raw["x_train"], settings, home)
         small = {name: t for name, t in raw.items() if name.startswith("y")} | {f"space.{name}": t for name, t in space.tensors().items()}
         large = {f"x_{part}": raw[f"x_{part}"] for part in PARTS}
@@ -174,7 +174,7 @@ def copy(settings: Data, folder: Path) -> Path | None:
 
 
 def _stem(settings: Data, parts: folders.Parts, side: int) -> str:
-    return f"{settings.name}-{folders.name(parts, side)}"
+    return f"{settings.name}-{folders.name(parts, side, settings.path is not None)}"
 
 
 def _entered(settings: Data, stem: str, home: Path) -> Path:
@@ -206,7 +206,7 @@ def _own(settings: Data) -> Set:
         found = folders.own(home)
         if (now := listing(home)) != settings.contents:
             raise Refusal(
-                f"the images in {home} are not those of the settings: their listing is {now}, expected {settings.contents}. "
+                f"the images in {home} are not those of the settings, or are decoded otherwise today: their listing is {now}, expected {settings.contents}. "
                 "Put the files back as they were, or leave `data.contents` out to work with those there now"
             )
         return found

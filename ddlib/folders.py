@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from .config import PARTS, PICTURES, Refusal, pictures
+from .config import DECODING, PARTS, PICTURES, Refusal, pictures
 from .engine import Progress
 from .store import write_parts
 
@@ -142,20 +143,23 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def decode(file: Path, side: int) -> Tensor:
+def decode(file: Path, side: int, upright: bool = False) -> Tensor:
     """An image as (3, side, side) levels: its shorter side is brought to `side` and the middle cut out (MTT stretches both sides instead).
+
+    `upright`: as a viewer shows it, turned as its EXIF note says and on white where it is transparent; else as its pixels are stored, as others read archives.
 
     Raises:
         Refusal: it cannot be read.
     """
-    from PIL import Image
     from torchvision.transforms import functional as F
 
     try:
         with Image.open(file) as opened:
-            image: Image.Image = opened
+            image: Image.Image = turned(opened) if upright else opened
             if image.mode.startswith("I;16"):  # Pillow would cut its 65 536 levels off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if upright and image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             image = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Refusal(f"{file} cannot be read as an image ({error}): replace it, or remove it where any number of images will do") from error
@@ -163,22 +167,31 @@ def decode(file: Path, side: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def turned(image: Image.Image) -> Image.Image:
+    """The image as the camera was held, if its EXIF note says that; a note that cannot be read says nothing."""
+    image.load()  # what is wrong with the image itself shows here
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # anything can stand in a note
+        return image
+
+
 Parts = dict[str, tuple[list[Path], Tensor]]  # part -> n files and their labels (n,), int64
 
 
-def name(parts: Parts, side: int) -> str:
+def name(parts: Parts, side: int, upright: bool = False) -> str:
     """16 hexadecimal digits that name what `pack` makes of these files, as they are now, known by name and size in bytes."""
     files = {part: [(*file.parts[-4:], file.stat().st_size, k) for file, k in zip(files, y.tolist(), strict=True)] for part, (files, y) in parts.items()}
-    return hashlib.sha256(json.dumps([side, files]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([side, files, *[DECODING] * upright]).encode()).hexdigest()[:16]
 
 
-def pack(file: Path, parts: Parts, side: int, title: str) -> None:
+def pack(file: Path, parts: Parts, side: int, title: str, upright: bool = False) -> None:
     """Decode all images, a few at a time, into `file`: x_<part> (n, 3, side, side) uint8 and y_<part> (n,) int64."""
     progress = Progress(title, SECONDS * sum(len(files) for files, _ in parts.values()))
 
     def pixels(part: str, files: list[Path]) -> Iterator[Tensor]:
         for i in range(0, len(files), BATCH):
-            some = torch.stack([decode(file, side) for file in files[i : i + BATCH]])
+            some = torch.stack([decode(file, side, upright) for file in files[i : i + BATCH]])
             yield some
             progress.advance(SECONDS * len(some), part)
 

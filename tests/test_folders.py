@@ -187,6 +187,74 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
     assert x.shape == (3, 8, 8) and (mode == "1" or torch.equal(x, expected.to(torch.uint8)))
 
 
+Way = Image.Transpose
+LAID = {  # the EXIF note, and how pixels lie that it says are to be turned
+    1: None,
+    2: Way.FLIP_LEFT_RIGHT,
+    3: Way.ROTATE_180,
+    4: Way.FLIP_TOP_BOTTOM,
+    5: Way.TRANSPOSE,
+    6: Way.ROTATE_90,
+    7: Way.TRANSVERSE,
+    8: Way.ROTATE_270,
+}
+
+
+def photograph(seed=0, mode="RGB"):
+    """Of which no two turns or mirrorings are alike."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 40, channels), dtype=np.uint8).squeeze(), mode)
+
+
+def laid(image, note, file):
+    """A file of it as a camera leaves it that was held otherwise; nothing is lost."""
+    exif = Image.Exif()
+    exif[0x0112] = note
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (image.transpose(LAID[note]) if LAID[note] is not None else image).save(file, exif=exif, lossless=True)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("note", LAID)
+def test_an_image_is_turned_as_its_note_says_in_a_folder_of_ones_own(note, suffix, tmp_path):
+    laid(photograph(), note, file := tmp_path / f"laid.{suffix}")
+    laid(photograph(), 1, straight := tmp_path / "straight.png")
+    assert torch.equal(folders.decode(file, 16, upright=True), folders.decode(straight, 16, upright=True))
+    assert torch.equal(folders.decode(file, 16), folders.decode(straight, 16)) == (note == 1)  # an archive's: as it is stored
+
+
+def test_a_note_that_cannot_be_read_says_nothing(tmp_path):
+    photograph().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00no note at all")
+    photograph().save(tmp_path / "b.jpg")
+    assert torch.equal(*(folders.decode(tmp_path / f"{name}.jpg", 16, upright=True) for name in "ab"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_lies_on_white(mode, tmp_path):
+    levels, alpha = np.full((8, 8), 60, np.uint8), np.repeat(np.array([0, 128, 255, 255], np.uint8), 2)[:, None].repeat(8, axis=1)
+    if mode == "P":
+        image, alpha = Image.fromarray((alpha > 128).astype(np.uint8), "P"), np.where(alpha > 128, 255, 0)
+        image.putpalette([10, 20, 30, 60, 60, 60])
+        image.save(tmp_path / "some.png", transparency=0)
+    else:
+        Image.fromarray(np.stack([levels] * (3 if mode == "RGBA" else 1) + [alpha], axis=2), mode).save(tmp_path / "some.png")
+    x = folders.decode(tmp_path / "some.png", 8, upright=True)
+    expected = torch.from_numpy(255 + (60 - 255) * (alpha / 255)).expand(3, 8, 8)
+    torch.testing.assert_close(x.double(), expected, rtol=0, atol=1)
+    assert folders.decode(tmp_path / "some.png", 8)[0, 0, 0] == (10 if mode == "P" else 60)  # an archive's: its levels as they are
+
+
+def test_a_folder_of_turned_images_is_the_folder_of_upright_ones(tmp_path):
+    for k in range(2):
+        for i in range(8):
+            image = photograph(10 * k + i)
+            laid(image, 1, tmp_path / "straight" / "train" / f"class {k}" / f"{i}.png")
+            laid(image, i + 1, tmp_path / "laid" / "train" / f"class {k}" / f"{i}.png")
+    straight, turned = (data.load(of(tmp_path / name, 16), tmp_path / "store") for name in ("straight", "laid"))
+    for part in config.PARTS:
+        assert torch.equal(getattr(straight, f"x_{part}"), getattr(turned, f"x_{part}"))
+
+
 @pytest.fixture
 def mine(tmp_path):
     """Thirteen cats, ten birds: photographs of any form and size."""
@@ -283,6 +351,20 @@ def test_other_files_are_other_data(mine, tmp_path):
     assert again == first and "no folder train" in refused(again, tmp_path)
 
 
+def test_another_decoding_is_other_data_of_folders_alone(mine, tmp_path, monkeypatch):
+    first, others = of(mine), {name: key(Data(name=name)) for name in ("digits", "cifar10", "imagefruit", "tiny_imagenet")}
+    data.load(first, tmp_path)
+    there = set((tmp_path / "data").iterdir())
+    for module, later in ((config, config.DECODING + 1), (folders, config.DECODING + 1)):
+        monkeypatch.setattr(module, "DECODING", later)
+    second = of(mine)
+    assert key(second) != key(first) and others == {name: key(Data(name=name)) for name in others}
+    data._load.cache_clear()
+    assert "or are decoded otherwise today" in refused(first, tmp_path)
+    data.load(second, tmp_path)
+    assert len(set((tmp_path / "data").iterdir()) - there) == 2  # decoded anew, beside the others
+
+
 def test_what_is_decoded_is_kept(mine, tmp_path, monkeypatch):
     settings = of(mine, size=8)
     first = data.load(settings, tmp_path).x_val.clone()  # the file is damaged in place further down
@@ -309,11 +391,11 @@ def test_what_is_decoded_is_kept(mine, tmp_path, monkeypatch):
 def test_a_killed_decode_leaves_nothing(mine, tmp_path, monkeypatch):
     decode, done = folders.decode, []
 
-    def killed(file, side):
+    def killed(file, side, upright):
         if len(done) == 5:
             raise KeyboardInterrupt
         done.append(file)
-        return decode(file, side)
+        return decode(file, side, upright)
 
     monkeypatch.setattr(folders, "decode", killed)
     monkeypatch.setattr(folders, "BATCH", 2)
