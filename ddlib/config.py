@@ -105,7 +105,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def listing(folder: Path) -> str:
-    """16 hexadecimal digits that name the images of a folder by relative path and size in bytes.
+    """16 hexadecimal digits that name the images of a folder by relative path and size in bytes, and the way in which they are decoded.
 
     Raises:
         ValueError: there are none.
@@ -372,6 +372,29 @@ class Following(Settings):
 
     stage: ClassVar[str] = "followings"
     of: Distillation
+
+
+class Continual(Settings):
+    """A network that learns the classes task by task, and replays a set's images of those before."""
+
+    stage: ClassVar[str] = "continual"
+    data: Data
+    memory: Distillation | Condensation | Selection | None = None  # of what is kept of every class once it was learned; None: nothing
+    network: Network
+    tasks: Count = 5  # of equal numbers of classes, in their order
+    epochs: Count = 1  # a task; once: the images come as a stream
+    batch: Count = 64
+    lr: Positive = 0.01
+    weight_decay: Size = 5e-4
+    strategies: Annotated[tuple[Strategy, ...], Field(strict=False)] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+    seed: int = 0  # of the network, and of order and augmentation in every epoch
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        held = self.memory.data if isinstance(self.memory, Selection) else self.memory.start.data if self.memory else self.data
+        if held != self.data:
+            raise ValueError(f"the tasks are of {self.data} but the memory's images of {held}: give both the same data")
+        return self
 
 
 class Measurement(Settings):

@@ -5,7 +5,7 @@ Rough on purpose: it orders the tasks and tells the time left, which the run its
 
 from __future__ import annotations
 
-from .config import Condensation, Distilled, Evaluation, Expert, Measurement, Network, Selection, Settings
+from .config import Condensation, Continual, Distilled, Evaluation, Expert, Measurement, Network, Selection, Settings
 
 IMAGE = 4e-4  # seconds for forward and backward of one 3 x 32 x 32 image through a ConvNet of depth 3 and width 32
 STEP = 1e-3  # seconds that a step costs whatever its batch
@@ -41,6 +41,10 @@ def work(settings: Settings, train_images: int, classes: int, pixels: float) -> 
     if isinstance(settings, Expert):
         once = train_images * (3.5 if settings.penalty != "none" else 1) * (2 if settings.sharpness else 1) + LOOK
         return settings.epochs * once * image(settings.network, pixels)
+    if isinstance(settings, Continual):
+        met = (settings.tasks + 1) / 2  # times that all images, and as many test images, are gone through
+        n = train_images * (met if settings.memory else 1)
+        return settings.epochs * (n * image(settings.network, pixels) + STEP * n / settings.batch) + met * LOOK * image(settings.network, pixels)
     return 10.0 if isinstance(settings, Measurement) else 2.0
 
 

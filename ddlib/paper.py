@@ -155,6 +155,11 @@ def cost(record: dict) -> list[dict]:
     return [{"lr": record["lr"], "iterations": len(record["curve"]), **record["spent"]}]
 
 
+def effort(record: dict) -> list[dict]:
+    """One line: what was noted while it was made."""
+    return [record["spent"]]
+
+
 def of_runs(study: str) -> Callable[[Profile], Iterator[tuple[dict, Settings]]]:
     """Each evaluation of a study whose lines are networks."""
 
@@ -192,6 +197,16 @@ def of_followings(profile: Profile) -> Iterator[tuple[dict, Settings]]:
         yield {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}, following
 
 
+def of_choices(profile: Profile) -> Iterator[tuple[dict, Settings]]:
+    """What choosing an architecture costs: each evaluation behind it, and each distilled set that it is made on."""
+    made: dict[Settings, dict] = {}
+    for label, settings in studies.architectures(profile):
+        yield label, settings
+        if isinstance(settings.of, Distilled):
+            made.setdefault(settings.of, label | {"network": "the set itself"})
+    yield from ((label, settings) for settings, label in made.items())
+
+
 def of_candidates(profile: Profile) -> Iterator[tuple[dict, Settings]]:
     """Each candidate of the search; validation accuracy only."""
     for run, tried in studies.tuning(profile):
@@ -208,5 +223,8 @@ STUDIES = {
     "costs": Study(of_sets, cost, measured=True),
     "scores": Study(of_scores, rows),
     "following": Study(of_followings, rows),
+    "continual": Study(studies.continual, rows),
+    "architectures": Study(studies.architectures, rows),
+    "choices": Study(of_choices, effort, measured=True),
     "tuning": Study(of_candidates, rows),
 }

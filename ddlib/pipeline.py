@@ -21,6 +21,7 @@ from . import cost, data, engine, exchange, fused, measure, networks
 from .condense import condense
 from .config import (
     Condensation,
+    Continual,
     Data,
     Distillation,
     Distilled,
@@ -36,6 +37,7 @@ from .config import (
     generator,
     key,
 )
+from .continual import learn
 from .data import Images
 from .distil import State, Step, begin, distil, inner_loss
 from .evaluate import evaluate, score, trained_on
@@ -86,6 +88,8 @@ def needs(settings: Settings) -> list[Settings]:
         return [settings.start]
     if isinstance(settings, Selection) and settings.expert:
         return [settings.expert]
+    if isinstance(settings, Continual) and settings.memory:
+        return [settings.memory]
     return []
 
 
@@ -132,6 +136,8 @@ def name(settings: Settings) -> str:
         return f"{settings.method.upper()}, ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.name}"
     if isinstance(settings, Following):
         return f"following with {name(settings.of)}"
+    if isinstance(settings, Continual):
+        return f"tasks of {settings.data.name}, seed {settings.seed}, with {name(settings.memory) if settings.memory else 'no memory'}"
     if isinstance(settings, Measurement):
         return f"measuring the {settings.gradient} at N = {settings.inner_steps}"
     assert isinstance(settings, Evaluation)
@@ -359,6 +365,15 @@ def make_following(settings: Following, store: Store) -> None:
     keep.finish({}, {"rows": rows})
 
 
+def make_continual(settings: Continual, store: Store) -> None:
+    """One network through all tasks; one row a task and each before it."""
+    real, keep = images(settings.data, store), Keeper(store, settings)
+    flat = network(settings.network, real.shape, real.classes)
+    held = get(settings.memory, store).tensors if settings.memory else None
+    memory = held and {name: held[name].to(real.x_train.device) for name in ("images", "labels")}
+    keep.finish({}, {"rows": learn(settings, flat, real, memory, keep)})
+
+
 def make_measurement(settings: Measurement, store: Store) -> None:
     """In a fresh process, whose peak memory is its own, with PyTorch's memory settings: a heap that keeps what is freed would hide what is live."""
     known = data.about(settings.data)
@@ -374,6 +389,7 @@ MAKE: dict[type[Settings], Callable[[Any, Store], None]] = {
     Condensation: make_set,
     Evaluation: make_rows,
     Following: make_following,
+    Continual: make_continual,
     Measurement: make_measurement,
 }
 
@@ -461,6 +477,6 @@ def fulfil(
         tasks = missing([t for t in tasks if owner[t] == shard[0]], store)
         member = Shard(*shard, owner, store.root, store.has, name)
     with member or nullcontext():
-        for where in {s.data for s in tasks if isinstance(s, Expert | Imported | Selection)}:
+        for where in {s.data for s in tasks if isinstance(s, Expert | Imported | Selection | Continual)}:
             images(where, store)  # one process builds the data set, the rest read it; a missing one stops here, before any work
         engine.run(tasks, partial(task, root=store.root.resolve()), work, name, progress, workers, pool, member, store.busy)

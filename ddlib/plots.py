@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.isotonic import isotonic_regression
 
-from . import teaching
+from . import reuse, teaching
 from .claims import UNBALANCED
 from .config import Refusal
 from .results import Results, in_reading_order
@@ -74,7 +74,9 @@ RECIPES = {
 VERDICTS = {"supported": Look(GREEN), "not supported": Look(VERMILION, "X")}
 GRADIENTS = {"adjoint": Look(VERMILION), "unroll": Look(BLUE, "s", DASH)}
 WALKS = {"expert": Look(BLACK, "s", DASH), "real images": Look(GREY, "D", DOT), "distilled images": Look(VERMILION)}
-LOOKS = CORESETS | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS
+BOUNDS = {"no memory": Look(BLACK, "x", DOT), "full data": Look(BLACK, "s", DASH)}
+KINDS = {"convnet": Look(VERMILION), "alexnet": Look(BLUE, "^"), "vgg11": Look(GREEN, "s"), "resnet18": Look(PURPLE, "D"), "vit": Look(BLACK, "X")}
+LOOKS = CORESETS | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS | BOUNDS | KINDS
 PLAIN = Look(GREY)
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
 CEILING = "full data"
@@ -611,10 +613,56 @@ def peers(results: Results) -> Figure:
     return figure
 
 
+def own(results: Results) -> Figure:
+    """Images of one's own: how well one distilled set teaches, beside real images, picked or random, and all of them."""
+    rows = results.rows("own")
+    return dots(rows, "cell", [method for method in rows.method.unique() if method != CEILING])
+
+
+def continual(results: Results) -> Figure:
+    """A network that meets the classes task by task: its accuracy on all met so far, by memory; and what each memory is worth beside random real images."""
+    rows, said = results.rows("continual"), reuse.memories(results)
+    said = said[said.memory != reuse.RANDOM]
+    figure, (ax, beside) = canvas(WIDE, 2.6, 1, 2, width_ratios=[1.2, 1])
+    for method, mine in rows.groupby("method", sort=False):
+        band(ax, 100 * by_seed(mine.assign(task=mine.after + 1), "task", "accuracy", "seed"), method)
+    ax.set(xlabel="tasks learned", ylabel="accuracy on their classes (%)", title=f"{rows.cell.iloc[0]}: mean ± std, n = {rows.seed.nunique()}")
+    name_ends(ax)
+    for y, row in enumerate(said.itertuples()):
+        look, ends = LOOKS.get(row.memory, PLAIN), np.array([row.accuracy_low, row.accuracy_high])
+        if np.isfinite(ends).all():
+            beside.plot(ends, [y, y], color=look.color)
+        beside.plot([row.accuracy_difference], [y], look.marker, color=look.color, markersize=5)
+    beside.axvline(0, color=BLACK, linewidth=0.8)
+    beside.set_yticks(range(len(said)), said.memory)
+    beside.set_ylim(len(said) - 0.5, -0.5)
+    beside.set(xlabel="points beside random real images", title="at the end, by seed: mean and 95 % interval")
+    return figure
+
+
+def architectures(results: Results) -> Figure:
+    """Architectures, by how they score trained on a set and trained on all real images; ringed is the one that the set would choose."""
+    held, said = reuse.points(results), reuse.choices(results).set_index("method")
+    methods = [method for method in said.index if method != CEILING]
+    figure, axes = canvas(WIDE * 0.8, 3.1, 1, len(methods), sharey=True)
+    for ax, method in zip(axes, methods, strict=True):
+        for kind in dict.fromkeys(name.split()[0] for name in held.index):
+            mine, look = held[held.index.str.split().str[0] == kind], LOOKS.get(kind, PLAIN)
+            ax.plot(100 * mine[method], 100 * mine.truth, look.marker, color=look.color, label=kind)
+        row = said.loc[method]
+        ax.plot([100 * held[method][row.taken]], [row.true_accuracy], "o", markersize=10, markerfacecolor="none", color=BLACK)
+        ax.set(xlabel="validation accuracy on such sets (%)", title=f"{method}: rank correlation\n{row.correlation:+.2f} [{row.low:+.2f}, {row.high:+.2f}]")
+    axes[0].set_ylabel("test accuracy on all images (%)")
+    figure.suptitle(f"{len(held)} architectures, 95 % intervals over them")
+    key_below(figure, axes[0], 5)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     figure.__name__: figure
     for figure in (
         *(main, experts, smoothness, quality, norms, initialisation, coresets, student, memory),
         *(distillation, walltime, images, history, cross_architecture, ablation, teachers, start_epochs, following, claims, scaling, peers),
+        *(own, continual, architectures),
     )
 }

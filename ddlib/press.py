@@ -30,6 +30,8 @@ NEEDS = {  # the studies that a notebook reads
     "07_evaluation": ["main", "costs", "scores", "cross_architecture"],
     "08_ablations": ["ablation", "curves", "smoothness", "following"],
     "09_paper": ["main", "ablation"],
+    "12_continual": ["continual"],
+    "13_architectures": ["architectures", "choices"],
 }
 BLOCKS = {"laptop": "paper", "laptop-full": "full"}  # profile -> its part of the README
 GATHERS = "09_paper"  # shows what all the others made, so it runs last

@@ -12,6 +12,7 @@ from typing import Any
 from .config import (
     Cell,
     Condensation,
+    Continual,
     Distillation,
     Distilled,
     Evaluation,
@@ -289,6 +290,54 @@ def scores(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
             yield replace(run, study="scores"), {"augmented": True, "labels": "own"}
 
 
+MEMORIES = ("random", "k-means", "DM", "AST")  # random real images, representative ones, and sets distilled without experts and along them
+NOTHING = "no memory"
+
+
+def distils_there(profile: Profile, cell: Cell, method: str) -> bool:
+    """Whether the cell has tuned settings for a method that needs some; coresets need none."""
+    how = known(profile, method)
+    return not how.distils or bool({method, how.tuned_as} & cell.tuned.keys())
+
+
+def continual(profile: Profile) -> Iterator[tuple[dict[str, Any], Continual]]:
+    """A network that learns the classes task by task with each method's set as its memory, seed by seed; beside them with none, and with all real images.
+
+    On the first cell whose sets other architectures judge. Every memory is learned with in the same way, at the ceiling's lr and batch.
+    """
+    name, full = profile.cross_architecture.cells[0], profile.ceiling
+    cell = profile.cells[name]
+    how = {"data": cell.data, "network": profile.network, "lr": full.lr, "batch": full.evaluation.get("batch", 256)}
+    for method in (NOTHING, *(m for m in MEMORIES if distils_there(profile, cell, m)), CEILING):
+        for seed in seeds(profile, name):
+            kept = {NOTHING: None, CEILING: Selection(data=cell.data, method="all", lr=full.lr)}
+            memory = kept[method] if method in kept else of(profile, name, method, seed)
+            label = {"cell": name, "data": cell.data.name, "method": method, "ipc": None if method in kept else cell.ipc, "seed": seed}
+            yield label, validated(Continual, {**how, "memory": memory, "seed": seed}, f"continual learning on {name}")
+
+
+def pool(profile: Profile) -> dict[str, Network]:
+    """A dozen networks to choose from, by name: the profile's ConvNet, narrower and shallower ones, and one small network of each other kind."""
+    width, others = profile.network.width, {"alexnet": 2, "vgg11": 4, "resnet18": 8, "vit": 2}
+    convnets = [Network(width=max(1, width // part), depth=depth) for depth in range(1, profile.network.depth + 1) for part in (4, 2, 1)]
+    small = [Network(architecture=kind, width=max(2, width // part)) for kind, part in others.items()]
+    return {f"{one.architecture} {one.width}{f' × {one.depth}' if one.architecture == 'convnet' else ''}": one for one in (*convnets, *small)}
+
+
+def architectures(profile: Profile) -> Iterator[tuple[dict[str, Any], Evaluation]]:
+    """Each network of the pool trained on random real images, on as many distilled ones, and on all real images for half the ceiling's epochs; no lr is chosen."""
+    name, cross = profile.cross_architecture.cells[0], profile.cross_architecture
+    cell, full = profile.cells[name], profile.ceiling
+    everything = Selection(data=cell.data, method="all", lr=full.lr)
+    half = full.evaluation | {"epochs": max(1, full.evaluation.get("epochs", 2) // 2), "networks": cross.evaluation.get("networks", 1)}
+    methods = [method for method in ("random", "AST") if distils_there(profile, cell, method)]
+    sets = [(method, seed, of(profile, name, method, seed), cross.evaluation) for method in methods for seed in seeds(profile, name)[: cross.seeds]]
+    for method, seed, made, how in (*sets, (CEILING, 0, everything, half)):
+        for words, network in pool(profile).items():
+            label = {"cell": name, "data": cell.data.name, "method": method, "ipc": None if method == CEILING else cell.ipc, "distil_seed": seed}
+            yield label | {"network": words}, evaluation(profile, name, made, network, **how)
+
+
 def tuning(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Candidates, each with what was tried; judged on the validation split only, under seeds that no table uses."""
     for trial in profile.tuning:
@@ -349,4 +398,5 @@ def asked(profile: Profile) -> list[Settings]:
     name, cell = next(iter(profile.cells.items()))
     shown = [selection(profile, cell, "representative", 0), distillation(profile, name, "AST", 0)]
     judged = (run.settings for run, _ in scores(profile))
-    return [*everything(profile), *(following for _, following in followings(profile)), *judged, *shown, *measurements(profile)]
+    reused = (settings for _, settings in (*continual(profile), *architectures(profile)))
+    return [*everything(profile), *(following for _, following in followings(profile)), *judged, *reused, *shown, *measurements(profile)]

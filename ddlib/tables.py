@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from . import claims, scores, teaching
+from . import claims, reuse, scores, teaching
 from .published import published
 from .results import Results, in_reading_order
 
@@ -214,5 +214,7 @@ TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {
     "teachers": teaching.table,
     "scores": robust,
     "costs": costs,
+    "continual": reuse.memories,
+    "architectures": reuse.choices,
     "published": others,
 }

@@ -11,9 +11,10 @@ FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("store", "cluster", "shards", "published", "track"),  # artefacts; Ray; several machines over one store; others' numbers; who watches
     ("results", "engine", "foreign", "keeper"),
     ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims", "teaching", "scores"),  # the mathematics
+    ("reuse",),
     ("fused", "fit", "tables", "plots", "folders", "exchange"),
     ("data",),
-    ("experts", "distil", "evaluate"),  # the stages
+    ("experts", "distil", "evaluate", "continual"),  # the stages
     ("measure", "counts", "studies", "condense", "album"),
     ("pipeline",),  # the stages joined with the store
     ("paper", "plan"),

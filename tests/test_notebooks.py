@@ -35,8 +35,8 @@ def test_source_is_clean(file):
     assert max(len(cell.source.splitlines()) for cell in code) <= 20, "a long cell is library code"
 
 
-def test_eleven_notebooks_in_order():
-    assert [f.stem[:2] for f in SOURCES] == [f"{i:02}" for i in range(11)]
+def test_fourteen_notebooks_in_order():
+    assert [f.stem[:2] for f in SOURCES] == [f"{i:02}" for i in range(14)]
     assert set(press.NEEDS) <= {f.stem for f in SOURCES}
 
 
