@@ -73,7 +73,7 @@ def choices(results: Results) -> pd.DataFrame:
         taken = held[method].idxmax()
         line = {"method": method, "networks": len(held), "correlation": float(correlations(seen, truth)), "low": low, "high": high, "taken": taken}
         line |= {"true_accuracy": 100 * held.truth[taken], "missed": 100 * (truth.max() - held.truth[taken])}
-        lines.append(line | cost.get(method, {"training_seconds": None, "making_seconds": None}))
+        lines.append(line | cost.get(method, {"training_seconds": np.nan, "making_seconds": np.nan}))
     return pd.DataFrame(lines)
 
 
