@@ -68,7 +68,9 @@ Reuse
 continual learning   one network meets the classes a few at a time, in tasks, and may forget those before
 memory               images of each class met so far, real or distilled, kept in place of all of its images
 replay               training on the memory beside the images of the new classes
+forgetting           how far the accuracy on a task has fallen from the best that it was
 proxy                a small set on which architectures are compared in place of all images
+pool                 the architectures to choose from
 
 Work
 settings             what a result depends on, validated before any work; a stage's contain those of the stages before it

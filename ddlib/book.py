@@ -16,6 +16,7 @@ from typing import Any
 from . import claims, plots, press, tables
 from .config import Refusal
 from .paper import HOME, Paper
+from .press import WIDGET
 from .results import Results
 
 BOOK = HOME / "build" / "book"
@@ -68,7 +69,6 @@ library
 """
 FIGURE = re.compile(r'paper\.figure\("(\w+)"\)\s*$')  # a cell that ends in a figure of the paper
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def make(profile: str = "laptop", folder: Path = BOOK) -> Path:

@@ -71,15 +71,15 @@ RECIPES = {
     "momentum_lr_matched": Look(SILVER, "h", DASH),
     "momentum_warmup_penalty": Look(ORANGE, "p", MIXED),
 }
+CEILING = "full data"
 VERDICTS = {"supported": Look(GREEN), "not supported": Look(VERMILION, "X")}
 GRADIENTS = {"adjoint": Look(VERMILION), "unroll": Look(BLUE, "s", DASH)}
 WALKS = {"expert": Look(BLACK, "s", DASH), "real images": Look(GREY, "D", DOT), "distilled images": Look(VERMILION)}
-BOUNDS = {"no memory": Look(BLACK, "x", DOT), "full data": Look(BLACK, "s", DASH)}
+BOUNDS = {"no memory": Look(BLACK, "x", DOT), CEILING: Look(BLACK, "s", DASH)}  # of what a memory can do
 KINDS = {"convnet": Look(VERMILION), "alexnet": Look(BLUE, "^"), "vgg11": Look(GREEN, "s"), "resnet18": Look(PURPLE, "D"), "vit": Look(BLACK, "X")}
 LOOKS = CORESETS | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS | BOUNDS | KINDS
 PLAIN = Look(GREY)
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
-CEILING = "full data"
 CLASSES = 20  # columns of an image grid, at most
 STYLE: dict[str, dict[str, Any]] = {
     "font": {"family": "DejaVu Sans", "size": 8},  # ships with matplotlib: the same letters everywhere
@@ -620,9 +620,9 @@ def own(results: Results) -> Figure:
 
 
 def continual(results: Results) -> Figure:
-    """A network that meets the classes task by task: its accuracy on all met so far, by memory; and what each memory is worth beside random real images."""
+    """A network that meets the classes task by task: its accuracy on all met so far, by memory; and what each is worth beside random real images."""
     rows, said = results.rows("continual"), reuse.memories(results)
-    said = said[said.memory != reuse.RANDOM]
+    said = said[~said.memory.isin([reuse.RANDOM, *BOUNDS])]
     figure, (ax, beside) = canvas(WIDE, 2.6, 1, 2, width_ratios=[1.2, 1])
     for method, mine in rows.groupby("method", sort=False):
         band(ax, 100 * by_seed(mine.assign(task=mine.after + 1), "task", "accuracy", "seed"), method)

@@ -35,6 +35,7 @@ NEEDS = {  # the studies that a notebook reads
 }
 BLOCKS = {"laptop": "paper", "laptop-full": "full"}  # profile -> its part of the README
 GATHERS = "09_paper"  # shows what all the others made, so it runs last
+WIDGET = "application/vnd.jupyter.widget-view+json"  # of a progress bar
 RUNNING = 12.0  # seconds that a notebook takes once everything is there
 
 
@@ -105,11 +106,14 @@ def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
 
 
 def cleaned(done: Any) -> Any:
-    """An executed notebook without what differs from run to run."""
+    """An executed notebook without what differs from run to run: times, paths, and the bars of what had to be made first."""
+    done.metadata.pop("widgets", None)
     for part in (done, *done.cells):  # times and paths of this machine are no part of the paper
         part.metadata.pop("papermill", None)
         part.metadata.pop("execution", None)
     for cell in done.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "given-parameters"  # papermill's is random
     return done

@@ -88,6 +88,15 @@ def test_a_kept_set_is_evaluated_from_its_file_alone(printed, monkeypatch, capsy
     assert "(2)" in capsys.readouterr().out
 
 
+def test_an_executed_copy_keeps_no_bars():
+    def output(*kinds):
+        return nbformat.v4.new_output("display_data", data=dict.fromkeys(kinds, ""))
+
+    cells = [nbformat.v4.new_markdown_cell("words"), nbformat.v4.new_code_cell("1", outputs=[output(press.WIDGET, "text/plain"), output("image/png")])]
+    done = press.cleaned(nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {}}))
+    assert [sorted(o.data) for o in done.cells[1].outputs] == [["image/png"]] and "widgets" not in done.metadata
+
+
 def test_a_failed_notebook_is_set_aside_and_the_good_copy_stays(tmp_path):
     source = tmp_path / "00_wrong.ipynb"
     cells = [nbformat.v4.new_code_cell('profile = "x"', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("1 / 0")]
