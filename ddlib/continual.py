@@ -61,7 +61,7 @@ def learn(settings: Continual, flat: Flat, real: Images, memory: Memory | None, 
     for t in range(first, len(groups)):
         x, y = lesson(real, memory, groups[t], torch.arange(real.classes)[: int(groups[t][0])])
         last = after
-        for last in fit(flat, theta, x, y, how, (settings.seed, "task", t), after):
+        for last in fit(flat, theta, x, y, how, (settings.seed, f"task-{t}"), after):
             keep(partial(so_far, t, last))
         theta, after = last.theta.to(real.x_train), None
         for j, classes in enumerate(groups[: t + 1]):

@@ -78,7 +78,7 @@ PROFILE = {
 
 def install(trace: str) -> None:
     """Have this process note what it does: a line when a piece of work begins and ends, and one when an epoch or an outer iteration is done."""
-    from ddlib import evaluate, experts, pipeline, store
+    from ddlib import continual, evaluate, experts, pipeline, store
 
     out = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     task = []
@@ -116,7 +116,7 @@ def install(trace: str) -> None:
     pipeline.MAKE = {kind: making(make) for kind, make in pipeline.MAKE.items()}
     pipeline.score = around("look", pipeline.score, lambda *_: task[-1])
     pipeline.distil = each(pipeline.distil, lambda step, *_: f"iteration-{step.state.iteration}")
-    for module in (experts, evaluate):
+    for module in (experts, evaluate, continual):
         module.fit = each(module.fit, lambda epoch, flat, theta, x, y, recipe, seed, *_: f"{seed[1]}-{seed[0]}-{recipe.lr:.9g}-epoch-{epoch.index}")
     store.write = around("writing", store.write, lambda file, *_: file.name)
     if press := sys.modules.get("ddlib.press"):  # workers do without

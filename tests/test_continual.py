@@ -53,7 +53,7 @@ def test_one_task_is_joint_training():
     (row,) = continual.learn(TASKS.model_copy(update={"tasks": 1}), FLAT, REAL, None)
     how = fit.Recipe(2, 32, 0.05, weight_decay=TASKS.weight_decay, strategies=[s for s in TASKS.strategies if s in REAL.strategies])
     order = REAL.y_train.argsort(stable=True)
-    *_, last = fit.fit(FLAT, FLAT.initial(generator(0, "network")), REAL.x_train[order], REAL.y_train[order], how, (0, "task", 0))
+    *_, last = fit.fit(FLAT, FLAT.initial(generator(0, "network")), REAL.x_train[order], REAL.y_train[order], how, (0, "task-0"))
     assert row == {"after": 0, "on": 0, "accuracy": fit.accuracy(FLAT, last.theta, REAL.x_test, REAL.y_test)}
 
 
