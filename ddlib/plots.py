@@ -17,7 +17,9 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from sklearn.isotonic import isotonic_regression
 
 from . import reuse, teaching
@@ -46,18 +48,20 @@ DISTILLED = {
     "MTT": Look(BLUE, "s", DASH),
     "MTT + inner momentum": Look(SKY, "^", MIXED),
     "MTT, strong experts": Look(BLUE, "v", DOT),
-    "DC": Look(GREEN, "v", DOT),
-    "DSA": Look(GREEN, "^", DASH),
-    "DM": Look(GREEN, "s", MIXED),
+    "DC": Look(GREEN, "<", DOT),
+    "DSA": Look(GREEN, ">", DASH),
+    "DM": Look(GREEN, "h", MIXED),
     "FTD": Look(SKY, "D", LONG),
-    "TESLA": Look(SKY, "v", DOT),
+    "TESLA": Look(SKY, "X", DOT),
     "TESLA + soft labels": Look(SKY, "P", DASH),
-    "DATM": Look(PURPLE, "D", MIXED),
+    "DATM": Look(PURPLE, "p", MIXED),
     "AST": Look(VERMILION),
     "AST+": Look(ORANGE, "*", LONG),
     "AST − balanced loss": Look(PURPLE, "s", DASH),
     "AST − intermediate matching": Look(BLUE, "s", DASH),
     "AST − weight perturbation": Look(GREEN, "^", DOT),
+    "AST, T_max 6": Look(VERMILION),
+    "AST, T_max 6 − balanced loss": Look(PURPLE, "s", DASH),
 }
 RECIPES = {
     "sgd": Look(BLACK, "s", DASH),
@@ -70,6 +74,10 @@ RECIPES = {
     "ast": Look(VERMILION),
     "momentum_lr_matched": Look(SILVER, "h", DASH),
     "momentum_warmup_penalty": Look(ORANGE, "p", MIXED),
+    "momentum_warmup": Look(ORANGE, "d", DOT),
+    "ast_weak": Look(VERMILION, "<", DASH),
+    "ast_strong": Look(VERMILION, ">", LONG),
+    "ast_natural": Look(VERMILION, "*", DOT),
 }
 CEILING = "full data"
 VERDICTS = {"supported": Look(GREEN), "not supported": Look(VERMILION, "X")}
@@ -99,10 +107,16 @@ def style() -> AbstractContextManager:
     return plt.rc_context({f"{group}.{name}": value for group, values in STYLE.items() for name, value in values.items()})
 
 
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[Figure, np.ndarray]:
-    """A figure that shows where it is the last word of a cell and stays open nowhere, and its axes in one row."""
+def blank(width: float, height: float) -> Figure:
+    """A figure that shows where it is the last word of a cell and stays open nowhere."""
     figure = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(figure)
+    return figure
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[Figure, np.ndarray]:
+    """A blank figure, and its axes in one row."""
+    figure = blank(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **how).ravel()
 
 
@@ -129,33 +143,41 @@ def band(ax: Axes, wide: pd.DataFrame, name: str, label: str | None = None) -> N
 
 
 def name_ends(ax: Axes) -> None:
-    """Names of the lines beside their right ends, moved apart until all can be read."""
+    """Names of the lines beside their right ends, moved apart until all can be read; a sample before each makes them a key to other panels too, and in grey."""
     ax.autoscale_view()  # or the ends are not yet where they will be
     size = plt.rcParams["xtick.labelsize"]
     lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
     ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
     heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
     order = np.argsort(heights, kind="stable")
-    gaps = 1.3 * size / (72 * 0.75 * ax.figure.get_figheight()) * np.arange(len(order))
+    tall = 0.75 * ax.figure.get_figheight() / ax.get_gridspec().nrows  # inches, about
+    gaps = 1.3 * size / (72 * tall) * np.arange(len(order))
     places = isotonic_regression(heights[order] - gaps, y_min=0, y_max=max(1 - gaps[-1], 0)) + gaps  # the nearest that keep the gaps
+    beside = blended_transform_factory(ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, ax.transAxes), ax.transAxes)  # inches right of the panel, parts of its height
     for i, place in zip(order, places, strict=True):
         color = lines[i].get_color()
-        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
-        ax.annotate(lines[i].get_label(), ends[i], (1.05, place), "data", "axes fraction", arrow, color=color, fontsize=size, va="center")
+        ax.annotate("", ends[i], (0.12, place), "data", beside, {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2})
+        sample = Line2D([0.14, 0.27, 0.4], [place] * 3)
+        sample.update_from(lines[i])
+        sample.set(transform=beside, clip_on=False, markevery=[1], label="_sample")
+        ax.add_artist(sample)
+        ax.text(0.46, place, lines[i].get_label(), transform=beside, color=color, fontsize=size, va="center")
 
 
 def logarithmic(ax: Axes) -> None:
-    """A logarithmic height, its ticks as plain numbers."""
+    """A logarithmic height about the lines that are there, its ticks as plain numbers: a band of one standard deviation may reach below zero."""
+    heights = np.concatenate([line.get_ydata() for line in ax.get_lines()])
     ax.set_yscale("log")
+    ax.set_ylim(np.nanmin(heights) / 1.2, np.nanmax(heights) * 1.2)
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def key_below(figure: Figure, ax: Axes, columns: int) -> None:
-    """One key for all panels."""
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), handlelength=3)
+def key_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
+    """One key for all that any of these panels shows."""
+    held = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(held.values(), held.keys(), loc="outside lower center", ncols=min(columns, len(held)), handlelength=3)
 
 
 def pixels(artefact: Artefact, images: torch.Tensor | None = None) -> np.ndarray:
@@ -285,14 +307,14 @@ def experts(results: Results) -> Figure:
 def expert_panels(results: Results, columns: dict[str, str], straight: Sequence[str] = ()) -> Figure:
     """A panel a column of the experts' rows, logarithmic unless `straight`."""
     rows = first_data(results.rows("experts"))
-    figure, axes = canvas(WIDE, 3.1, 1, len(columns))
+    figure, axes = canvas(WIDE, 2.7, 1, len(columns))
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
+        of_recipes(ax, rows, column)
         if column not in straight:
             logarithmic(ax)
-        of_recipes(ax, rows, column)
         ax.set_title(title)
     figure.suptitle(f"{rows.data.iloc[0]}: mean ± std over experts, n = {rows.expert_seed.nunique()}")
-    key_below(figure, axes[0], 4)
+    name_ends(axes[-1])
     return figure
 
 
@@ -309,17 +331,22 @@ def norms(results: Results) -> Figure:
 def quality(results: Results) -> Figure:
     """Whether a recipe buys its smoothness with accuracy: short steps to the left, good experts at the top."""
     rows = first_data(results.rows("smoothness"))
-    figure, (ax,) = canvas(WIDE * 0.75, 3.2)
+    figure, (ax,) = canvas(WIDE * 0.85, 3.2)
     for recipe, mine in rows.groupby("recipe", sort=False):
-        look, x, y = LOOKS.get(recipe, PLAIN), mine.step, 100 * mine.test_accuracy
-        bars = {"xerr": x.std(), "yerr": y.std()} if len(mine) > 1 else {}
-        ax.errorbar(x.mean(), y.mean(), **bars, fmt="none", ecolor=look.color, elinewidth=1)
-        ax.plot([x.mean()], [y.mean()], look.marker, color=look.color, markersize=5, label=recipe.replace("_", " "))
+        x, y = mine.step, 100 * mine.test_accuracy
+        cross(ax, x.mean(), y.mean(), {"xerr": x.std(), "yerr": y.std()} if len(mine) > 1 else {}, recipe)
     ax.set_xlabel(f"mean step length: mean ± std over experts, n = {span(rows.groupby('recipe').size())}")
     ax.set_ylabel("final test accuracy (%)")
     ax.set_title(rows.data.iloc[0])
     name_ends(ax)
     return figure
+
+
+def cross(ax: Axes, x: float, y: float, bars: dict[str, float], name: str) -> None:
+    """A recipe's or method's point, and its standard deviations, `xerr` and `yerr`, either way."""
+    look = LOOKS.get(name, PLAIN)
+    ax.errorbar(x, y, **bars, fmt="none", ecolor=look.color, elinewidth=0.8, alpha=0.6)
+    ax.plot([x], [y], look.marker, color=look.color, markersize=5, label=name.replace("_", " "))
 
 
 def initialisation(results: Results) -> Figure:
@@ -347,12 +374,12 @@ def distilled(results: Results) -> tuple[Artefact, np.ndarray, np.ndarray]:
 
 
 def images(results: Results) -> Figure:
-    """What distillation did to the images: before, after, and the difference about grey."""
+    """What distillation did to the images: before, after, and the difference about grey, on a scale that 99 % of all changes of a pixel lie within."""
     held, first, labels = distilled(results)
     both = pixels(held, torch.cat([held.tensors["history"][0][first], held.tensors["images"][first]]))
     difference = np.subtract(*np.split(both, 2)[::-1])
-    most = float(np.abs(difference).max()) or 1.0
-    return sheet(np.concatenate([both, 0.5 + difference / (2 * most)]), labels, ["before", "after", f"difference\n(± {most:.2f})"])
+    most = float(np.quantile(np.abs(difference), 0.99)) or 1.0
+    return sheet(np.concatenate([both, (0.5 + difference / (2 * most)).clip(0, 1)]), labels, ["before", "after", f"difference\n(± {most:.2f})"])
 
 
 def history(results: Results) -> Figure:
@@ -367,17 +394,23 @@ def history(results: Results) -> Figure:
 
 def student(results: Results) -> Figure:
     """One inner loop: do students go the expert's way, and how near do they come to where the expert went?"""
-    rows = results.rows("student")
+    return walks(results.rows("student"))
+
+
+def walks(rows: pd.DataFrame) -> Figure:
+    """Walks that start together, rows as `smoothness.beside` gives them: in the plane of the expert's way, and how far from its end."""
     last = rows.step.max()  # N, the inner step that meets the expert's last epoch
     figure, (plane, near) = canvas(WIDE, 2.4, 1, 2)
     for part, mine in rows.groupby("part", sort=False):
         look = LOOKS.get(part, PLAIN)
-        plane.plot(mine.x, mine.y, color=look.color, linestyle=look.line, marker=look.marker, markersize=3, label=part)
-        near.plot(mine.step * last / mine.step.max(), mine.distance, color=look.color, linestyle=look.line, marker=look.marker, markersize=3, label=part)
+        how = {"color": look.color, "linestyle": look.line, "marker": look.marker, "markersize": 3.2, "markevery": max(1, len(mine) // 5), "label": part}
+        plane.plot(mine.x, mine.y, **how)
+        near.plot(mine.step * last / mine.step.max(), mine.distance, **how)
     ends = rows[rows.part == "expert"].iloc[[0, -1]]
-    for (_, row), words, side in zip(ends.iterrows(), ("start", "target"), ("left", "right"), strict=True):
-        plane.annotate(words, (row.x, row.y), (0, -10), textcoords="offset points", ha=side, fontsize=7)
+    for (_, row), words, side in zip(ends.iterrows(), ("start ", " target"), ("right", "left"), strict=True):
+        plane.text(row.x, row.y, words, ha=side, va="bottom", fontsize=7)
     plane.set(xlabel="along the expert's way", ylabel="across it")
+    plane.margins(x=0.25, y=0.1)
     plane.set_aspect("equal", adjustable="datalim")
     near.set(xlabel="inner step", ylabel="relative distance to the target")
     near.set_ylim(bottom=0)
@@ -403,7 +436,7 @@ def distillation(results: Results) -> Figure:
     """How the outer loop goes on the main cell where experts are followed: its loss, what fresh networks learn from the images, the inner lr."""
     rows = results.rows("curves")
     rows = rows[(rows.study == "main") & (rows.cell == rows.cell.iloc[0]) & ~rows.method.isin(WITHOUT_EXPERTS)]
-    figure, axes = canvas(WIDE, 2.8, 1, 3)
+    figure, axes = canvas(WIDE, 2.4, 1, 3)
     for method, mine in rows.groupby("method", sort=False):
         loss, lr = (by_seed(mine, "iteration", column, "distil_seed") for column in ("loss", "lr"))
         window, every = max(1, len(loss) // 50), max(1, len(loss) // 200)
@@ -414,7 +447,7 @@ def distillation(results: Results) -> Figure:
         ax.set(xlabel="outer iteration", title=title)
     logarithmic(axes[2])
     figure.suptitle(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {span(rows.groupby('method').distil_seed.nunique())}")
-    key_below(figure, axes[0], 4)
+    name_ends(axes[2])
     return figure
 
 
@@ -444,9 +477,8 @@ def walltime(results: Results) -> Figure:
     for ax in axes[len(cells) :]:
         ax.set_axis_off()
     axes[0].set_ylabel("validation accuracy (%)")
-    figure.suptitle("Mean ± std over sets. Time: of distillation and its looks, not of experts; iterations, and looks, taken to be equally long")
-    if axes[0].get_legend_handles_labels()[0]:
-        key_below(figure, axes[0], 4)
+    figure.suptitle("mean ± std over sets; time of distillation and its looks, not of experts,\neach iteration and each look taken to be as long as the others")
+    key_below(figure, axes, 4)
     return figure
 
 
@@ -454,18 +486,18 @@ def teachers(results: Results) -> Figure:
     """Does smoother teach better? A point a recipe of experts: how smooth, or how good, they are, and how well AST's sets from them teach."""
     held, said = teaching.points(results), teaching.table(results).set_index("measure")
     panels = {"step": "mean step length", "turning": "cosine to the next step", "test_accuracy": "expert test accuracy (%)"}
-    figure, axes = canvas(WIDE, 3.1, 1, len(panels), sharey=True)
+    figure, axes = canvas(WIDE, 2.8, 1, len(panels), sharey=True)
     for ax, (name, words) in zip(axes, panels.items(), strict=True):
         scale = 100 if name == "test_accuracy" else 1
         for row in held.to_dict("records"):
-            look = LOOKS.get(row["recipe"], PLAIN)
             bars = {"xerr": scale * row[f"{name}_std"], "yerr": 100 * row["accuracy_std"]}
-            ax.errorbar(scale * row[name], 100 * row["accuracy"], **bars, fmt=look.marker, color=look.color, elinewidth=0.8, label=row["recipe"].replace("_", " "))
+            cross(ax, scale * row[name], 100 * row["accuracy"], bars, row["recipe"])
         rank = said.loc[name]
-        ax.set(xlabel=words, title=f"{rank['do these teach better']}:\n{rank.correlation:+.2f} [{rank.low:+.2f}, {rank.high:+.2f}]")
+        question = textwrap.fill(rank["do these teach better"], 20)
+        ax.set(xlabel=words, title=f"{question}:\n{rank.correlation:+.2f} [{rank.low:+.2f}, {rank.high:+.2f}]")
     axes[0].set_ylabel("test accuracy of AST's sets (%)")
     figure.suptitle(f"Rank correlation over {len(held)} recipes and its 95 % interval; mean ± std over experts, over {span(held.seeds)} sets")
-    key_below(figure, axes[0], 4)
+    name_ends(axes[-1])
     return figure
 
 
@@ -473,21 +505,41 @@ def ablation(results: Results) -> Figure:
     """What one thing is worth: accuracy lost or won with it changed, against what it was changed from at the same seed, group by group."""
     rows = results.rows("ablation")
     rows = rows[rows.protocol == "lr_chosen"]
-    groups = [(place, mine) for place, mine in rows[rows.method != rows.base].groupby(["cell", "group", "base"], sort=False)]
-    heights = [mine.method.nunique() for _, mine in groups]
-    figure, axes = canvas(WIDE * 0.8, 0.5 + sum(0.35 + 0.2 * n for n in heights), len(groups), sharex=True, height_ratios=[n + 0.4 for n in heights])
-    for ax, ((cell, group, base), mine) in zip(axes, groups, strict=True):
+    first, found = rows.cell.iloc[0], []
+    for (cell, group, base), mine in rows[rows.method != rows.base].groupby(["cell", "group", "base"], sort=False):
         wide = 100 * by_seed(rows[rows.cell == cell], "distil_seed", "accuracy", "method")
-        methods = list(mine.method.unique())
-        for y, method in enumerate(methods):
-            look = Look(VERMILION) if "−" in method else Look(BLUE, "s")  # an ingredient taken away, or other experts and settings
-            spread_dots(ax, y, (wide[method] - wide[base]).dropna(), look)
+        lost = {name: (wide[name] - wide[base]).dropna() for name in mine.method.unique()}
+        words = f"{group}: against {base}{'' if cell == first else f' on {cell}'} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{span(map(len, lost.values()))})"
+        found.append((textwrap.wrap(words, 46), base, lost))
+    columns = in_columns(found, [len(words) + len(lost) + 0.7 for words, _, lost in found])
+    tall = max(sum(len(words) + len(lost) + 0.7 for words, _, lost in column) for column in columns)
+    figure, axes = canvas(WIDE, 0.7 + 0.18 * tall, 1, len(columns), sharex=True)
+    for ax, column in zip(axes, columns, strict=True):
         ax.axvline(0, color=BLACK, linewidth=0.8)
-        ax.set_yticks(range(len(methods)), methods)
-        ax.set_ylim(len(methods) - 0.4, -0.6)
-        ax.set_title(f"{group} (against {base}, {cell})", loc="left")
-    axes[-1].set_xlabel(f"difference in test accuracy at the same seed (points)\nmean ± std over seeds, n = {rows.distil_seed.nunique()}")
+        places, y = {}, 0.0
+        for words, base, lost in column:
+            about = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center", "weight": "bold", "fontsize": 7}
+            ax.text(1, y + (len(words) - 1) / 2, "\n".join(words), **about, bbox={"color": "white", "pad": 1})
+            y += len(words)
+            for method, values in lost.items():
+                spread_dots(ax, y, values, Look(VERMILION) if "−" in method else Look(BLUE, "s"))  # an ingredient taken away, or other experts and settings
+                places[y] = method.removeprefix(base).lstrip(", ").replace("_", " ")  # the base is in the heading
+                y += 1
+            y += 0.7
+        ax.set_yticks([*places], [*places.values()])
+        ax.set_ylim(tall - 0.7, -0.6)
+        ax.set_xlabel("difference in test accuracy (points)")
+    figure.suptitle(f"{first}: differences at the same seed, mean ± std over n seeds")
     return figure
+
+
+def in_columns(items: list, heights: list[float], most: float = 30.0) -> list[list]:
+    """Items in their order in one column; where it would be higher than `most`, in two, as equal in height as they can be."""
+    tops = np.cumsum(heights)
+    if tops[-1] <= most:
+        return [items]
+    cut = 1 + int(np.argmin(np.maximum(tops, tops[-1] - tops)[:-1]))
+    return [items[:cut], items[cut:]]
 
 
 def contrast(ax: Axes, rows: pd.DataFrame, x: str, y: str, methods: Sequence[str], note: Callable = lambda wide: "") -> None:
@@ -527,7 +579,7 @@ def following(results: Results) -> Figure:
 def claims(results: Results) -> Figure:
     """What holds: the effect and 95 % interval of each part of each claim, on a scale of its own; right of zero speaks for the claim."""
     table = pd.read_csv(results.folder / "tables" / "claims.csv", dtype={"claim": str})
-    lines = [textwrap.wrap(row.statement, 62 if row.claim.isdigit() else 64) for row in table.itertuples()]
+    lines = [textwrap.wrap(row.statement, 56 if row.claim.isdigit() else 64) for row in table.itertuples()]
     tall = np.array([0.4 + 0.9 * len(text) for text in lines])
     tops = np.cumsum(tall) - tall + 0.6 * table.claim.str.isdigit().cumsum().to_numpy()  # a claim stands off from the one before
     figure, (ax,) = canvas(WIDE, 0.4 + 0.14 * (tops[-1] + tall[-1]))
@@ -586,7 +638,7 @@ def scaling(results: Results) -> Figure:
             ax.set_xlabel(part if row else "")
             ax.set_title(words)
     figure.suptitle(f"Predicted for one {rows.gpu.iloc[0]}; the middle is 3 × 32 × 32 pixels, ten classes, ten images a class, N = 30, width 128")
-    key_below(figure, axes[0], 2)
+    key_below(figure, axes, 2)
     return figure
 
 
@@ -609,7 +661,7 @@ def peers(results: Results) -> Figure:
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("predicted peak memory of one outer iteration (GB)")
-    key_below(figure, ax, 2)
+    key_below(figure, [ax], 2)
     return figure
 
 
