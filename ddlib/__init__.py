@@ -58,6 +58,7 @@ evaluation           fresh networks trained on a set from scratch, scored on tes
 protocol             which lr they train with: `lr_chosen` on the validation images among factors of a, or `lr_a`, a itself
 row                  one network of an evaluation, one epoch of an expert, one outer iteration: all tables and figures are functions of rows
 ceiling              the accuracy of training on all real images
+film                 the images of one set after each outer iteration: its outer loop run again, with no looks between
 following            a student never put back on the expert's path: its error accumulates
 ablation             one thing changed at a time; its groups each name the base that they differ from
 cross-architecture   sets made with one network, judged by others

@@ -397,6 +397,20 @@ class Continual(Settings):
         return self
 
 
+class Film(Settings):
+    """The images of a distillation on their way. Its outer loop is run again without its looks, which change nothing, so each frame is a state that the set was in."""
+
+    stage: ClassVar[str] = "films"
+    of: Distillation
+    frames: Count = 50  # after the start, evenly spaced, the last at the end; one an iteration, where there are fewer
+    shown: Count = 10  # classes, the first; of each its first image
+
+    @property
+    def iterations(self) -> int:
+        """Of the outer loop."""
+        return self.of.iterations
+
+
 class Measurement(Settings):
     """Memory and time of one outer gradient, taken once in a process of its own."""
 

@@ -5,7 +5,7 @@ Rough on purpose: it orders the tasks and tells the time left, which the run its
 
 from __future__ import annotations
 
-from .config import Condensation, Continual, Distilled, Evaluation, Expert, Measurement, Network, Selection, Settings
+from .config import Condensation, Continual, Distilled, Evaluation, Expert, Film, Measurement, Network, Selection, Settings
 
 IMAGE = 4e-4  # seconds for forward and backward of one 3 x 32 x 32 image through a ConvNet of depth 3 and width 32
 STEP = 1e-3  # seconds that a step costs whatever its batch
@@ -38,6 +38,8 @@ def work(settings: Settings, train_images: int, classes: int, pixels: float) -> 
             return settings.iterations * turn(settings, min(settings.batch_real * classes, train_images), n, classes, each) + settings.checks * check
         inner = min(settings.batch or n, n) * each + STEP
         return 4.0 * settings.iterations * settings.inner_steps * inner + settings.checks * check
+    if isinstance(settings, Film):
+        return work(settings.of.model_copy(update={"checks": 0}), train_images, classes, pixels)
     if isinstance(settings, Expert):
         once = train_images * (3.5 if settings.penalty != "none" else 1) * (2 if settings.sharpness else 1) + LOOK
         return settings.epochs * once * image(settings.network, pixels)

@@ -96,6 +96,10 @@ class Paper:
             self.results.keep_figure(name, figure)
         return figure
 
+    def film(self) -> bytes:
+        """The images of a set while they are distilled, as a GIF, also kept as figures/film.gif; from the store, for no frames are kept beside the rows."""
+        return self.results.keep_film(plots.film(self.get(studies.film(self.profile))))
+
     def keep_sets(self, methods: Iterable[str] | None = None) -> None:
         """Copy the sets of the main study to the results, or those of these methods: see `kept_sets`."""
         for run in kept_sets(self.profile):
@@ -207,6 +211,11 @@ def of_choices(profile: Profile) -> Iterator[tuple[dict, Settings]]:
     yield from ((label, settings) for settings, label in made.items())
 
 
+def of_film(profile: Profile) -> Iterator[tuple[dict, Settings]]:
+    """The one set that is filmed."""
+    yield {"cell": next(iter(profile.cells)), "method": "AST", "distil_seed": 0}, studies.film(profile)
+
+
 def of_candidates(profile: Profile) -> Iterator[tuple[dict, Settings]]:
     """Each candidate of the search; validation accuracy only."""
     for run, tried in studies.tuning(profile):
@@ -226,5 +235,6 @@ STUDIES = {
     "continual": Study(studies.continual, rows),
     "architectures": Study(studies.architectures, rows),
     "choices": Study(of_choices, effort, measured=True),
+    "film": Study(of_film, rows),
     "tuning": Study(of_candidates, rows),
 }

@@ -27,6 +27,7 @@ from .config import (
     Distilled,
     Evaluation,
     Expert,
+    Film,
     Following,
     Imported,
     Measurement,
@@ -84,6 +85,8 @@ def needs(settings: Settings) -> list[Settings]:
         return [settings.of]
     if isinstance(settings, Distillation):
         return [settings.start, *(expert(settings.experts, i) for i in range(settings.n_experts))]
+    if isinstance(settings, Film):
+        return needs(settings.of)
     if isinstance(settings, Condensation):
         return [settings.start]
     if isinstance(settings, Selection) and settings.expert:
@@ -138,6 +141,8 @@ def name(settings: Settings) -> str:
         return f"following with {name(settings.of)}"
     if isinstance(settings, Continual):
         return f"tasks of {settings.data.name}, seed {settings.seed}, with {name(settings.memory) if settings.memory else 'no memory'}"
+    if isinstance(settings, Film):
+        return f"a film of {name(settings.of)}"
     if isinstance(settings, Measurement):
         return f"measuring the {settings.gradient} at N = {settings.inner_steps}"
     assert isinstance(settings, Evaluation)
@@ -146,7 +151,7 @@ def name(settings: Settings) -> str:
 
 def work(settings: Settings) -> float:
     """Predicted seconds."""
-    task: Any = settings.of if isinstance(settings, Evaluation | Following) else settings
+    task: Any = settings.of if isinstance(settings, Evaluation | Following | Film) else settings
     where = of_data(task) if isinstance(task, Distilled) else task.data
     known = data.about(where)
     classes, (_, h, w) = len(known.class_names), known.shape
@@ -243,12 +248,8 @@ def features(settings: Selection, store: Store) -> Tensor:
 
 def make_set(settings: Distilled, store: Store) -> None:
     """Run the outer loop; of the images at each check keep those that taught a fresh network best on the validation split."""
-    real = images(settings.start.data, store)
-    flat = network(settings.network, real.shape, real.classes)
-    start, keep = get(settings.start, store), Keeper(store, settings)
-    labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
-    soft = expert_labels(settings, flat, first, store) if isinstance(settings, Distillation) and settings.labels else None
-    state = begin(settings, first, soft)
+    real, flat, labels, state = opening(settings, store)
+    keep = Keeper(store, settings)
     with tracked(settings, name(settings), store.root) as tracker:
         curve, history = outer_loop(settings, flat, turns(settings, store, flat, labels, real), state, labels, real, keep, tracker)
     looked = [row for row in curve if "validation_accuracy" in row]
@@ -257,6 +258,21 @@ def make_set(settings: Distilled, store: Store) -> None:
     if "soft_history" in history:
         tensors["soft"] = history["soft_history"][best + 1]
     keep.finish(tensors, {"lr": looked[best]["lr"], "chosen_iteration": looked[best]["iteration"], "curve": curve})
+
+
+def opening(settings: Distilled, store: Store) -> tuple[Images, Flat, Tensor, State]:
+    """What an outer loop begins with: the real images, the network, the classes (n,) of the images that it starts from, and its first state."""
+    real = images(settings.start.data, store)
+    flat = network(settings.network, real.shape, real.classes)
+    start = get(settings.start, store)
+    labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
+    soft = expert_labels(settings, flat, first, store) if isinstance(settings, Distillation) and settings.labels else None
+    return real, flat, labels, begin(settings, first, soft)
+
+
+def marks(iterations: int, number: int) -> set[int]:
+    """So many outer iterations, evenly spaced, the last at the end; all, where there are fewer."""
+    return {iterations * (i + 1) // number for i in range(number)} - {0}
 
 
 def expert_labels(settings: Distillation, flat: Flat, first: Tensor, store: Store) -> Tensor:
@@ -269,6 +285,11 @@ def expert_labels(settings: Distillation, flat: Flat, first: Tensor, store: Stor
 def looked_at(state: State) -> dict[str, Tensor]:
     """What is kept of a state at a look: the images, and the logits of soft labels."""
     return {"history": state.kept.cpu()} | ({} if state.labels is None else {"soft_history": state.labels.cpu()})
+
+
+def continued(state: State, held: dict[str, Any]) -> State:
+    """The state that an earlier run left, in place of the first."""
+    return State(held["iteration"], **{name: held[name].to(part.device) for name, part in state.tensors().items()})
 
 
 def turns(settings: Distilled, store: Store, flat: Flat, labels: Tensor, real: Images) -> Callable[[State], Iterator[Step]]:
@@ -288,10 +309,10 @@ def outer_loop(
         Diverged: a number stopped being finite; the last good state is kept.
     """
     judge = Evaluation(of=settings.start, network=settings.network, epochs=settings.check_epochs)
-    marks = {settings.iterations * (i + 1) // settings.checks for i in range(settings.checks)}
+    checks = marks(settings.iterations, settings.checks)
     curve, history = [], {name: [part] for name, part in looked_at(state).items()}
     if held := keep.left("iteration", "curve", *history, *state.tensors()):
-        state = State(held["iteration"], **{name: held[name].to(labels.device) for name in state.tensors()})
+        state = continued(state, held)
         curve, history = held["curve"], {name: list(held[name]) for name in history}
 
     def so_far() -> dict:
@@ -299,7 +320,7 @@ def outer_loop(
         return state.tensors() | stacked | {"iteration": state.iteration, "curve": curve}
 
     def look() -> None:
-        if state.iteration in marks and "validation_accuracy" not in curve[-1]:
+        if state.iteration in checks and "validation_accuracy" not in curve[-1]:
             y = labels if state.labels is None else state.labels.softmax(1)
             result = score(judge, flat, state.kept, y, state.lr, real, seed=state.iteration, test=False, keep=keep.inside(so_far))
             curve[-1]["validation_accuracy"] = result.validation
@@ -374,6 +395,33 @@ def make_continual(settings: Continual, store: Store) -> None:
     keep.finish({}, {"rows": learn(settings, flat, real, memory, keep)})
 
 
+def make_film(settings: Film, store: Store) -> None:
+    """Run the outer loop of a distillation again and keep the first image of each class shown, at the start and at each frame; no set is read, and none is judged.
+
+    Rows: how far from the start a frame is, the root mean square over its pixels, in pixels of [0, 1].
+    """
+    of = settings.of
+    real, flat, labels, state = opening(of, store)
+    keep = Keeper(store, settings)
+    wanted, first = marks(of.iterations, settings.frames), slice(0, settings.shown * of.start.ipc, of.start.ipc)  # images lie class after class
+    frames = [state.kept[first].cpu()]
+    if held := keep.left("iteration", "frames", *state.tensors()):
+        state, frames = continued(state, held), list(held["frames"])
+
+    def so_far() -> dict:
+        return state.tensors() | {"iteration": state.iteration, "frames": torch.stack(frames)}
+
+    steps = turns(of, store, flat, labels, real)(state)
+    while state.iteration < of.iterations:
+        state = next(steps).state
+        if state.iteration in wanted:
+            frames.append(state.kept[first].cpu())
+        keep(so_far)
+    seen = [real.space.leave(frame) for frame in frames]
+    rows = [{"iteration": t, "moved": float((x - seen[0]).square().mean().sqrt())} for t, x in zip([0, *sorted(wanted)], seen, strict=True)]
+    keep.finish({"frames": torch.stack(frames), "labels": labels[first]} | space(real), {"rows": rows})
+
+
 def make_measurement(settings: Measurement, store: Store) -> None:
     """In a fresh process, whose peak memory is its own, with PyTorch's memory settings: a heap that keeps what is freed would hide what is live."""
     known = data.about(settings.data)
@@ -390,6 +438,7 @@ MAKE: dict[type[Settings], Callable[[Any, Store], None]] = {
     Evaluation: make_rows,
     Following: make_following,
     Continual: make_continual,
+    Film: make_film,
     Measurement: make_measurement,
 }
 

@@ -6,9 +6,11 @@ family and the rivals that came of it blue, AST and the experts that it follows 
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -20,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+from PIL import Image, ImageDraw, ImageFont
 from sklearn.isotonic import isotonic_regression
 
 from . import reuse, teaching
@@ -89,6 +92,7 @@ LOOKS = CORESETS | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS | BOUNDS |
 PLAIN = Look(GREY)
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
 CLASSES = 20  # columns of an image grid, at most
+COLOURS, TALL = 252, 64  # of a film: colours beside black and white, two left over, so that what stays can be transparent; pixels that an image is high, about
 STYLE: dict[str, dict[str, Any]] = {
     "font": {"family": "DejaVu Sans", "size": 8},  # ships with matplotlib: the same letters everywhere
     "axes": {"titlesize": 8.5, "labelsize": 8, "linewidth": 0.7, "grid": True, "axisbelow": True, "spines.top": False, "spines.right": False},
@@ -390,6 +394,36 @@ def history(results: Results) -> Figure:
     figure = sheet(pixels(held, held.tensors["history"][:, first].flatten(0, 1)), labels, rows)
     figure.axes[0].set_ylabel("outer iteration")
     return figure
+
+
+def film(held: Artefact) -> bytes:
+    """The frames of a set on its way, a film's artefact, as a GIF that begins again: its images in a row under their classes, enlarged, and the outer iteration.
+
+    All frames share one palette, the colours that serve all of them best: a pixel is near to what it was, not equal.
+    """
+    frames, labels = held.tensors["frames"], held.tensors["labels"].tolist()  # (n, k, c, h, w), (k,)
+    (n, k), (h, w) = frames.shape[:2], frames.shape[3:]
+    levels = (255 * pixels(held, frames.flatten(0, 1))).round().astype(np.uint8).reshape(n, k, h, w, -1)
+    strip = np.broadcast_to(levels, (n, k, h, w, 3)).transpose(0, 2, 1, 3, 4).reshape(n * h, k * w, 3)  # frame below frame
+    coloured = Image.fromarray(strip).quantize(COLOURS, dither=Image.Dither.NONE)
+    white, black, palette = 0, 1, [255] * 3 + [0] * 3 + coloured.getpalette()
+    scale = max(1, TALL // h)
+    tiles = (np.asarray(coloured) + 2).reshape(n, h, k, w).repeat(scale, 1).repeat(scale, 3)
+    top, tall, wide = 18, scale * h, scale * w + 3
+    pages = np.full((n, top + tall + 18, k * wide - 3), white, np.uint8)
+    for j in range(k):
+        pages[:, top : top + tall, j * wide : j * wide + scale * w] = tiles[:, :, j]
+    shown, rows = [], held.record["rows"]
+    for page, row in zip(pages, rows, strict=True):
+        shown.append(Image.fromarray(page))
+        shown[-1].putpalette(palette[:768])
+        write = partial(ImageDraw.Draw(shown[-1]).text, font=ImageFont.load_default(12), fill=black)
+        for j, label in enumerate(labels):
+            write((j * wide + scale * w / 2, top / 2), f"{label}", anchor="mm")
+        write((0, top + tall + 9), f"outer iteration {row['iteration']} of {rows[-1]['iteration']}", anchor="lm")
+    content = io.BytesIO()
+    shown[0].save(content, "GIF", save_all=True, append_images=shown[1:], duration=[100] * (n - 1) + [1000], loop=0)  # ms
+    return content.getvalue()
 
 
 def student(results: Results) -> Figure:

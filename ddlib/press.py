@@ -26,7 +26,7 @@ NEEDS = {  # the studies that a notebook reads
     "02_experts": ["experts"],
     "03_smoothness": ["experts", "smoothness"],
     "04_initialisation": ["coresets"],
-    "06_distillation": ["curves"],
+    "06_distillation": ["curves", "film"],
     "07_evaluation": ["main", "costs", "scores", "cross_architecture"],
     "08_ablations": ["ablation", "curves", "smoothness", "following"],
     "09_paper": ["main", "ablation"],

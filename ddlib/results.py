@@ -82,6 +82,11 @@ class Results:
             figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata=about)
             write_whole(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())
 
+    def keep_film(self, content: bytes) -> bytes:
+        """figures/film.gif."""
+        write_whole(self.folder / "figures" / "film.gif", content)
+        return content
+
     def machine(self) -> dict | None:
         """The machine that made what is kept, if that was written down."""
         file = self.folder / "machine.json"

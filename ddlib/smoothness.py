@@ -5,6 +5,8 @@ theta*_0 ... theta*_E as one tensor (E + 1, P); d_e = theta*_{e+1} - theta*_e.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +29,19 @@ def plane(path: Tensor) -> Tensor:
     along = F.normalize(path[-1] - path[0], dim=0)
     aside = (path - path[0]) - ((path - path[0]) @ along)[:, None] * along
     return torch.stack([along, F.normalize(aside[aside.norm(dim=1).argmax()], dim=0)])
+
+
+def beside(expert: Tensor, students: Mapping[str, Tensor]) -> list[dict]:
+    """Walks (N + 1, P) that start where the expert's part of its path, (M + 1, P), does: one row a point, the expert's own first.
+
+    `x, y`: its place in the expert's `plane`. `distance`: to the expert's end, by the distance of the expert's ends.
+    """
+    across, rows = plane(expert), []
+    for part, walked in ({"expert": expert} | dict(students)).items():
+        for step, theta in enumerate(walked):
+            x, y = (across @ (theta - expert[0])).tolist()
+            rows.append({"part": part, "step": step, "x": x, "y": y, "distance": float((theta - expert[-1]).norm() / (expert[0] - expert[-1]).norm())})
+    return rows
 
 
 def summary(path: Tensor) -> dict[str, float]:

@@ -17,6 +17,7 @@ from .config import (
     Distilled,
     Evaluation,
     Expert,
+    Film,
     Following,
     Group,
     Imported,
@@ -371,6 +372,11 @@ def followings(profile: Profile) -> Iterator[tuple[Run, Following]]:
             yield run, Following(of=run.settings.of)
 
 
+def film(profile: Profile) -> Film:
+    """AST's images at the first seed on the main cell, on their way."""
+    return Film(of=distillation(profile, next(iter(profile.cells)), "AST", 0))
+
+
 RUNS = {"coresets": coresets, "main": main, "ablation": ablation, "cross_architecture": cross_architecture}
 
 
@@ -399,4 +405,5 @@ def asked(profile: Profile) -> list[Settings]:
     shown = [selection(profile, cell, "representative", 0), distillation(profile, name, "AST", 0)]
     judged = (run.settings for run, _ in scores(profile))
     reused = (settings for _, settings in (*continual(profile), *architectures(profile)))
-    return [*everything(profile), *(following for _, following in followings(profile)), *judged, *reused, *shown, *measurements(profile)]
+    followed = (following for _, following in followings(profile))
+    return [*everything(profile), *followed, *judged, *reused, *shown, film(profile), *measurements(profile)]

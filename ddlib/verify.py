@@ -91,6 +91,8 @@ def rendered(held: Paper, fresh: Paper) -> Iterator[Verdict]:
     yield again(held, fresh, "claims", ("md",), lambda: None)  # made with their table
     for name in plots.FIGURES:
         yield again(held, fresh, f"figures/{name}", ("svg", "png"), partial(fresh.figure, name))
+    there = (held.results.folder / "figures" / "film.gif").exists()
+    yield Verdict("figures/film.gif", UNCHECKED, "its frames lie in the store alone") if there else Verdict("figures/film.gif", NOT_KEPT)
 
 
 def readme(held: Paper) -> Iterator[Verdict]:

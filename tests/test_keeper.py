@@ -16,7 +16,7 @@ from test_pipeline import done as done  # the same set-up, filled by one process
 
 from ddlib import experts, pipeline, store
 from ddlib.__main__ import main
-from ddlib.config import Condensation, Evaluation, Following, Refusal, Selection, generator
+from ddlib.config import Condensation, Evaluation, Film, Following, Refusal, Selection, generator
 from ddlib.distil import begin, checked
 from ddlib.fit import Diverged
 from ddlib.keeper import Keeper, interval
@@ -38,6 +38,7 @@ TASKS = {  # task -> the checkpoints that it writes when it writes all it can
     DSA: 4 + 2 * 2,
     ROWS: 2 * 4 + 2 * 4,  # two networks choose, two are scored
     Following(of=SET): 2 * 3,
+    Film(of=SET, frames=4): 6,
 }
 NAMES = {settings: f"{settings.stage} {i}" for i, settings in enumerate(TASKS)}
 

@@ -60,6 +60,7 @@ def test_all_tables_figures_rows_and_sets_are_left(printed):
         assert (folder / f"tables/{name}.csv").exists() and (folder / f"tables/{name}.md").exists()
     for name in plots.FIGURES:
         assert (folder / f"figures/{name}.svg").stat().st_size > 1000 and (folder / f"figures/{name}.png").stat().st_size > 1000
+    assert (folder / "figures/film.gif").read_bytes().startswith(b"GIF89a")
     for name in studies.RUNS:
         assert len(Results(folder).rows(name))
     assert Results(folder).set("digits-ipc1", "AST").record["lr"] > 0

@@ -72,7 +72,7 @@ def test_status_tells_what_is_there_missing_damaged_begun_and_not_needed(home, c
     assert everything(made.root) == before
     said = capsys.readouterr().out
     lines = {cells(line)[0]: cells(line)[1:] for line in said.splitlines() if line.startswith("| ")}
-    for stage in ("experts", "selections", "sets", "rows", "followings", "measurements"):
+    for stage in ("experts", "selections", "sets", "rows", "followings", "films", "measurements"):
         wanted = [t for t in tasks if t.stage == stage]
         there = [made.file(t) for t in wanted if made.has(t)]
         damaged = int(stage == "selections")

@@ -166,7 +166,7 @@ def test_results_of_other_settings_are_found_and_named(kept, tmp_path):
     found = list(verify.agreeing(Paper(str(tmp_path / "smoke.yaml"))))
     assert differing(found) == {
         *(f"sets/digits-ipc1.ast.{seed}.safetensors" for seed in (0, 1)),
-        *(f"rows/{study}.csv" for study in ("main", "ablation", "scores", "curves", "following")),
+        *(f"rows/{study}.csv" for study in ("main", "ablation", "scores", "curves", "following", "film")),
     }
     notes = {one.artefact: one.note for one in found}
     assert "lr_images is 30.0 there, the profile asks for 31.0" in notes["sets/digits-ipc1.ast.0.safetensors"]
