@@ -49,7 +49,7 @@ def test_every_notebook_runs(printed):
         assert not [o for o in outputs if o["output_type"] == "error"]
         assert [o for o in outputs if "image/png" in o.get("data", {})], f"{file.name} shows no figure"
         for source, shown in (("".join(cell["source"]), cell["outputs"]) for cell in book["cells"] if cell["cell_type"] == "code"):
-            if "plt.subplots(" in source or source.splitlines()[-1].startswith(("paper.figure(", "plots.")):
+            if "plt.subplots(" in source or source.splitlines()[-1].startswith(("paper.figure(", "plots.", "play.")):
                 assert any("image/png" in o.get("data", {}) for o in shown), f"{file.name} draws and does not show:\n{source}"
         assert str(printed) not in file.read_text() and str(Path.home()) not in file.read_text(), "an executed copy tells no paths of its machine"
 
