@@ -67,7 +67,7 @@ tables
 library
 ```
 """
-FIGURE = re.compile(r'paper\.figure\("(\w+)"\)\s*$')  # a cell that ends in a figure of the paper
+FIGURE = re.compile(r'(?:paper\.figure\("|play\.)(\w+)(?:"\)|\(.*\))\s*$')  # a cell that ends in a figure of the paper, or in controls of its name
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 

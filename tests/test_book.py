@@ -128,12 +128,13 @@ def test_a_notebook_is_shown_with_words_for_its_pictures_and_without_dead_widget
         nbformat.v4.new_markdown_cell("# A question?\n\n## The *images*\n\nA digit $x$ over a photograph. More."),
         nbformat.v4.new_code_cell("plt.plot(losses)", outputs=[output("image/png")]),
         nbformat.v4.new_code_cell('rows = 1\npaper.figure("main")', outputs=[output(book.WIDGET, "text/plain"), output("image/png")]),
+        nbformat.v4.new_code_cell("play.main(paper, rows)", outputs=[output("image/png")]),
     ]
     shown = book.prepared(nbformat.v4.new_notebook(cells=cells), tmp_path).cells
     assert shown[0].metadata.tags == ["remove-cell"] and shown[1].metadata.tags == ["injected-parameters"]
     assert shown[3].metadata.mystnb["image"]["alt"] == "The images. A digit x over a photograph."
-    assert shown[4].metadata.mystnb["image"]["alt"] == " ".join(plots.main.__doc__.split())
-    assert [sorted(o.data) for cell in shown[3:] for o in cell.outputs] == [["image/png"], ["image/png", "image/svg+xml"]]
+    assert shown[4].metadata.mystnb["image"]["alt"] == shown[5].metadata.mystnb["image"]["alt"] == " ".join(plots.main.__doc__.split())
+    assert [sorted(o.data) for cell in shown[3:] for o in cell.outputs] == [["image/png"], ["image/png", "image/svg+xml"], ["image/png", "image/svg+xml"]]
 
 
 def test_docstrings_keep_their_signs_columns_and_formulas():

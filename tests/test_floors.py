@@ -18,7 +18,7 @@ FLOORS = [  # from the ground up; modules of one floor do not know each other
     ("measure", "counts", "studies", "condense", "album"),
     ("pipeline",),  # the stages joined with the store
     ("paper", "plan"),
-    ("press", "trade", "upkeep"),
+    ("press", "trade", "upkeep", "play"),
     ("verify", "verbs", "book"),
     ("__main__",),
     ("__init__",),
