@@ -181,7 +181,8 @@ def logarithmic(ax: Axes) -> None:
 def key_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
     """One key for all that any of these panels shows."""
     held = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(held.values(), held.keys(), loc="outside lower center", ncols=min(columns, len(held)), handlelength=3)
+    if held:
+        figure.legend(held.values(), held.keys(), loc="outside lower center", ncols=min(columns, len(held)), handlelength=3)
 
 
 def pixels(artefact: Artefact, images: torch.Tensor | None = None) -> np.ndarray:
