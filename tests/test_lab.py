@@ -1,7 +1,8 @@
-"""The tour in JupyterLab, as a reader runs it: a real server, a real kernel, all cells by the menu of a real browser; figures appear and no cell fails."""
+"""Notebooks in JupyterLab, as a reader runs them: a real server, a real kernel, all cells by the menu of a real browser; figures appear, controls work, no cell fails."""
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,11 +24,14 @@ OVER = """() => {  // some cells ran, and none waits or runs: all are done, or o
 
 
 @pytest.fixture
-def lab(chromium, tmp_path):
-    """The address of a JupyterLab of its own over a copy of the tour, and that copy."""
-    tour = tmp_path / "notebooks/00_tour.ipynb"
-    tour.parent.mkdir()
-    tour.write_text((press.NOTEBOOKS / tour.name).read_text().replace('profile = \\"laptop\\"', 'profile = \\"smoke\\"'))
+def lab(request, printed, chromium, tmp_path):
+    """The address of a JupyterLab of its own over a copy of the tour, from nothing, or of the notebook that a test names, with all that it reads; and that copy."""
+    name = getattr(request, "param", "00_tour")
+    if name != "00_tour":
+        shutil.copytree(printed / "store", tmp_path / "store")
+    notebook = tmp_path / f"notebooks/{name}.ipynb"
+    notebook.parent.mkdir()
+    notebook.write_text((press.NOTEBOOKS / notebook.name).read_text().replace('profile = \\"laptop\\"', 'profile = \\"smoke\\"'))
     for name, settings in QUIET.items():
         file = tmp_path / f"settings/@jupyterlab/{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -39,10 +43,10 @@ def lab(chromium, tmp_path):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token="]
     with open(tmp_path / "log", "wb") as log:
-        server = subprocess.Popen([*command, f"--ServerApp.root_dir={tour.parent}"], env=env, stdout=log, stderr=log)
+        server = subprocess.Popen([*command, f"--ServerApp.root_dir={notebook.parent}"], env=env, stdout=log, stderr=log)
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/api"), server)
-        yield f"http://127.0.0.1:{port}/lab/tree/{tour.name}?reset", tour
+        yield f"http://127.0.0.1:{port}/lab/tree/{notebook.name}?reset", notebook
     finally:
         server.terminate()
         server.wait(30)
@@ -64,8 +68,8 @@ def wait_for(done, server=None, seconds=60):
         time.sleep(0.2)
 
 
-def test_the_tour_runs_in_jupyterlab(lab, chromium):
-    address, tour = lab
+def run_all(chromium, address):
+    """A page in which all cells of the notebook at that address have run."""
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
     page.goto(address)
@@ -74,6 +78,12 @@ def test_the_tour_runs_in_jupyterlab(lab, chromium):
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
     page.wait_for_function(OVER, timeout=180_000)
+    return page
+
+
+def test_the_tour_runs_in_jupyterlab(lab, chromium):
+    address, tour = lab
+    page = run_all(chromium, address)
     pictures = page.locator(".jp-OutputArea-output img")
     page.keyboard.press("Control+s")
     wait_for(lambda: errors(tour) or all(cell["execution_count"] for cell in code_cells(tour)))  # it is saved
@@ -83,6 +93,29 @@ def test_the_tour_runs_in_jupyterlab(lab, chromium):
     assert sum(map(len, drawn)) == pictures.count() > 0
     assert pictures.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0)")
     page.close()
+
+
+@pytest.mark.parametrize("lab", ["03_smoothness"], indirect=True)
+def test_chosen_recipes_are_drawn_anew_in_jupyterlab(lab, chromium):
+    address, notebook = lab
+    page = run_all(chromium, address)
+    page.keyboard.press("Control+s")
+    wait_for(lambda: errors(notebook) or all(cell["execution_count"] for cell in code_cells(notebook)))  # it is saved
+    assert not errors(notebook)
+    recipes, pictures = page.locator(".jp-OutputArea-output select[multiple]"), page.locator(".jp-OutputArea-output .widget-image")
+    recipes.wait_for()
+    pictures.last.wait_for()
+    before = sources(pictures)
+    assert len(before) == 2 and all(before)
+    recipes.select_option(label=["sgd", "ast"])
+    wait_for(lambda: not set(sources(pictures)) & set(before))
+    wait_for(lambda: pictures.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0)"))
+    page.close()
+
+
+def sources(pictures):
+    """Where what they show lies."""
+    return pictures.evaluate_all("all => all.map(i => i.src)")
 
 
 def code_cells(notebook):
