@@ -398,7 +398,7 @@ class Continual(Settings):
 
 
 class Film(Settings):
-    """The images of a distillation on their way. Its outer loop is run again without its looks, which change nothing, so each frame is a state that the set was in."""
+    """The images of a distillation on their way. Its outer loop is run again without looks, which change nothing: each frame is a state that the set was in."""
 
     stage: ClassVar[str] = "films"
     of: Distillation

@@ -396,7 +396,7 @@ def make_continual(settings: Continual, store: Store) -> None:
 
 
 def make_film(settings: Film, store: Store) -> None:
-    """Run the outer loop of a distillation again and keep the first image of each class shown, at the start and at each frame; no set is read, and none is judged.
+    """Run the outer loop of a distillation again and keep the first image of each class shown, at the start and at each frame; no set is read or judged.
 
     Rows: how far from the start a frame is, the root mean square over its pixels, in pixels of [0, 1].
     """

@@ -157,7 +157,8 @@ def name_ends(ax: Axes) -> None:
     tall = 0.75 * ax.figure.get_figheight() / ax.get_gridspec().nrows  # inches, about
     gaps = 1.3 * size / (72 * tall) * np.arange(len(order))
     places = isotonic_regression(heights[order] - gaps, y_min=0, y_max=max(1 - gaps[-1], 0)) + gaps  # the nearest that keep the gaps
-    beside = blended_transform_factory(ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, ax.transAxes), ax.transAxes)  # inches right of the panel, parts of its height
+    inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, ax.transAxes)  # to the right of the panel
+    beside = blended_transform_factory(inches, ax.transAxes)  # and parts of its height
     for i, place in zip(order, places, strict=True):
         color = lines[i].get_color()
         ax.annotate("", ends[i], (0.12, place), "data", beside, {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2})

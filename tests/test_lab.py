@@ -1,4 +1,4 @@
-"""Notebooks in JupyterLab, as a reader runs them: a real server, a real kernel, all cells by the menu of a real browser; figures appear, controls work, no cell fails."""
+"""Notebooks in JupyterLab, as a reader runs them: a real server, a real kernel, all cells by the menu of a real browser; figures appear and no cell fails."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OVER = """() => {  // some cells ran, and none waits or runs: all are done, or o
 
 @pytest.fixture
 def lab(request, printed, chromium, tmp_path):
-    """The address of a JupyterLab of its own over a copy of the tour, from nothing, or of the notebook that a test names, with all that it reads; and that copy."""
+    """The address of a JupyterLab of its own over a copy of the tour, from nothing, or of the notebook that a test names, with what it reads; and that copy."""
     name = getattr(request, "param", "00_tour")
     if name != "00_tour":
         shutil.copytree(printed / "store", tmp_path / "store")
