@@ -2,7 +2,7 @@
 
 R[t, j] is its accuracy on the test images of task j after task t, among all classes; T tasks, n images (n, c, h, w), K classes. Replay as in
 arXiv 1902.10486, but balanced: in an epoch of a task every class met so far is shown as often as it has real images, the new ones by these, each once, those
-before by what the memory has of them, over and over. With no memory they are not shown again; with all real images the last task is joint training.
+before by what the memory has of them, over and over. With no memory they are not shown again; with all real images the last task goes through everything.
 """
 
 from __future__ import annotations
