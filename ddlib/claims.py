@@ -86,8 +86,8 @@ def accuracy(rows: pd.DataFrame, method: str) -> pd.Series:
 
 
 def paired(rows: pd.DataFrame, better: str, worse: str) -> pd.Series:
-    """Difference in accuracy for each seed, the cells averaged."""
-    return (accuracy(rows, better) - accuracy(rows, worse)).dropna().groupby("distil_seed").mean()
+    """Difference in accuracy for each seed, averaged over the cells that have every seed."""
+    return (accuracy(rows, better) - accuracy(rows, worse)).dropna().unstack("cell").dropna(axis=1).mean(axis=1)
 
 
 def experts(rows: pd.DataFrame, column: str, more: str, less: str) -> pd.Series:
@@ -124,16 +124,14 @@ def four(results: Results) -> Iterator[Part]:
     main, ablation = results.rows("main"), results.rows("ablation")
     yield part("4a", "test accuracy of coresets, k-means − random", paired(main, "k-means", "random"))
     yield part("4b", "test accuracy, AST − AST from random real images", paired(ablation, "AST", "AST − representative start"))
-    spread = []
     both = pd.concat([accuracy(main, "random"), accuracy(main, "k-means")], axis=1, join="inner")
-    for _, mine in both.groupby("cell"):
-        spread.append(mine.to_numpy())  # (seeds, 2)
+    wide = both.unstack("cell").dropna(axis=1)  # the cells that have every seed
 
     def narrower(drawn: np.ndarray, axis: int) -> np.ndarray:  # (resamples, seeds, cells, 2)
         std = drawn.std(axis=axis, ddof=1)
         return (std[..., 0] - std[..., 1]).mean(-1)
 
-    values = np.stack(spread, 1)  # (seeds, cells, 2)
+    values = wide.to_numpy().reshape(len(wide), 2, -1).swapaxes(1, 2)  # (seeds, cells, 2)
     if len(values) < 2:
         return
     yield Part("4c", "std over seeds of coreset accuracy, random − k-means", float(narrower(values[None], 1)[0]), *bootstrap(values, narrower), len(values))

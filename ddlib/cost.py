@@ -45,8 +45,8 @@ def work(settings: Settings, train_images: int, classes: int, pixels: float) -> 
         return settings.epochs * once * image(settings.network, pixels)
     if isinstance(settings, Continual):
         met = (settings.tasks + 1) / 2  # times that all images, and as many test images, are gone through
-        n = train_images * (met if settings.memory else 1)
-        return settings.epochs * (n * image(settings.network, pixels) + STEP * n / settings.batch) + met * LOOK * image(settings.network, pixels)
+        shown = train_images * (met if settings.memory else 1)
+        return settings.epochs * (shown * image(settings.network, pixels) + STEP * shown / settings.batch) + met * LOOK * image(settings.network, pixels)
     return 10.0 if isinstance(settings, Measurement) else 2.0
 
 

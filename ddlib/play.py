@@ -10,6 +10,7 @@ import html
 import io
 from collections.abc import Callable, Sequence
 from math import log10
+from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
@@ -32,7 +33,7 @@ def live() -> bool:
 
     Papermill, nbconvert and whatever else runs a notebook through nbclient say that nobody could; of a plain Python process there is no cell.
     """
-    message = getattr(get_ipython(), "get_parent", dict)()
+    message: dict[str, Any] = getattr(get_ipython(), "get_parent", dict)()
     return bool(message.get("content", {}).get("allow_stdin"))
 
 
@@ -75,7 +76,7 @@ def student(paper: Paper, settings: Distillation) -> Figure | widgets.VBox:
         return printed
     walk, a, n = walker(paper, settings), paper.get(settings).record["lr"], settings.inner_steps
     return panel(
-        [lambda **moved: plots.walks(pd.DataFrame(walk(**moved)))],
+        [lambda steps, lr, momentum: plots.walks(pd.DataFrame(walk(steps, lr, momentum)))],
         steps=slider(widgets.IntSlider, "N", n, settings.matched_epochs, 2 * n),
         lr=slider(widgets.FloatLogSlider, "a", a, log10(a / REACH), log10(a * REACH), step=0.02, readout_format=".4f"),
         momentum=slider(widgets.FloatSlider, "μ", settings.momentum, 0.0, MOMENTUM, step=0.01),

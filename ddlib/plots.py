@@ -742,7 +742,7 @@ def architectures(results: Results) -> Figure:
         ax.set(xlabel="validation accuracy on such sets (%)", title=f"{method}: rank correlation\n{row.correlation:+.2f} [{row.low:+.2f}, {row.high:+.2f}]")
     axes[0].set_ylabel("test accuracy on all images (%)")
     figure.suptitle(f"{len(held)} architectures, 95 % intervals over them")
-    key_below(figure, axes[0], 5)
+    key_below(figure, axes, 5)
     return figure
 
 

@@ -321,7 +321,7 @@ def pool(profile: Profile) -> dict[str, Network]:
     """A dozen networks to choose from, by name: the profile's ConvNet, narrower and shallower ones, and one small network of each other kind."""
     width, others = profile.network.width, {"alexnet": 2, "vgg11": 4, "resnet18": 8, "vit": 2}
     convnets = [Network(width=max(1, width // part), depth=depth) for depth in range(1, profile.network.depth + 1) for part in (4, 2, 1)]
-    small = [Network(architecture=kind, width=max(2, width // part)) for kind, part in others.items()]
+    small = [Network.model_validate({"architecture": kind, "width": max(2, width // part)}) for kind, part in others.items()]
     return {f"{one.architecture} {one.width}{f' × {one.depth}' if one.architecture == 'convnet' else ''}": one for one in (*convnets, *small)}
 
 
@@ -374,7 +374,8 @@ def followings(profile: Profile) -> Iterator[tuple[Run, Following]]:
 
 def film(profile: Profile) -> Film:
     """AST's images at the first seed on the main cell, on their way."""
-    return Film(of=distillation(profile, next(iter(profile.cells)), "AST", 0))
+    filmed: Any = distillation(profile, next(iter(profile.cells)), "AST", 0)
+    return Film(of=filmed)
 
 
 RUNS = {"coresets": coresets, "main": main, "ablation": ablation, "cross_architecture": cross_architecture}

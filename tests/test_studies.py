@@ -161,6 +161,21 @@ def test_what_would_settle_an_open_part():
     assert "above 200" in claims.Part("1a", "", 0.001, -1.0, 1.0, 5).settled_by and "second seed" in claims.part("1a", "", [0.3]).settled_by
 
 
+def test_claim_four_asks_the_cells_that_have_every_seed(tmp_path):
+    """A cell with fewer seeds than another takes no part: what is averaged over cells is of the same cells under every seed."""
+    scored = {"random": [0.2, 0.4, 0.3, 0.5], "k-means": [0.5, 0.6, 0.55, 0.6]}
+    few = {"random": [0.9, 0.1], "k-means": [0.1, 0.9]}
+    lines = [(cell, m, seed, a) for cell, of in (("full", scored), ("few", few)) for m, found in of.items() for seed, a in enumerate(found)]
+    lines += [("full", m, seed, 0.5) for m in ("AST", "AST − representative start") for seed in range(4)]
+    rows = pd.DataFrame(lines, columns=["cell", "method", "distil_seed", "accuracy"]).assign(protocol="lr_chosen")
+    held = Results(tmp_path)
+    for study in ("main", "ablation"):
+        held.keep_rows(study, rows)
+    found = {part.claim: part for part in claims.four(held)}
+    assert found["4a"].n == 4 and found["4a"].effect == pytest.approx(np.mean(scored["k-means"]) - np.mean(scored["random"]))
+    assert found["4c"].n == 4 and found["4c"].effect == pytest.approx(np.std(scored["random"], ddof=1) - np.std(scored["k-means"], ddof=1))
+
+
 def test_the_ledger_says_all_of_the_table(tmp_path, monkeypatch):
     parts = [claims.part("1a", "test accuracy, one − other", [0.01, -0.02, 0.04]), claims.part("1b", "mean step length", [0.3, 0.4])]
     monkeypatch.setattr(claims, "CLAIMS", {1: lambda results: parts})
