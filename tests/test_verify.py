@@ -271,7 +271,8 @@ def test_a_wrong_artefact_is_no_neighbour(name, harm, kept, anew):
         assert {one for one, verdict in found.items() if verdict == DIFFERENT} == {f"{name}, made anew"}
 
 
-def test_the_laptops_results_verify(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("profile", ["laptop", "laptop-full"])
+def test_the_kept_results_verify(profile, capsys, tmp_path, monkeypatch):
     """The committed ones; without the sample, which takes minutes."""
     monkeypatch.setenv("STORE", str(tmp_path / "store"))
-    assert main(["verify", "laptop", "--quick"]) == 0, capsys.readouterr().out
+    assert main(["verify", profile, "--quick"]) == 0, capsys.readouterr().out
