@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -54,10 +55,8 @@ class Results:
         return self.rows(name)
 
     def set_file(self, cell: str, method: str, seed: int) -> Path:
-        """Where a set is kept: sets/mnist_5k-ipc1.ast.0.safetensors."""
-        plain = "".join(c if c.isalnum() else "_" for c in method.lower()).strip("_")
-        while "__" in plain:
-            plain = plain.replace("__", "_")
+        """Where a set is kept: sets/mnist_5k-ipc1.ast.0.safetensors; AST+ is ast_plus, MTT + inner momentum mtt_inner_momentum."""
+        plain = re.sub(r"\W+", "_", re.sub(r"(?<=\w)\+", " plus", method.lower())).strip("_")
         return self.folder / "sets" / f"{cell}.{plain}.{seed}.safetensors"
 
     def set(self, cell: str, method: str, seed: int = 0) -> Artefact:

@@ -267,13 +267,14 @@ def peek(file: Path) -> dict[str, Any]:
         return noted(file, held.metadata() or {})[2]
 
 
-def read(file: Path) -> Artefact:
+def read(file: Path | str) -> Artefact:
     """Load an artefact; nothing else is needed to use it.
 
     Raises:
         Absent: there is no such file.
         Damaged: not one of ours, of another format, or any byte of it is not the one that was written.
     """
+    file = Path(file)
     tensors, notes = unpack(file)
     expected, header, about = noted(file, notes)
     found = digest(tensors, header)

@@ -161,6 +161,13 @@ def test_what_would_settle_an_open_part():
     assert "above 200" in claims.Part("1a", "", 0.001, -1.0, 1.0, 5).settled_by and "second seed" in claims.part("1a", "", [0.3]).settled_by
 
 
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "laptop-full"])
+def test_every_kept_set_has_a_file_of_its_own(profile, tmp_path):
+    held = config.profile(profile)
+    runs = [(run.cell, run.method, run.distil_seed) for run in studies.main(held)]
+    assert len({Results(tmp_path).set_file(*run) for run in runs}) == len(runs)
+
+
 def test_claim_four_asks_the_cells_that_have_every_seed(tmp_path):
     """A cell with fewer seeds than another takes no part: what is averaged over cells is of the same cells under every seed."""
     scored = {"random": [0.2, 0.4, 0.3, 0.5], "k-means": [0.5, 0.6, 0.55, 0.6]}
