@@ -158,7 +158,7 @@ def unevenness(results: Results, methods: Sequence[str]) -> pd.Series:
 
 def six(results: Results) -> Iterator[Part]:
     rows = results.rows("following")
-    last = rows[rows.epoch == rows.epoch.max()].groupby(["method", "distil_seed"]).error.mean()
+    last = rows[rows.epoch == rows.groupby("method").epoch.transform("max")].groupby(["method", "distil_seed"]).error.mean()
     for letter, other in zip("ab", ("AST − intermediate matching", "AST − weight perturbation"), strict=True):
         yield part(f"6{letter}", f"relative distance to the expert after its whole way, {other} minus AST", (last[other] - last["AST"]).dropna())
     for letter, other in zip("cd", ("AST − intermediate matching", "AST − weight perturbation"), strict=True):
