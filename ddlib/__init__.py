@@ -85,3 +85,7 @@ set aside            a damaged file of the store, moved to its folder `damaged`,
 engine, shard        where tasks run: this process, several, Ray; one of several machines over one store
 tracker              who is told how far experts and outer loops are, if TRACK names one
 """
+
+import os
+
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # its AMX kernels of bfloat16 give a gradient penalty's gradient off by a third
