@@ -16,7 +16,6 @@ from typing import Any
 from . import claims, plots, press, tables
 from .config import Refusal
 from .paper import HOME, Paper
-from .press import WIDGET
 from .results import Results
 
 BOOK = HOME / "build" / "book"
@@ -123,6 +122,7 @@ def lay(sources: Path, results: Results) -> None:
 
 def prepared(notebook: Any, figures: Path) -> Any:
     """An executed notebook as the book shows it: figures of the paper as vectors, every picture with words for who cannot see it, no dead widgets."""
+    press.without_widgets(notebook)
     said = ""
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
@@ -134,10 +134,8 @@ def prepared(notebook: Any, figures: Path) -> Any:
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
                     output.data["image/svg+xml"] = (figures / f"{named[1]}.svg").read_text()
-        cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         if "injected-parameters" in cell.metadata.get("tags", []):
             notebook.cells[number - 1].metadata["tags"] = ["remove-cell"]  # the default that it replaced
-    notebook.metadata.pop("widgets", None)
     return notebook
 
 

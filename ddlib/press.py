@@ -107,16 +107,22 @@ def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
 
 def cleaned(done: Any) -> Any:
     """An executed notebook without what differs from run to run: times, paths, and the bars of what had to be made first."""
-    done.metadata.pop("widgets", None)
+    without_widgets(done)
     for part in (done, *done.cells):  # times and paths of this machine are no part of the paper
         part.metadata.pop("papermill", None)
         part.metadata.pop("execution", None)
     for cell in done.cells:
-        if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "given-parameters"  # papermill's is random
     return done
+
+
+def without_widgets(notebook: Any) -> None:
+    """Drop, in place, what only a live kernel can draw."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
 
 
 def paper(profile: str, file: Path | None = None, only: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urldefrag, urlparse
 import nbformat
 import pytest
 
-from ddlib import book, plots
+from ddlib import book, plots, press
 from ddlib.__main__ import main
 from ddlib.config import Refusal
 from ddlib.results import Results
@@ -127,7 +127,7 @@ def test_a_notebook_is_shown_with_words_for_its_pictures_and_without_dead_widget
         nbformat.v4.new_code_cell('profile = "smoke"', metadata={"tags": ["injected-parameters"]}),
         nbformat.v4.new_markdown_cell("# A question?\n\n## The *images*\n\nA digit $x$ over a photograph. More."),
         nbformat.v4.new_code_cell("plt.plot(losses)", outputs=[output("image/png")]),
-        nbformat.v4.new_code_cell('rows = 1\npaper.figure("main")', outputs=[output(book.WIDGET, "text/plain"), output("image/png")]),
+        nbformat.v4.new_code_cell('rows = 1\npaper.figure("main")', outputs=[output(press.WIDGET, "text/plain"), output("image/png")]),
         nbformat.v4.new_code_cell("play.main(paper, rows)", outputs=[output("image/png")]),
     ]
     shown = book.prepared(nbformat.v4.new_notebook(cells=cells), tmp_path).cells
