@@ -94,9 +94,9 @@ def _run(given: argparse.Namespace) -> int:
 def _borders(commands: argparse._SubParsersAction) -> None:
     """The commands for sets and experts that come and go."""
     command = commands.add_parser("evaluate", help="train fresh networks on a distilled set: one of ours, or images in a stranger's .pt")
-    command.add_argument("file", type=Path)
-    command.add_argument("--networks", type=int, default=5)
-    command.add_argument("--epochs", type=int, default=300)
+    command.add_argument("file", type=Path, help="set.safetensors, or images_*.pt")
+    command.add_argument("--networks", type=int, default=5, help="how many; 5")
+    command.add_argument("--epochs", type=int, default=300, help="that each is trained for; 300")
     theirs = command.add_argument_group("about a stranger's images, where their file does not say it")
     theirs.add_argument("--data", help="what they were distilled from, as profiles name it")
     theirs.add_argument("--whitening", choices=("none", "zca", "mtt", "mtt-zca"), help="their space: ours without or with ZCA, or that of MTT's code")

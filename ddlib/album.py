@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ class Loss:
         away = (levels(held) / 255 - x).abs()
         return cls(float(((x < 0) | (x > 1)).float().mean()), float(away.mean()), float(away.max()))
 
+    @staticmethod
+    def levels(away: float) -> str:
+        """Such a difference in levels of 255, to the level or, below ten, to two digits."""
+        return f"{255 * away:.0f}" if 255 * away >= 10 else f"{255 * away:.2g}"
+
 
 def table(held: Artefact, class_names: Sequence[str]) -> pd.DataFrame:
     """A row an image: `file`, its class's name and number, and, where labels are soft, `soft`, its K probabilities. The folders' order is the classes'."""
@@ -73,6 +78,13 @@ def table(held: Artefact, class_names: Sequence[str]) -> pd.DataFrame:
         counts[k] += 1
     rows = pd.DataFrame({"file": files, "class": [class_names[k] for k in y], "label": y})
     return rows.assign(soft=trained_on(held).tolist()) if "soft" in held.tensors else rows
+
+
+def alone(folder: Path, files: Collection[str]) -> None:
+    """Refuse a folder in which, folder by folder, other PNGs lie: whoever reads it would take two sets for one."""
+    there = (file.relative_to(folder).as_posix() for depth in ("*/*.png", "*/*/*.png") for file in folder.glob(depth))
+    if others := sorted(set(there) - set(files)):
+        raise Refusal(f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected an empty folder, or this set's; write to another")
 
 
 def write_images(folder: Path, held: Artefact, files: Sequence[str]) -> None:
@@ -93,6 +105,7 @@ def write_images(folder: Path, held: Artefact, files: Sequence[str]) -> None:
 def write_pngs(folder: Path, held: Artefact, class_names: Sequence[str]) -> Path:
     """<class>/<image>.png, and labels.csv, which lists them: file, class, label, and a column of probabilities a class where labels are soft."""
     rows = table(held, class_names)
+    alone(folder, list(rows.file))
     write_images(folder, held, list(rows.file))
     if "soft" in rows:
         rows = rows.drop(columns="soft").join(pd.DataFrame(rows.soft.tolist(), columns=[f"soft_{k}" for k in range(len(class_names))]))
@@ -103,6 +116,7 @@ def write_pngs(folder: Path, held: Artefact, class_names: Sequence[str]) -> Path
 def write_datasets(folder: Path, held: Artefact, class_names: Sequence[str], card: str) -> Path:
     """train/<class>/<image>.png with train/metadata.jsonl, which `datasets.load_dataset("imagefolder", data_dir=...)` reads, and the card as README.md."""
     rows = table(held, class_names).rename(columns={"file": "file_name"})
+    alone(folder, [f"train/{file}" for file in rows.file_name])
     write_images(folder / "train", held, list(rows.file_name))
     lines = (json.dumps(row, ensure_ascii=False) for row in rows.to_dict("records"))
     write_whole(folder / "train" / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
@@ -159,7 +173,7 @@ images[0]["image"], images[0]["class"], images[0]["label"]{', images[0]["soft"]'
 ## What PNGs lose
 
 {loss.clipped:.1%} of the numbers lay outside [0, 1] and are clipped; all are rounded to 256 levels, by half a level at most. Together that takes the
-PNGs from the set's own pixels by {255 * loss.mean:.2g} of 255 levels in the mean and {255 * loss.largest:.3g} at most. The `.safetensors` file that
+PNGs from the set's own pixels by {loss.levels(loss.mean)} of 255 levels in the mean and {loss.levels(loss.largest)} at most. The `.safetensors` file that
 this folder was made of is exact, and what accuracies are of.
 """
 

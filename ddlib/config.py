@@ -79,7 +79,7 @@ class Data(Settings):
     name: str
     seed: int = 0  # of the split and of everything drawn while the set is made
     zca: bool = False
-    path: str | None = None  # of a folder of one's own, with train/<class>/* and perhaps val/<class>/*, test/<class>/*
+    path: str | None = None  # of a folder of one's own, with <class>/*, or train/<class>/* and perhaps val/<class>/*, test/<class>/*
     size: Count | None = None  # side of its images in pixels, once they are cut square
     contents: str | None = None  # its `listing`, taken when left out: with other files it is other data, under another key
     space: Literal["mtt"] | None = None  # not ours but that of MTT's code, which its experts and images are in
@@ -98,6 +98,16 @@ class Data(Settings):
             self.__dict__["contents"] = listing(Path(self.path))  # frozen from here on
         return self
 
+    @property
+    def title(self) -> str:
+        """What people call it: a folder of one's own by its own name."""
+        return Path(self.path).name if self.path else self.name
+
+
+def parts_in(folder: Path) -> dict[str, Path]:
+    """Where the parts of a folder of one's own lie, each with a folder a class: in train, val and test, if any of these is there; else all of it is to train."""
+    return {part: folder / part for part in PARTS if (folder / part).is_dir()} or {"train": folder}
+
 
 def pictures(folder: Path) -> list[Path]:
     """The images that lie in `folder` itself, by name."""
@@ -110,9 +120,9 @@ def listing(folder: Path) -> str:
     Raises:
         ValueError: there are none.
     """
-    files = [file for part in PARTS for home in sorted(folder.glob(f"{part}/*/")) for file in pictures(home)]
+    files = [file for part in parts_in(folder).values() for home in sorted(part.glob("*/")) for file in pictures(home)]
     if not files:
-        raise ValueError(f"no images in {folder.absolute()}: expected train/<class>/*, with names that end in {', '.join(PICTURES)}; correct `path`")
+        raise ValueError(f"no images in {folder.absolute()}: expected <class>/* or train/<class>/*, with names that end in {', '.join(PICTURES)}; correct `path`")
     text = json.dumps([DECODING, [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -147,8 +147,14 @@ def _mapped(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, 
         sizes = [len(files) for files in found["train"]]
         if len(set(sizes)) > 1:
             counts = ", ".join(f"{name}: {n}" for name, n in zip(entry.class_names, sizes, strict=True))
-            log.warning("%s has classes of unequal size (%s): %d images of each are used", settings.name, counts, min(sizes))
-        raw = _kept(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.name}", mine))
+            log.warning("%s has classes of unequal size (%s): %d images of each are used", settings.title, counts, min(sizes))
+        if mine:
+            train, val, test = (len(files) for files, _ in (parts[part] for part in PARTS))
+            step = f"one test image more or less is {100 / test:.2g} points of accuracy"
+            log.warning("%s: of %d classes %d images train, %d validate and %d test; %s", settings.title, len(sizes), train, val, test, step)
+            if odd := folders.left_out(Path(settings.path)):
+                log.warning("%s: %s left out, which are no images by their names", settings.title, odd)
+        raw = _kept(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.title}", mine))
         space = _space(raw["x_train"], settings, home)
         small = {name: t for name, t in raw.items() if name.startswith("y")} | {f"space.{name}": t for name, t in space.tensors().items()}
         large = {f"x_{part}": raw[f"x_{part}"] for part in PARTS}

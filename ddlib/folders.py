@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .config import DECODING, PARTS, PICTURES, Refusal, pictures
+from .config import DECODING, PARTS, PICTURES, Refusal, parts_in, pictures
 from .engine import Progress
 from .store import write_parts
 
@@ -97,26 +98,33 @@ def tiny_words(folder: Path) -> tuple[str, ...]:
 
 def own_classes(folder: Path) -> tuple[str, ...]:
     """The classes of a folder of one's own, by name."""
-    if not (folder / "train").is_dir():
+    train = parts_in(folder).get("train")
+    if train is None or not train.is_dir():
         raise Refusal(f"no folder train in {folder.absolute()}: expected train/<class>/*, and perhaps val/<class>/*, test/<class>/*; correct `data.path`")
-    names = _inside(folder / "train")
+    names = _inside(train)
     if len(names) < 2:
-        raise Refusal(f"{folder / 'train'} holds {len(names)} classes ({_few(names)}): expected a folder of images for each of at least two")
+        raise Refusal(f"{train} holds {len(names)} classes ({_few(names)}): expected a folder of images for each of at least two")
     return names
 
 
 def own(folder: Path) -> Found:
-    """What lies in a folder of one's own, train/<class>/*, and val/<class>/* and test/<class>/* where they are there."""
+    """What lies in a folder of one's own, <class>/*, or train/<class>/*, and val/<class>/* and test/<class>/* where they are there."""
     names, same = own_classes(folder), "the same classes in every part"
     found = {}
-    for part in PARTS:
-        if (folder / part).is_dir():
-            if more := set(_inside(folder / part)) - set(names):
-                raise Refusal(f"{folder / part} holds {_few(sorted(more))}, which train does not: expected {same}")
-            found[part] = _by_class(folder / part, names, same)
+    for part, home in parts_in(folder).items():
+        if more := set(_inside(home)) - set(names):
+            raise Refusal(f"{home} holds {_few(sorted(more))}, which train does not: expected {same}")
+        found[part] = _by_class(home, names, same)
     least = 1 + len(PARTS) - len(found)  # one image for each part to be made
     counts = {part: (least if part == "train" else 1, None) for part in found}
     return _counted(found, names, counts, folder, f"add some, with names that end in {', '.join(PICTURES)}, or take the class away")
+
+
+def left_out(folder: Path) -> str:
+    """The files beside the images of a folder of one's own that are none by their names, counted by ending; nothing where there are none."""
+    homes = [home / name for home in parts_in(folder).values() for name in _inside(home)]
+    odd = Counter(file.suffix.lower() or "no ending" for home in homes for file in home.iterdir() if file.is_file() and not file.name.startswith("."))
+    return ", ".join(f"{n} {ending}" for ending, n in sorted(odd.items()) if ending not in PICTURES)
 
 
 def _inside(folder: Path) -> tuple[str, ...]:

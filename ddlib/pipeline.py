@@ -116,7 +116,7 @@ def check(settings: Settings) -> None:
         if isinstance(inner, Selection) and inner.method not in ("noise", "all"):
             most = data.per_class(inner.data)
             if inner.ipc > most:
-                raise Refusal(f"ipc = {inner.ipc}, but {inner.data.name} has {most} training images a class: choose an ipc of at most {most}")
+                raise Refusal(f"ipc = {inner.ipc}, but {inner.data.title} has {most} training images a class: choose an ipc of at most {most}")
 
 
 def shapes(settings: Expert | Imported) -> dict[str, torch.Size]:
@@ -128,19 +128,19 @@ def shapes(settings: Expert | Imported) -> dict[str, torch.Size]:
 def name(settings: Settings) -> str:
     """A task in a few words, for progress and errors."""
     if isinstance(settings, Imported):
-        return f"expert {settings.seed} of {settings.buffer} on {settings.data.name}"
+        return f"expert {settings.seed} of {settings.buffer} on {settings.data.title}"
     if isinstance(settings, Expert):
-        return f"expert {settings.optimiser} {settings.seed} on {settings.data.name}"
+        return f"expert {settings.optimiser} {settings.seed} on {settings.data.title}"
     if isinstance(settings, Selection):
-        return f"{settings.method} images, ipc {settings.ipc}, seed {settings.seed}, of {settings.data.name}"
+        return f"{settings.method} images, ipc {settings.ipc}, seed {settings.seed}, of {settings.data.title}"
     if isinstance(settings, Distillation):
-        return f"distilling ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.name}"
+        return f"distilling ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.title}"
     if isinstance(settings, Condensation):
-        return f"{settings.method.upper()}, ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.name}"
+        return f"{settings.method.upper()}, ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.title}"
     if isinstance(settings, Following):
         return f"following with {name(settings.of)}"
     if isinstance(settings, Continual):
-        return f"tasks of {settings.data.name}, seed {settings.seed}, with {name(settings.memory) if settings.memory else 'no memory'}"
+        return f"tasks of {settings.data.title}, seed {settings.seed}, with {name(settings.memory) if settings.memory else 'no memory'}"
     if isinstance(settings, Film):
         return f"a film of {name(settings.of)}"
     if isinstance(settings, Measurement):

@@ -47,6 +47,7 @@ class Look(NamedTuple):
 
 
 CORESETS = {"random": Look(SILVER, "x"), "herding": Look(SILVER, "^"), "k-center": Look(SILVER, "s"), "k-means": Look(GREY, "D")}
+OWN = {"picked": Look(GREY, "D"), "distilled": Look(VERMILION)}  # of images of one's own
 DISTILLED = {
     "MTT": Look(BLUE, "s", DASH),
     "MTT + inner momentum": Look(SKY, "^", MIXED),
@@ -88,7 +89,7 @@ GRADIENTS = {"adjoint": Look(VERMILION), "unroll": Look(BLUE, "s", DASH)}
 WALKS = {"expert": Look(BLACK, "s", DASH), "real images": Look(GREY, "D", DOT), "distilled images": Look(VERMILION)}
 BOUNDS = {"no memory": Look(BLACK, "x", DOT), CEILING: Look(BLACK, "s", DASH)}  # of what a memory can do
 KINDS = {"convnet": Look(VERMILION), "alexnet": Look(BLUE, "^"), "vgg11": Look(GREEN, "s"), "resnet18": Look(PURPLE, "D"), "vit": Look(BLACK, "X")}
-LOOKS = CORESETS | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS | BOUNDS | KINDS
+LOOKS = CORESETS | OWN | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS | BOUNDS | KINDS
 PLAIN = Look(GREY)
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
 CLASSES = 20  # columns of an image grid, at most
@@ -377,6 +378,15 @@ def distilled(results: Results) -> tuple[Artefact, np.ndarray, np.ndarray]:
         raise Refusal("the AST set at seed 0 holds no 'history': it is kept for one image per class; add such a cell to the profile")
     first = first_of_each(held.tensors["labels"])
     return held, first, held.tensors["labels"].numpy()[first]
+
+
+def before_after(held: Artefact, class_names: Sequence[str]) -> Figure:
+    """The first image of each class, what it began as, where the set holds that, above what it became."""
+    first, start = first_of_each(held.tensors["labels"]), held.settings.get("start")
+    found = {"distilled" if start else "picked": held.tensors["images"][first]}
+    if start and "history" in held.tensors:
+        found = {"noise" if start["method"] == "noise" else "picked": held.tensors["history"][0][first]} | found
+    return sheet(pixels(held, torch.cat([*found.values()])), np.array(class_names)[held.tensors["labels"].numpy()[first]], list(found))
 
 
 def images(results: Results) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from . import album, data, exchange, pipeline, studies, tables
+from . import album, data, exchange, pipeline, plots, studies, tables
 from .config import Condensation, Data, Distillation, Distilled, Evaluation, Network, Refusal, Selection, validated
 from .evaluate import trained_on
 from .paper import Paper, store_folder
 from .results import Results
-from .store import Artefact, Damaged, Store, peek, read
+from .store import Artefact, Damaged, Store, peek, read, write_whole
 
 WHITENING: dict[str, dict[str, Any]] = {  # --whitening, as fields of Data
     "none": {},
@@ -59,7 +60,8 @@ def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
         counts = (y.argmax(1) if y.dim() == 2 else y).bincount(minlength=classes)
         print(f"{len(y)} images of {classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}")
     rows = pipeline.judge(settings, x, y, lr, store)
-    print(tables.spread(pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])))
+    scored = pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])
+    print(f"{tables.spread(scored)}: test accuracy in percent of networks trained for {epochs} epochs on the {len(y)} images alone, mean ± std (networks)")
 
 
 def _judged(where: Data, network: Network) -> Evaluation:
@@ -124,13 +126,23 @@ def _export_album(file: Path, held: Artefact, where: Data, folder: Path, form: s
     names, loss = class_names(where, held), album.Loss.of(held)
     if form == "datasets":
         card = album.card(held, names, _about(file, held, where))
-        written = album.write_datasets(folder, held, names, card)
+        written = f"{album.write_datasets(folder, held, names, card)}"
     else:
-        written = album.write_pngs(folder, held, names)
+        written = f"{album.write_pngs(folder, held, names)}, and {_sheet(folder, held, names)} to look at"
+    away = f"the mean pixel is {loss.levels(loss.mean)} of 255 levels away and the farthest {loss.levels(loss.largest)}"
     return (
-        f"{len(held.tensors['images'])} PNGs and {written}: {loss.clipped:.1%} of the numbers are clipped, the mean pixel is {255 * loss.mean:.2g} of 255 levels away "
-        f"and the farthest {255 * loss.largest:.3g}; only {file} is exact"
+        f"{len(held.tensors['images'])} PNGs and {written}\n"
+        f"An image may be darker than black and brighter than white, a PNG may not: {loss.clipped:.1%} of the numbers are clipped, {away}. Only {file} is exact."
     )
+
+
+def _sheet(folder: Path, held: Artefact, names: tuple[str, ...]) -> Path:
+    """The first image of each class, large, beside what it began as."""
+    content = io.BytesIO()
+    with plots.style():
+        plots.before_after(held, names).savefig(content, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    write_whole(folder / "sheet.png", content.getvalue())
+    return folder / "sheet.png"
 
 
 def class_names(where: Data, held: Artefact) -> tuple[str, ...]:
@@ -150,7 +162,7 @@ def _about(file: Path, held: Artefact, where: Data) -> album.About:
     known = data.SETS.get(where.name)
     ipc = f"{len(held.tensors['labels'])} images" if held.settings.get("method") == "all" else f"{(made.start if isinstance(made, Distilled) else made).ipc} a class"
     return album.About(
-        f"{where.name}, {'distilled' if isinstance(made, Distilled) else 'a coreset'}, {ipc}",
+        f"{where.title}, {'distilled' if isinstance(made, Distilled) else 'a coreset'}, {ipc}",
         "synthetic" if isinstance(made, Distilled) or made.method == "noise" else "real",
         _how(made),
         known.source if known else "a folder of images of its maker's own",
@@ -198,4 +210,4 @@ def export_experts(profile: str, recipe: str, folder: Path, cell: str | None = N
     pipeline.fulfil(wanted, held.store)
     paths = (held.store.load(settings).tensors["path"] for settings in wanted)
     files = exchange.write_buffer(folder, paths, pipeline.shapes(wanted[0]))
-    print(f"{len(wanted)} experts '{recipe}' of {where.data.name} in {', '.join(map(str, files))}")
+    print(f"{len(wanted)} experts '{recipe}' of {where.data.title} in {', '.join(map(str, files))}")

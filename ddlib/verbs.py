@@ -7,8 +7,11 @@ them with their defaults), and what cannot be used is refused before any work. T
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -23,10 +26,13 @@ from .store import Artefact, Store, read, write
 
 PROFILE = "laptop"  # whose networks, recipes and settings are taken where nothing else is said
 SMALLEST = 16  # images a step of an expert: below, chance rules
+NEAR = 1.5  # times chance: an expert that is right no oftener has seen next to nothing
+
+log = logging.getLogger("ddlib")
 
 
 def load_data(name: str, path: Path | str | None = None, size: int | None = None, **changes: Any) -> Images:
-    """The training, validation and test images of that name as networks see them; `folder`: your own, in path/train/<class>/*, cut to `size` pixels a side.
+    """The training, validation and test images of that name as networks see them; `folder`: your own, in path/<class>/*, cut to `size` pixels a side.
 
     Raises:
         Refusal: no such data, or not all of it where it should be; `changes` are fields of `config.Data`.
@@ -40,16 +46,22 @@ def train_experts(real: Images, n: int | None = None, recipe: str = "ast", **cha
     """n experts (the profile's number) on the training images, each with its `path` theta*_0 ... theta*_E, (E + 1, P), and a row an epoch in its record.
 
     `recipe` is one of the profile's: `ast` smooth and strong, `sgd` as MTT's, `momentum` strong alone ... A set smaller than the profile's is taken in
-    smaller batches, so that an epoch has as many steps.
+    smaller batches, so that an epoch has as many steps; where batches of 16 leave too few, in more epochs, so that an expert takes about as many in all.
 
     Raises:
         Refusal: no such recipe; `changes` are fields of `config.Expert`.
     """
     profile, named = scaled(real.settings)
     one = studies.recipe(profile, profile.cells[named], recipe).model_dump()
-    share = images_in(real.settings) / images_in(next(iter(config.profile(PROFILE).cells.values())).data)
-    one["batch"] = min(one["batch"], max(SMALLEST, int(one["batch"] * share)))
-    return made([validated(Expert, one | changes | {"seed": seed}, f"recipe {recipe}") for seed in range(profile.n_experts if n is None else n)])
+    ours, theirs = images_in(real.settings), images_in(next(iter(config.profile(PROFILE).cells.values())).data)
+    batch = min(one["batch"], max(SMALLEST, int(one["batch"] * ours / theirs)))
+    longer = max(1, round(ceil(theirs / one["batch"]) / ceil(ours / batch)))
+    one |= {"batch": batch, "epochs": one["epochs"] * longer, "ramp_epochs": one["ramp_epochs"] * longer}
+    experts = made([validated(Expert, one | changes | {"seed": seed}, f"recipe {recipe}") for seed in range(profile.n_experts if n is None else n)])
+    if experts and (right := fmean(expert.record["rows"][-1]["validation_accuracy"] for expert in experts)) < NEAR / real.classes:
+        about = f"the experts on {real.settings.title} are right on {right:.0%} of {len(real.y_val)} validation images, where guessing is on {1 / real.classes:.0%}"
+        log.warning("%s: images that follow them will hardly teach more; more images, or more `epochs`, help", about)
+    return experts
 
 
 def pick_images(real: Images, experts: Sequence[Artefact] = (), ipc: int = 1, method: str = "representative", seed: int = 0, **changes: Any) -> Artefact:

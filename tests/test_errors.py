@@ -129,7 +129,7 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     "no Fashion-MNIST": (of_data("fashion_mnist"), "'FashionMNIST' was not found whole in", "http://fashion-mnist", "Put them there, or run"),
     "no Tiny ImageNet": (of_data("tiny_imagenet"), "lacks wnids.txt", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "put it there"),
     "no ImageNet": (of_data("imagewoof"), "of 10 classes", "ILSVRC2012 (image-net.org), train and val as one folder", "put them there"),
-    "no folder": (of_data("folder", path="/no/where", size=32), "no images in /no/where", "expected train/<class>/*", "correct `path`"),
+    "no folder": (of_data("folder", path="/no/where", size=32), "no images in /no/where", "expected <class>/* or train/<class>/*", "correct `path`"),
     "no path": (of_data("folder", size=32), "data 'folder' lacks path", "expected `path`, where the images lie", "correct these lines"),
     "path for other data": (of_data("digits", path="/no/where"), "path given with data 'digits'", "only 'folder' has them", "leave them out, or set"),
     "store of another format": (

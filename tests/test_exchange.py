@@ -428,7 +428,7 @@ def test_a_set_goes_out_as_pngs(home, tmp_path, capsys):
     settings = following(EXPERT, labels="learned", lr_labels=1.0)
     held = get(settings, home)
     status, said = run(capsys, "export", home.file(settings), "--to", tmp_path, "--form", "png")
-    assert status == 0 and f"only {home.file(settings)} is exact" in said
+    assert status == 0 and f"Only {home.file(settings)} is exact" in said
     rows = pd.read_csv(tmp_path / "labels.csv")
     assert list(rows.columns) == ["file", "class", "label", *(f"soft_{k}" for k in range(10))] and rows.file[3] == "3_3/0000.png"
     assert rows.label.tolist() == held.tensors["labels"].tolist() and sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f"{k}_{k}" for k in range(10)]
@@ -438,8 +438,26 @@ def test_a_set_goes_out_as_pngs(home, tmp_path, capsys):
     assert seen.dtype == np.uint8 and seen.shape == exact.shape and abs(seen / 255 - exact.clip(0, 1)).max() <= 0.5 / 255 + 1e-6
     loss = album.Loss.of(held)
     assert loss.largest == pytest.approx(abs(seen / 255 - exact).max(), rel=1e-4) and loss.clipped == pytest.approx(((exact < 0) | (exact > 1)).mean())
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 10 and f"{tmp_path / 'sheet.png'} to look at" in said
     x, y = album.dataset(held)[3]
     assert torch.equal(x, held.tensors["images"][3]) and torch.equal(y, held.tensors["soft"][3].softmax(0)) and album.dataset(held, hard=True)[3][1] == 3
+
+
+def test_a_folder_holds_one_set(home, tmp_path, capsys):
+    """Written again it is the same; another beside it would be taken for a part of it, and is refused before anything is written."""
+    one, other = following(EXPERT).start, Selection(data=DATA, method="real", ipc=2)
+    for form in ("png", "datasets"):
+        there = tmp_path / form
+        for settings in (one, other):
+            get(settings, home)
+        assert run(capsys, "export", home.file(one), "--to", there, "--form", form)[0] == 0
+        before = {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
+        assert run(capsys, "export", home.file(one), "--to", there, "--form", form)[0] == 0
+        (fewer := next(there.rglob("0000.png"))).rename(fewer.with_name("0007.png"))
+        assert run(capsys, "export", home.file(other), "--to", there, "--form", form)[0] == 2
+        fewer.with_name("0007.png").rename(fewer)
+        assert before == {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
+    assert run(capsys, "export", home.file(one), "--to", tmp_path, "--form", "png")[0] == 2  # around the others
 
 
 def test_a_set_goes_out_as_a_folder_for_datasets(home, tmp_path, capsys):
