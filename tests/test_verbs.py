@@ -44,7 +44,7 @@ def test_the_readmes_script_runs(tmp_path, monkeypatch, capsys):
     names = {}
     exec(compile(SCRIPT, "README.md", "exec"), names)
     assert re.fullmatch(r"picked: [0-9.]+%\ndistilled: [0-9.]+%\n", capsys.readouterr().out)
-    back = load("digits.safetensors")
+    back = load("first.safetensors")
     assert back.settings == names["made"].settings and all(torch.equal(t, names["made"].tensors[name]) for name, t in back.tensors.items())
 
 
