@@ -95,19 +95,27 @@ def test_the_tour_runs_in_jupyterlab(lab, chromium):
     page.close()
 
 
-@pytest.mark.parametrize("lab", ["03_smoothness"], indirect=True)
-def test_chosen_recipes_are_drawn_anew_in_jupyterlab(lab, chromium):
+def choose_recipes(page):
+    page.locator(".jp-OutputArea-output select[multiple]").select_option(label=["sgd", "ast"])
+
+
+def move_a_slider(page):
+    """By the keyboard, as one who has no mouse does."""
+    page.locator(".jp-OutputArea-output .widget-slider .noUi-handle").first.press("ArrowRight")
+
+
+@pytest.mark.parametrize("lab, shown, play", [("03_smoothness", 2, choose_recipes), ("05_student", 1, move_a_slider)], indirect=["lab"])
+def test_what_a_control_shows_is_drawn_anew_in_jupyterlab(lab, shown, play, chromium):
     address, notebook = lab
     page = run_all(chromium, address)
     page.keyboard.press("Control+s")
     wait_for(lambda: errors(notebook) or all(cell["execution_count"] for cell in code_cells(notebook)))  # it is saved
     assert not errors(notebook)
-    recipes, pictures = page.locator(".jp-OutputArea-output select[multiple]"), page.locator(".jp-OutputArea-output .widget-image")
-    recipes.wait_for()
+    pictures = page.locator(".jp-OutputArea-output .widget-image")
     pictures.last.wait_for()
     before = sources(pictures)
-    assert len(before) == 2 and all(before)
-    recipes.select_option(label=["sgd", "ast"])
+    assert len(before) == shown and all(before)
+    play(page)
     wait_for(lambda: not set(sources(pictures)) & set(before))
     wait_for(lambda: pictures.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0)"))
     page.close()
