@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ SETTINGS = {
     "project": "ddlib",
     "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "ddlib.book"],
     "myst_enable_extensions": ["dollarmath"],
+    "myst_heading_anchors": 2,
     "nb_execution_mode": "off",
     "nb_ipywidgets_js": {},
     "nb_render_markdown_format": "myst",
@@ -66,6 +68,7 @@ tables
 library
 ```
 """
+LEDGER = "the-ledger"  # the anchor of the claims on the front page
 FIGURE = re.compile(r'(?:paper\.figure\("|play\.)(\w+)(?:"\)|\(.*\))\s*$')  # a cell that ends in a figure of the paper, or in controls of its name
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
@@ -109,15 +112,33 @@ def lay(sources: Path, results: Results) -> None:
         pages[f"notebooks/{file.name}"] = nbformat.writes(prepared(nbformat.read(file, as_version=4), results.folder / "figures"))
     pages |= table_pages(results, kept) | figure_page(results, kept) | library()
     head, _, guide = press.filled("paper", press.summary(results)).partition("\n## ")
-    head = head.replace("](results/laptop/figures/", f"]({kept}/figures/")  # the README shows the laptop's picture, the book its own
+    head = head.replace("](results/laptop/", f"]({kept}/")  # the README shows the laptop's picture, the book its own
     front = FRONT.format(alt=about(plots.FIGURES["main"]), name=results.folder.name, notebooks="\n".join(f"notebooks/{file.stem}" for file in executed))
     ledger = re.sub("^#", "##", claims.ledger(results), flags=re.M)
-    for name, text in (("index", f"{head}\n{front}\n{ledger}"), ("guide", f"# Using it\n\n## {guide}")):
-        pages[f"{name}.md"] = LINK.sub(lambda found: found[0] if "://" in found[2] or found[2] in pages else found[1], text)
+
+    def followed(found: re.Match) -> str:
+        there = leads(found[2], kept, pages, results.folder / "figures")
+        return f"[{found[1]}]({there})" if there else found[1]
+
+    for name, text in (("index", f"{head}\n{front}\n({LEDGER})=\n{ledger}"), ("guide", f"# Using it\n\n## {guide}")):
+        pages[f"{name}.md"] = LINK.sub(followed, text)
     for name, text in pages.items():
         (sources / name).parent.mkdir(parents=True, exist_ok=True)
         (sources / name).write_text(text)
     shutil.copytree(results.folder / "figures", sources / kept / "figures")
+
+
+def leads(target: str, kept: Path, pages: Collection[str], figures: Path) -> str | None:
+    """Where a link of the README leads in the book; None: to what is no part of it."""
+    if "://" in target or target in pages:
+        return target
+    if target.startswith("#"):
+        return f"guide.md{target}"
+    if target == f"{kept}/claims.md":
+        return f"index.md#{LEDGER}"
+    if Path(target).parent == kept / "figures" and (figures / Path(target).name).exists():
+        return f"figures.md#{Path(target).stem.replace('_', '-')}" if target.endswith(".svg") else target
+    return None
 
 
 def prepared(notebook: Any, figures: Path) -> Any:

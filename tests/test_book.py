@@ -62,6 +62,10 @@ def test_the_front_page_has_the_ledger_and_leads_to_every_notebook(made, printed
     assert 'src="_images/images.svg"' in front, "the README's picture, of this paper"
     for file in (printed / "results/smoke/notebooks").glob("*.ipynb"):
         assert f'href="notebooks/{file.stem}.html"' in front
+    for place in ("guide.html#your-first-distilled-set", "#the-ledger"):
+        assert f'href="{place}"' in front
+    (film,) = re.findall(r'href="([^"]*film\.gif)"', front)
+    assert (made[0] / film).read_bytes() == (printed / "results/smoke/figures/film.gif").read_bytes()
 
 
 def test_every_page_is_whole_at_the_width_of_a_phone(made, page):
