@@ -52,6 +52,7 @@ lab: .venv/ready            ## JupyterLab on the notebooks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+	@echo "ready: $(BIN)/python"
 
 lock: .venv/ready           ## the exact versions of this environment, after a change of pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade --editable '.[test,book]'

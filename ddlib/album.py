@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,32 +80,30 @@ def table(held: Artefact, class_names: Sequence[str]) -> pd.DataFrame:
     return rows.assign(soft=trained_on(held).tolist()) if "soft" in held.tensors else rows
 
 
-def alone(folder: Path, files: Collection[str]) -> None:
-    """Refuse a folder in which, folder by folder, other PNGs lie: whoever reads it would take two sets for one."""
-    there = (file.relative_to(folder).as_posix() for depth in ("*/*.png", "*/*/*.png") for file in folder.glob(depth))
-    if others := sorted(set(there) - set(files)):
-        raise Refusal(f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected an empty folder, or this set's; write to another")
-
-
 def write_images(folder: Path, held: Artefact, files: Sequence[str]) -> None:
-    """A PNG each, grey or in colour.
+    """A PNG each, grey or in colour, in a folder that holds no others, folder by folder: whoever reads it would take two sets for one.
 
     Raises:
-        Refusal: neither one channel nor three.
+        Refusal: neither one channel nor three; there are other PNGs.
     """
     channels = held.tensors["images"].shape[1]
     if channels not in (1, 3):
         raise Refusal(f"images of {channels} channels are no PNGs: expected 1 or 3; export the set in another form")
+    pngs: dict[Path, bytes] = {}
     for file, image in zip(files, levels(held).permute(0, 2, 3, 1).numpy(), strict=True):
         content = io.BytesIO()
         Image.fromarray(image[..., 0] if channels == 1 else image).save(content, "PNG")
-        write_whole(folder / file, content.getvalue())
+        pngs[folder / file] = content.getvalue()
+    there = sorted(file for depth in ("*/*.png", "*/*/*.png") for file in folder.glob(depth))
+    if others := [file for file in there if file not in pngs or file.read_bytes() != pngs[file]]:
+        raise Refusal(f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected an empty folder, or this set's; write to another")
+    for place, png in pngs.items():
+        write_whole(place, png)
 
 
 def write_pngs(folder: Path, held: Artefact, class_names: Sequence[str]) -> Path:
     """<class>/<image>.png, and labels.csv, which lists them: file, class, label, and a column of probabilities a class where labels are soft."""
     rows = table(held, class_names)
-    alone(folder, list(rows.file))
     write_images(folder, held, list(rows.file))
     if "soft" in rows:
         rows = rows.drop(columns="soft").join(pd.DataFrame(rows.soft.tolist(), columns=[f"soft_{k}" for k in range(len(class_names))]))
@@ -116,8 +114,7 @@ def write_pngs(folder: Path, held: Artefact, class_names: Sequence[str]) -> Path
 def write_datasets(folder: Path, held: Artefact, class_names: Sequence[str], card: str) -> Path:
     """train/<class>/<image>.png with train/metadata.jsonl, which `datasets.load_dataset("imagefolder", data_dir=...)` reads, and the card as README.md."""
     rows = table(held, class_names).rename(columns={"file": "file_name"})
-    alone(folder, [f"train/{file}" for file in rows.file_name])
-    write_images(folder / "train", held, list(rows.file_name))
+    write_images(folder, held, [f"train/{file}" for file in rows.file_name])
     lines = (json.dumps(row, ensure_ascii=False) for row in rows.to_dict("records"))
     write_whole(folder / "train" / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
     write_whole(folder / "README.md", card.encode())
@@ -149,18 +146,6 @@ def card(held: Artefact, class_names: Sequence[str], about: About) -> str:
 
 Source: {about.source}. The images are derived from it: its licence holds for them (`{about.licence}`).
 
-## How they were made
-
-{about.made}. The learning rate to train with is {held.record["lr"]:.6g}. All settings, as ddlib has them, of places the name alone:
-
-```json
-{settings}
-```
-
-## What they teach
-
-{accuracy}
-
 ## How to load them
 
 ```python
@@ -168,6 +153,18 @@ from datasets import load_dataset
 
 images = load_dataset("imagefolder", data_dir="path/of/this/folder", split="train")
 images[0]["image"], images[0]["class"], images[0]["label"]{', images[0]["soft"]' if soft else ""}
+```
+
+## What they teach
+
+{accuracy}
+
+## How they were made
+
+{about.made}. The learning rate to train with is {held.record["lr"]:.6g}. All settings, as ddlib has them, of places the name alone:
+
+```json
+{settings}
 ```
 
 ## What PNGs lose

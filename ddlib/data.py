@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddlib import folders
-from ddlib.config import PARTS, Data, Refusal, generator, listing
+from ddlib.config import PARTS, PICTURES, Data, Refusal, generator, listing
 from ddlib.store import digest, entire, kept, read_parts, write_parts
 from ddlib.whiten import Space, fit_space
 
@@ -153,7 +153,7 @@ def _mapped(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, 
             step = f"one test image more or less is {100 / test:.2g} points of accuracy"
             log.warning("%s: of %d classes %d images train, %d validate and %d test; %s", settings.title, len(sizes), train, val, test, step)
             if odd := folders.left_out(Path(settings.path)):
-                log.warning("%s: %s left out, which are no images by their names", settings.title, odd)
+                log.warning("%s: left out %s, for only %s are read", settings.title, odd, ", ".join(PICTURES))
         raw = _kept(home / f"{stem}.safetensors", lambda pixels: folders.pack(pixels, parts, side, f"decoding {settings.title}", mine))
         space = _space(raw["x_train"], settings, home)
         small = {name: t for name, t in raw.items() if name.startswith("y")} | {f"space.{name}": t for name, t in space.tensors().items()}

@@ -165,12 +165,12 @@ class Progress:
         self.done += work
         left = clock(self.left())
         if self.bar is not None:
-            self.bar.set_description_str(f"{self.title} · {text}")
+            self.bar.set_description_str(" · ".join(filter(None, (self.title, text))))
             self.bar.set_postfix_str(f"{left} left")
             self.bar.update(round(self.done) - self.bar.n)
         elif time.monotonic() - self.spoke > self.every or self.done >= self.total - 1e-9:
             self.spoke = time.monotonic()
-            print(f"{self.title} · {self.done / self.total:4.0%} · {left} left · {text}", file=sys.stderr, flush=True)
+            print(" · ".join(filter(None, (self.title, f"{self.done / self.total:4.0%}", f"{left} left", text))), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -98,8 +98,9 @@ def tiny_words(folder: Path) -> tuple[str, ...]:
 
 def own_classes(folder: Path) -> tuple[str, ...]:
     """The classes of a folder of one's own, by name."""
-    train = parts_in(folder).get("train")
-    if train is None or not train.is_dir():
+    if not folder.is_dir():
+        raise Refusal(f"no folder {folder.absolute()}: expected there the images, a folder a class; put them back, or correct `data.path`")
+    if (train := parts_in(folder).get("train")) is None:
         raise Refusal(f"no folder train in {folder.absolute()}: expected train/<class>/*, and perhaps val/<class>/*, test/<class>/*; correct `data.path`")
     names = _inside(train)
     if len(names) < 2:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import cache, lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -351,11 +351,30 @@ def make_rows(settings: Evaluation, store: Store) -> None:
 
 
 def judge(settings: Evaluation, x: Tensor, y: Tensor, lr: float, store: Store, keep: Keeper | None = None) -> list[dict]:
-    """Fresh networks on images x with labels y, hard or soft, wherever these come from; one row each."""
+    """Fresh networks on images x with labels y, hard or soft, wherever these come from; one row each. Without a keeper, which a task has, it shows how far it is."""
     real = images(of_data(settings.of), store)
     flat = network(settings.network, real.shape, real.classes)
-    rows = evaluate(settings, flat, x.to(real.x_train), y.to(real.y_train.device), lr, real, keep)
+    given = (settings, flat, x.to(real.x_train), y.to(real.y_train.device), lr, real)
+    if keep:
+        rows = evaluate(*given, keep)
+    else:
+        searched = settings.search_networks * len(settings.factors) if len(settings.factors) > 1 else 0
+        networks = searched + settings.networks * (1 + (searched > 0 and 1.0 in settings.factors))  # fewer where the set's own lr is the one that is chosen
+        with closing(engine.Progress("judging the set", work(settings))) as progress:
+            rows = evaluate(*given, Watched(progress, networks * settings.epochs, "networks train on it"))
     return [row | {"settings_key": key(settings)} for row in rows]
+
+
+class Watched(Keeper):
+    """Keeps nothing, and shows how far a loop of about so many turns is."""
+
+    def __init__(self, progress: engine.Progress, turns: int, text: str):
+        super().__init__()
+        self.progress, self.share, self.text = progress, progress.total / turns, text
+
+    def __call__(self, state: Callable[[], dict]) -> None:
+        """A turn is done."""
+        self.progress.advance(self.share, self.text)
 
 
 def make_following(settings: Following, store: Store) -> None:

@@ -92,7 +92,7 @@ KINDS = {"convnet": Look(VERMILION), "alexnet": Look(BLUE, "^"), "vgg11": Look(G
 LOOKS = CORESETS | OWN | DISTILLED | RECIPES | VERDICTS | GRADIENTS | WALKS | BOUNDS | KINDS
 PLAIN = Look(GREY)
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
-CLASSES = 20  # columns of an image grid, at most
+CLASSES, FEW = 20, 5  # columns of an image grid, at most; images a class in one
 COLOURS, TALL = 252, 64  # of a film: colours beside black and white, two left over, so that what stays can be transparent; pixels that an image is high, about
 STYLE: dict[str, dict[str, Any]] = {
     "font": {"family": "DejaVu Sans", "size": 8},  # ships with matplotlib: the same letters everywhere
@@ -381,12 +381,16 @@ def distilled(results: Results) -> tuple[Artefact, np.ndarray, np.ndarray]:
 
 
 def before_after(held: Artefact, class_names: Sequence[str]) -> Figure:
-    """The first image of each class, what it began as, where the set holds that, above what it became."""
-    first, start = first_of_each(held.tensors["labels"]), held.settings.get("start")
-    found = {"distilled" if start else "picked": held.tensors["images"][first]}
+    """The images of each class, the first few where they are many: what they began as, where the set holds that, above what they became."""
+    y, start = held.tensors["labels"], held.settings.get("start")
+    classes = y.unique()[:CLASSES]
+    down = min(FEW, *(int((y == k).sum()) for k in classes))
+    shown = torch.stack([(y == k).nonzero().flatten()[:down] for k in classes], 1).flatten()  # row after row
+    found = {"distilled" if start else "picked": held.tensors["images"][shown]}
     if start and "history" in held.tensors:
-        found = {"noise" if start["method"] == "noise" else "picked": held.tensors["history"][0][first]} | found
-    return sheet(pixels(held, torch.cat([*found.values()])), np.array(class_names)[held.tensors["labels"].numpy()[first]], list(found))
+        found = {"noise" if start["method"] == "noise" else "picked": held.tensors["history"][0][shown]} | found
+    rows = [name if i == 0 else "" for name in found for i in range(down)]
+    return sheet(pixels(held, torch.cat([*found.values()])), np.array(class_names)[classes], rows)
 
 
 def images(results: Results) -> Figure:

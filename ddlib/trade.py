@@ -85,6 +85,8 @@ def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Te
     lacking = [ASKED[name] for name in ("data", "whitening") if getattr(said, name) is None]
     if said.lr is None and not exchange.has_lr(file):
         lacking.append(ASKED["lr"])
+    if said.data == "folder":
+        raise Refusal(f"{file} cannot say which folder its images were made of: judge the .safetensors that it was exported from, which can")
     if lacking:
         raise Refusal(f"{file} does not say all that is needed to judge it: add " + "; ".join(lacking))
     where = validated(Data, {"name": said.data, **WHITENING[said.whitening]}, "--data and --whitening")
@@ -113,8 +115,8 @@ def export_set(file: Path, folder: Path, form: str = "mtt") -> None:
     files = exchange.write_set(folder, held.tensors["images"], held.tensors["soft" if "soft" in held.tensors else "labels"], held.record["lr"], form)
     print(", ".join(map(str, files)))
     if form == "ddranking":
-        same = "as these are" if whitening == "mtt" else f"and these are in another space, '{whitening}': only sets of `data: {{space: mtt}}` can be compared there"
-        print(f"DD-Ranking shows networks its real images by the fixed means and deviations of MTT's code, {same}.")
+        same = "as these are" if whitening == "mtt" else f"and these are in another space, '{whitening}': their score there would mean nothing"
+        print(f"DD-Ranking shows networks its real images by the fixed means and deviations of MTT's code (`data: {{space: mtt}}`), {same}.")
         return
     if where.name in data.SETS and where.seed == 0:
         said = f"--data {where.name} --whitening {whitening} --width {network.width} --depth {network.depth}"
@@ -132,7 +134,8 @@ def _export_album(file: Path, held: Artefact, where: Data, folder: Path, form: s
     away = f"the mean pixel is {loss.levels(loss.mean)} of 255 levels away and the farthest {loss.levels(loss.largest)}"
     return (
         f"{len(held.tensors['images'])} PNGs and {written}\n"
-        f"An image may be darker than black and brighter than white, a PNG may not: {loss.clipped:.1%} of the numbers are clipped, {away}. Only {file} is exact."
+        f"They do to look at. Levels of a PNG end at black and white, those of a set need not: {loss.clipped:.1%} of the numbers are clipped, {away}. "
+        f"Only {file} is exact."
     )
 
 

@@ -24,6 +24,8 @@ from .evaluate import trained_on
 from .paper import store_folder
 from .store import Artefact, Store, read, write
 
+__all__ = ["distil", "evaluate", "load", "load_data", "pick_images", "save", "train_experts"]  # what `help` shows
+
 PROFILE = "laptop"  # whose networks, recipes and settings are taken where nothing else is said
 SMALLEST = 16  # images a step of an expert: below, chance rules
 NEAR = 1.5  # times chance: an expert that is right no oftener has seen next to nothing
@@ -37,7 +39,7 @@ def load_data(name: str, path: Path | str | None = None, size: int | None = None
     Raises:
         Refusal: no such data, or not all of it where it should be; `changes` are fields of `config.Data`.
     """
-    own = {"path": None if path is None else str(path), "size": size}
+    own = {"path": None if path is None else str(Path(path).resolve()), "size": size}
     given = {field: value for field, value in own.items() if value is not None}
     return data.load(validated(Data, {"name": name, **given, **changes}, f"data '{name}'"), store_folder())
 

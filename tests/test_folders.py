@@ -279,7 +279,7 @@ def test_a_folder_of_ones_own_is_read(mine, tmp_path, caplog):
     assert caplog.messages == [
         "mine has classes of unequal size (bird: 10, cat: 13): 10 images of each are used",
         "mine: of 2 classes 14 images train, 2 validate and 4 test; one test image more or less is 25 points of accuracy",
-        "mine: 2 .txt left out, which are no images by their names",
+        "mine: left out 2 .txt, for only .bmp, .jpeg, .jpg, .png, .webp are read",
     ]
     assert images.shape == (3, 24, 24) and images.class_names == ("bird", "cat")
     known = data.about(of(mine))
@@ -364,7 +364,7 @@ def test_other_files_are_other_data(mine, tmp_path):
     data.load(second, tmp_path)
     mine.rename(tmp_path / "moved")
     again = Data(**first.model_dump())  # what an artefact holds is read without looking at the folder
-    assert again == first and "no folder train" in refused(again, tmp_path)
+    assert again == first and f"no folder {mine}: expected there the images" in refused(again, tmp_path)
 
 
 def test_another_decoding_is_other_data_of_folders_alone(mine, tmp_path, monkeypatch):
