@@ -106,12 +106,17 @@ def execute(notebook: Path, folder: Path, given: dict[str, Any]) -> None:
 
 
 def cleaned(done: Any) -> Any:
-    """An executed notebook without what differs from run to run: times, paths, and the bars of what had to be made first."""
+    """An executed notebook without what differs from run to run: times, paths, and the bars and words of what had to be made first."""
+    from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
+
     without_widgets(done)
     for part in (done, *done.cells):  # times and paths of this machine are no part of the paper
         part.metadata.pop("papermill", None)
         part.metadata.pop("execution", None)
     for cell in done.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)  # how often a kernel sent what it printed depends on the hour
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "given-parameters"  # papermill's is random
     return done

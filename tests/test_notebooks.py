@@ -93,9 +93,12 @@ def test_an_executed_copy_keeps_no_bars():
     def output(*kinds):
         return nbformat.v4.new_output("display_data", data=dict.fromkeys(kinds, ""))
 
-    cells = [nbformat.v4.new_markdown_cell("words"), nbformat.v4.new_code_cell("1", outputs=[output(press.WIDGET, "text/plain"), output("image/png")])]
+    said = [nbformat.v4.new_output("stream", name=name, text=f"{text}\n") for name, text in (("stdout", "one"), ("stderr", "90 % done"), ("stdout", "two"))]
+    shown = [output(press.WIDGET, "text/plain"), *said, output("image/png")]
+    cells = [nbformat.v4.new_markdown_cell("words"), nbformat.v4.new_code_cell("1", outputs=shown)]
     done = press.cleaned(nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {}}))
-    assert [sorted(o.data) for o in done.cells[1].outputs] == [["image/png"]] and "widgets" not in done.metadata
+    printed, drawn = done.cells[1].outputs
+    assert printed.text == "one\ntwo\n" and sorted(drawn.data) == ["image/png"] and "widgets" not in done.metadata
 
 
 def test_a_failed_notebook_is_set_aside_and_the_good_copy_stays(tmp_path):
