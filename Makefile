@@ -36,7 +36,7 @@ test: .venv/ready
 	$(BIN)/ruff check ddlib tests notebooks
 	$(BIN)/ruff format --check ddlib tests
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 soak: .venv/ready           ## kill a small paper ROUNDS times, at random instants; it must end with the bytes of one that was left alone
 	$(BIN)/python tests/soak.py $(ROUNDS)

@@ -357,7 +357,7 @@ def test_methods_are_rows_of_a_paper(paper, capsys):
         assert settings.method == method.lower() and settings.start.method == "real" and settings.network == held.profile.network
         assert made.tensors["images"].shape == (10, 1, 16, 16)
     trade.evaluate_file(held.results.set_file("digits-ipc3", "DSA", 0), 2, 2, trade.Words())
-    assert capsys.readouterr().out.endswith(" (2)\n")
+    assert " (2): test accuracy in percent" in capsys.readouterr().out
     trade.export_set(held.results.set_file("digits-ipc1", "DM", 0), held.results.folder / "there")
     assert "--data digits --whitening none --width 8 --depth 2" in capsys.readouterr().out
     assert len([run for run, _ in studies.tuning(held.profile) if isinstance(run.settings.of, Condensation)]) == 2
