@@ -140,7 +140,7 @@ def _export_album(file: Path, held: Artefact, where: Data, folder: Path, form: s
 
 
 def _sheet(folder: Path, held: Artefact, names: tuple[str, ...]) -> Path:
-    """The first image of each class, large, beside what it began as."""
+    """The first images of each class, large, below what they began as."""
     content = io.BytesIO()
     with plots.style():
         plots.before_after(held, names).savefig(content, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})

@@ -39,7 +39,7 @@ def load_data(name: str, path: Path | str | None = None, size: int | None = None
     Raises:
         Refusal: no such data, or not all of it where it should be; `changes` are fields of `config.Data`.
     """
-    own = {"path": None if path is None else str(Path(path).resolve()), "size": size}
+    own = {"path": None if path is None else str(path), "size": size}
     given = {field: value for field, value in own.items() if value is not None}
     return data.load(validated(Data, {"name": name, **given, **changes}, f"data '{name}'"), store_folder())
 
