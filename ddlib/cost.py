@@ -25,12 +25,16 @@ def size(made: Distilled | Selection, train_images: int, classes: int) -> int:
     return classes * made.start.ipc
 
 
+def runs(settings: Evaluation, scored: float = 1.5) -> float:
+    """Networks that an evaluation trains: those that choose the lr, and `scored` times those that are scored, once where the set's own lr is chosen, else twice."""
+    return len(settings.factors) * settings.search_networks * (len(settings.factors) > 1) + scored * settings.networks
+
+
 def work(settings: Settings, train_images: int, classes: int, pixels: float) -> float:
     """Seconds for the task of `settings` on a data set of this size."""
     if isinstance(settings, Evaluation):
         n, each = size(settings.of, train_images, classes), image(settings.network, pixels)
-        runs = len(settings.factors) * settings.search_networks * (len(settings.factors) > 1) + 1.5 * settings.networks
-        return runs * (settings.epochs * (n * each + STEP * -(-n // settings.batch)) + settings.looks * LOOK * each)
+        return runs(settings) * (settings.epochs * (n * each + STEP * -(-n // settings.batch)) + settings.looks * LOOK * each)
     if isinstance(settings, Distilled):
         n, each = size(settings, train_images, classes), image(settings.network, pixels)
         check = settings.check_epochs * (n * each + STEP) + LOOK * each

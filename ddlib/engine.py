@@ -165,7 +165,7 @@ class Progress:
         self.done += work
         left = clock(self.left())
         if self.bar is not None:
-            self.bar.set_description_str(" · ".join(filter(None, (self.title, text))))
+            self.bar.set_description_str(f"{self.title} · {text}" if self.title else text)
             self.bar.set_postfix_str(f"{left} left")
             self.bar.update(round(self.done) - self.bar.n)
         elif time.monotonic() - self.spoke > self.every or self.done >= self.total - 1e-9:

@@ -358,17 +358,15 @@ def judge(settings: Evaluation, x: Tensor, y: Tensor, lr: float, store: Store, k
     if keep:
         rows = evaluate(*given, keep)
     else:
-        searched = settings.search_networks * len(settings.factors) if len(settings.factors) > 1 else 0
-        networks = searched + settings.networks * (1 + (searched > 0 and 1.0 in settings.factors))  # fewer where the set's own lr is the one that is chosen
         with closing(engine.Progress("judging the set", work(settings))) as progress:
-            rows = evaluate(*given, Watched(progress, networks * settings.epochs, "networks train on it"))
+            rows = evaluate(*given, Watched(progress, cost.runs(settings, 2) * settings.epochs, "networks train on it"))
     return [row | {"settings_key": key(settings)} for row in rows]
 
 
 class Watched(Keeper):
-    """Keeps nothing, and shows how far a loop of about so many turns is."""
+    """Keeps nothing, and shows how far a loop of so many turns at most is."""
 
-    def __init__(self, progress: engine.Progress, turns: int, text: str):
+    def __init__(self, progress: engine.Progress, turns: float, text: str):
         super().__init__()
         self.progress, self.share, self.text = progress, progress.total / turns, text
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from . import config, counts, data, engine, pipeline, studies
 from .config import Condensation, Data, Distilled, Evaluation, Expert, Network, Profile, Settings
-from .cost import size
+from .cost import runs, size
 from .counts import Form, Work
 from .unroll import EXACT
 
@@ -157,9 +157,9 @@ def part(settings: Expert | Distilled | Evaluation) -> Part:
         return Part("distillation", what, 1, (inner, checks), kept, follow + held)
     n = size(settings.of, train, k)
     batch = min(settings.batch, n)
-    runs = len(settings.factors) * settings.search_networks * (len(settings.factors) > 1) + 1.5 * settings.networks
-    steps = (work(settings.network, "gradient", batch), runs * settings.epochs * n / batch)
-    looks = (work(settings.network, "forward", 250), runs * settings.looks * train * LOOKED / 250)
+    trained = runs(settings)
+    steps = (work(settings.network, "gradient", batch), trained * settings.epochs * n / batch)
+    looks = (work(settings.network, "forward", 250), trained * settings.looks * train * LOOKED / 250)
     what = f"{settings.network.architecture} on {n} images of {name}, {settings.networks} networks, {settings.epochs} epochs"
     return Part("evaluation", what, 1, (steps, looks), 0.0, resident)
 

@@ -13,6 +13,7 @@ from torch import nn
 from ddlib import album, config, data, engine, exchange, pipeline, studies, trade
 from ddlib.__main__ import main
 from ddlib.config import PROFILES, Data, Distillation, Evaluation, Expert, Imported, Network, Refusal, Selection, generator, validated
+from ddlib.engine import Progress
 from ddlib.pipeline import expert, get
 from ddlib.store import Artefact, Store
 from ddlib.whiten import Space, fit_space
@@ -281,6 +282,15 @@ def test_a_set_goes_out_and_is_judged_the_same(home, tmp_path, capsys):
     assert run(capsys, "evaluate", tmp_path / "one.pt", *SAID, *SHORT) == second
 
 
+def test_judging_a_file_shows_how_far_it_is(home, monkeypatch):
+    """Turn by turn and never past its end, whichever lr is chosen."""
+    done = []
+    advance = Progress.advance
+    monkeypatch.setattr(Progress, "advance", lambda self, work, text: (advance(self, work, text), done.append(self.done / self.total)))
+    assert main(["evaluate", str(home.file(following(EXPERT))), *SHORT]) == 0
+    assert done == sorted(done) and 0.5 < done[-1] <= 1 + 1e-9 and len(done) % 4 == 0
+
+
 def test_soft_labels_go_out_and_come_back(home, tmp_path, capsys):
     """As logits, as DATM's code keeps them; and as probabilities they mean the same."""
     settings = following(EXPERT, labels="learned", lr_labels=1.0)
@@ -457,6 +467,15 @@ def test_a_folder_holds_one_set(home, tmp_path, capsys):
         assert status == 2 and f"{there} holds 10 images of something else" in said
         assert before == {file: file.read_bytes() for file in there.rglob("*") if file.is_file()}
     assert run(capsys, "export", home.file(one), "--to", tmp_path, "--form", "png")[0] == 2  # around the others
+    small, large = (np.asarray(Image.open(run_sheet(capsys, home, settings, tmp_path / "sheets"))) for settings in (one, other))
+    assert large.shape[0] > 1.5 * small.shape[0]  # two images a class
+
+
+def run_sheet(capsys, home, settings, there):
+    """The sheet of a set that goes out as PNGs."""
+    there = there / config.key(settings)
+    assert run(capsys, "export", home.file(settings), "--to", there, "--form", "png")[0] == 0
+    return there / "sheet.png"
 
 
 def test_a_set_goes_out_as_a_folder_for_datasets(home, tmp_path, capsys):
