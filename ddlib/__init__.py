@@ -88,4 +88,6 @@ tracker              who is told how far experts and outer loops are, if TRACK n
 
 import os
 
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # its AMX kernels of bfloat16 give a gradient penalty's gradient off by a third
+os.environ.setdefault(
+    "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
+)  # its AMX kernels of bfloat16 give a gradient penalty's gradient off by a third

@@ -18,27 +18,37 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .config import Refusal
-from .evaluate import trained_on
-from .store import Artefact, write_whole
-from .whiten import Space
+from ddlib.data.space import Space
+from ddlib.method.evaluate import trained_on
+from ddlib.runs.store import Artefact, write_whole
+from ddlib.settings import InputError
 
 NO_ROWS = "No rows of an evaluation were at hand when this was written."
 PROTOCOL = (
     "Test accuracy in percent of fresh networks trained on these images alone, after the last epoch, the learning rate chosen on validation images: "
     "mean ± std over networks (their number)."
 )
-SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K"}  # as Hugging Face's cards word them
+SIZES = {
+    1_000: "n<1K",
+    10_000: "1K<n<10K",
+    100_000: "10K<n<100K",
+}  # as Hugging Face's cards word them
 
 
 def dataset(held: Artefact, pixels: bool = False, hard: bool = False) -> TensorDataset:
     """A set's images, as networks see them or as `pixels` in [0, 1], each with its label: K probabilities where labels are soft, else, or if `hard`, a class."""
-    return TensorDataset(unbounded(held).clamp(0, 1) if pixels else held.tensors["images"], trained_on(held, hard))
+    return TensorDataset(
+        unbounded(held).clamp(0, 1) if pixels else held.tensors["images"], trained_on(held, hard)
+    )
 
 
 def unbounded(held: Artefact) -> Tensor:
     """A set's images as pixels, not clipped."""
-    space = {name.removeprefix("space."): t for name, t in held.tensors.items() if name.startswith("space.")}
+    space = {
+        name.removeprefix("space."): t
+        for name, t in held.tensors.items()
+        if name.startswith("space.")
+    }
     return Space.from_tensors(space).leave(held.tensors["images"])
 
 
@@ -84,11 +94,13 @@ def write_images(folder: Path, held: Artefact, files: Sequence[str]) -> None:
     """A PNG each, grey or in colour, in a folder that holds no others, folder by folder: whoever reads it would take two sets for one.
 
     Raises:
-        Refusal: neither one channel nor three; there are other PNGs.
+        InputError: neither one channel nor three; there are other PNGs.
     """
     channels = held.tensors["images"].shape[1]
     if channels not in (1, 3):
-        raise Refusal(f"images of {channels} channels are no PNGs: expected 1 or 3; export the set in another form")
+        raise InputError(
+            f"images of {channels} channels are no PNGs: expected 1 or 3; export the set in another form"
+        )
     pngs: dict[Path, bytes] = {}
     for file, image in zip(files, levels(held).permute(0, 2, 3, 1).numpy(), strict=True):
         content = io.BytesIO()
@@ -96,7 +108,9 @@ def write_images(folder: Path, held: Artefact, files: Sequence[str]) -> None:
         pngs[folder / file] = content.getvalue()
     there = sorted(file for depth in ("*/*.png", "*/*/*.png") for file in folder.glob(depth))
     if others := [file for file in there if file not in pngs or file.read_bytes() != pngs[file]]:
-        raise Refusal(f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected an empty folder, or this set's; write to another")
+        raise InputError(
+            f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected an empty folder, or this set's; write to another"
+        )
     for place, png in pngs.items():
         write_whole(place, png)
 
@@ -106,7 +120,9 @@ def write_pngs(folder: Path, held: Artefact, class_names: Sequence[str]) -> Path
     rows = table(held, class_names)
     write_images(folder, held, list(rows.file))
     if "soft" in rows:
-        rows = rows.drop(columns="soft").join(pd.DataFrame(rows.soft.tolist(), columns=[f"soft_{k}" for k in range(len(class_names))]))
+        rows = rows.drop(columns="soft").join(
+            pd.DataFrame(rows.soft.tolist(), columns=[f"soft_{k}" for k in range(len(class_names))])
+        )
     write_whole(folder / "labels.csv", rows.to_csv(index=False, lineterminator="\n").encode())
     return folder / "labels.csv"
 
@@ -137,7 +153,11 @@ def card(held: Artefact, class_names: Sequence[str], about: About) -> str:
     """The dataset card: YAML for machines, then what the set is, how it was made, what it teaches, how it is loaded, and what PNGs lose."""
     n, loss = len(held.tensors["images"]), Loss.of(held)
     soft, shape = "soft" in held.tensors, " x ".join(map(str, held.tensors["images"].shape[1:]))
-    accuracy = NO_ROWS if about.accuracy is None else f"{PROTOCOL}\n\n{about.accuracy.to_markdown(index=False)}"
+    accuracy = (
+        NO_ROWS
+        if about.accuracy is None
+        else f"{PROTOCOL}\n\n{about.accuracy.to_markdown(index=False)}"
+    )
     settings = json.dumps(portable(held.settings), indent=1, ensure_ascii=False)
     return f"""{header(n, class_names, soft, about)}
 # {about.title}
@@ -178,7 +198,10 @@ this folder was made of is exact, and what accuracies are of.
 def portable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings for other people's eyes: of folders on the maker's machine the last name alone."""
     places = {name: Path(settings[name]).name for name in ("path", "buffer") if settings.get(name)}
-    return {name: portable(value) if isinstance(value, dict) else value for name, value in settings.items()} | places
+    return {
+        name: portable(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+    } | places
 
 
 def header(n: int, class_names: Sequence[str], soft: bool, about: About) -> str:

@@ -19,12 +19,15 @@ import pandas as pd
 import plain
 import torch
 
-from ddlib import augment, engine, fused, measure, networks, press
-from ddlib.config import Network, generator
-from ddlib.distil import InnerLoss
-from ddlib.fit import Recipe, fit, gradient_norms, one_epoch, optimiser_for
-from ddlib.store import write_whole
-from ddlib.unroll import adjoint
+from ddlib.method import augment, networks
+from ddlib.method.distill import InnerLoss
+from ddlib.method.fast import convnet as fused
+from ddlib.method.student import adjoint
+from ddlib.method.train import Recipe, gradient_norms, one_epoch, optimiser_for, train
+from ddlib.paper import build as press
+from ddlib.runs import engine, measure
+from ddlib.runs.store import write_whole
+from ddlib.settings import Network, generator
 
 RESULTS = Path(__file__).parent.parent / "results" / "bench"
 K, DEPTH, EVERY = 10, 3, tuple(augment.STRATEGIES)
@@ -38,7 +41,14 @@ def setting(shape, width, n):
     net = fused.flat(networks.build(Network(width=width, depth=DEPTH), shape, K))
     theta, target = net.initial(chance), net.initial(chance)
     x = torch.randn(n, *shape, generator=chance)
-    return SimpleNamespace(net=net, module=plain.ConvNet(shape, K, width, DEPTH), theta=theta, target=target, x=x, y=torch.arange(n) % K)
+    return SimpleNamespace(
+        net=net,
+        module=plain.ConvNet(shape, K, width, DEPTH),
+        theta=theta,
+        target=target,
+        x=x,
+        y=torch.arange(n) % K,
+    )
 
 
 def cost(g):
@@ -49,16 +59,36 @@ def cost(g):
 def train(side, shape, width, batch, penalty=False, epochs=1, repeats=1):
     """`epochs` steps on all images at once, `repeats` times from the start: an expert's step, or networks on a distilled set."""
     s = setting(shape, width, batch)
-    recipe = Recipe(epochs, batch, 0.01, strategies=EVERY, penalty="per_sample" if penalty else "none", penalty_weight=2.0)
+    recipe = Recipe(
+        epochs,
+        batch,
+        0.01,
+        strategies=EVERY,
+        penalty="per_sample" if penalty else "none",
+        penalty_weight=2.0,
+    )
     for i in range(repeats):
         if side == "ours" and epochs == 1:
             theta = s.theta.clone()
-            one_epoch(s.net, theta, optimiser_for(theta, recipe, 0.01), s.x, s.y, recipe, 0, 1.0, (i,))
+            one_epoch(
+                s.net, theta, optimiser_for(theta, recipe, 0.01), s.x, s.y, recipe, 0, 1.0, (i,)
+            )
         elif side == "ours":
-            list(fit(s.net, s.theta, s.x, s.y, recipe, (i,)))
+            list(train(s.net, s.theta, s.x, s.y, recipe, (i,)))
         else:
-            batches = [torch.randperm(batch, generator=generator(i, epoch)) for epoch in range(epochs)]
-            plain.train(s.module.load(s.theta), s.x, s.y, batches, 0.01, EVERY, generator(i), cost if penalty else None)
+            batches = [
+                torch.randperm(batch, generator=generator(i, epoch)) for epoch in range(epochs)
+            ]
+            plain.train(
+                s.module.load(s.theta),
+                s.x,
+                s.y,
+                batches,
+                0.01,
+                EVERY,
+                generator(i),
+                cost if penalty else None,
+            )
 
 
 def outer(side, shape, width, ipc, steps):
@@ -68,12 +98,25 @@ def outer(side, shape, width, ipc, steps):
     draws = augment.draws([n] * steps, EVERY, generator("draws"), "cpu")
     if side == "ours":
         loss = InnerLoss(s.net, s.y, [torch.arange(n)] * steps, draws, 1.0)
-        adjoint(loss, s.theta, s.x, lr, steps, 0.9, lambda path: (path[steps] - s.target).square().sum(), [steps])
+        adjoint(
+            loss,
+            s.theta,
+            s.x,
+            lr,
+            steps,
+            0.9,
+            lambda path: (path[steps] - s.target).square().sum(),
+            [steps],
+        )
     else:
         plain.outer(s.module, s.theta, s.x, s.y, lr, steps, 0.9, draws, s.target)
 
 
-STEP, PENALTY, UNROLLED = ((1, 0, 1), (1, 1, 1)), ((2, 1, 2), (2, 2, 2)), ((2, 2, 2), (3, 3, 3))  # forward, image, weight; of the first, of later ones
+STEP, PENALTY, UNROLLED = (
+    ((1, 0, 1), (1, 1, 1)),
+    ((2, 1, 2), (2, 2, 2)),
+    ((2, 2, 2), (3, 3, 3)),
+)  # forward, image, weight; of the first, of later ones
 
 
 def convolutions(shape, width, n, kinds, repeats):
@@ -85,7 +128,9 @@ def convolutions(shape, width, n, kinds, repeats):
                     if op == 0:
                         torch.ops.aten.convolution(x, weight, None, *fused.HOW)
                     else:
-                        torch.ops.aten.convolution_backward(zbar, x, weight, None, *fused.HOW, [op == 1, op == 2, False])
+                        torch.ops.aten.convolution_backward(
+                            zbar, x, weight, None, *fused.HOW, [op == 1, op == 2, False]
+                        )
 
 
 @cache
@@ -95,7 +140,9 @@ def layers(shape, width, n):
     found = []
     for i in range(DEPTH):
         k, side = (width if i else c), (h >> i, w >> i)
-        found.append((torch.randn(n, k, *side), torch.randn(width, k, 3, 3), torch.randn(n, width, *side)))
+        found.append(
+            (torch.randn(n, k, *side), torch.randn(width, k, 3, 3), torch.randn(n, width, *side))
+        )
     return found
 
 
@@ -131,19 +178,31 @@ def iteration(ipc, steps):
     """An outer iteration as a work."""
     limit = partial(convolutions, COLOUR, 32, K * ipc, (UNROLLED,), steps)
     run = partial(outer, shape=COLOUR, width=32, ipc=ipc, steps=steps)
-    return f"outer iteration, IPC {ipc}, N = {steps}, width 32", {"run": run, "limit": limit, "unit": "s"}
+    return f"outer iteration, IPC {ipc}, N = {steps}, width 32", {
+        "run": run,
+        "limit": limit,
+        "unit": "s",
+    }
 
 
 def evaluation(ipc, epochs):
     """Five networks on a distilled set as a work."""
     limit = partial(convolutions, COLOUR, 32, K * ipc, (STEP,), 5 * epochs)
     run = partial(train, shape=COLOUR, width=32, batch=K * ipc, epochs=epochs, repeats=5)
-    return f"evaluation of five networks, IPC {ipc}, {epochs} epochs", {"run": run, "limit": limit, "unit": "s"}
+    return f"evaluation of five networks, IPC {ipc}, {epochs} epochs", {
+        "run": run,
+        "limit": limit,
+        "unit": "s",
+    }
 
 
 WORKS = dict(
     [
-        *(expert(shape, width, 256, penalty) for shape, width in ((GREY, 32), (COLOUR, 32), (COLOUR, 128)) for penalty in (False, True)),
+        *(
+            expert(shape, width, 256, penalty)
+            for shape, width in ((GREY, 32), (COLOUR, 32), (COLOUR, 128))
+            for penalty in (False, True)
+        ),
         iteration(1, 10),
         iteration(10, 20),
         evaluation(1, 20),
@@ -162,7 +221,9 @@ def one_thread():
 
 def process(settled=True):
     """A process of one thread, with the engine's settings or PyTorch's own."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.settle if settled else one_thread)
+    return ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=engine.settle if settled else one_thread
+    )
 
 
 def times(repeats, part):
@@ -175,12 +236,20 @@ def times(repeats, part):
         found = {side: [] for side in SIDES}
         while len(found["limit"]) <= (3 if sum(map(sum, found.values())) > SLOW else repeats):
             for side in SIDES:
-                found[side].append(pools[side].submit(timed_work, name, side.split(",")[0]).result())
+                found[side].append(
+                    pools[side].submit(timed_work, name, side.split(",")[0]).result()
+                )
         found = {side: seconds[1:] for side, seconds in found.items()}  # the first warms up
         middle = {side: median(values) for side, values in found.items()}
         shown = {side: work["amount"] / t if "amount" in work else t for side, t in middle.items()}
         for side, note in (("plain", ""), ("plain, settled", SETTLED)):
-            row = {"work": name + note, "ours": shown["ours"], "plain": shown[side], "unit": work["unit"], "ratio": middle[side] / middle["ours"]}
+            row = {
+                "work": name + note,
+                "ours": shown["ours"],
+                "plain": shown[side],
+                "unit": work["unit"],
+                "ratio": middle[side] / middle["ours"],
+            }
             yield row | {"fraction_of_limit": middle["limit"] / middle["ours"]}
     for pool in pools.values():
         pool.shutdown()
@@ -194,10 +263,22 @@ def memory():
             return pool.submit(megabytes, side, ipc, steps).result()
 
     ours, plainly = peak("ours", 10, 20), peak("plain", 10, 20)
-    yield {"work": "memory of an outer iteration, IPC 10, N = 20, width 32", "ours": ours, "plain": plainly, "unit": "MB", "ratio": plainly / ours}
+    yield {
+        "work": "memory of an outer iteration, IPC 10, N = 20, width 32",
+        "ours": ours,
+        "plain": plainly,
+        "unit": "MB",
+        "ratio": plainly / ours,
+    }
     stored = 2 * len(setting(COLOUR, 32, K).theta) * 4 / 2**20  # theta and b of one step, MB
-    growth = {side: (peak(side, 10, 80) - 80 * stored * (side == "ours")) / (peak(side, 10, 10) - 10 * stored * (side == "ours")) for side in ("ours", "plain")}
-    work = "memory at N = 80 over that at N = 10, IPC 10, width 32; ours beyond the stored theta and b"
+    growth = {
+        side: (peak(side, 10, 80) - 80 * stored * (side == "ours"))
+        / (peak(side, 10, 10) - 10 * stored * (side == "ours"))
+        for side in ("ours", "plain")
+    }
+    work = (
+        "memory at N = 80 over that at N = 10, IPC 10, width 32; ours beyond the stored theta and b"
+    )
     yield {"work": work, **growth, "unit": "x", "ratio": growth["plain"] / growth["ours"]}
 
 
@@ -215,18 +296,29 @@ def do(task):
 
 def throughput(repeats):
     """Rows of tasks a second, by two processes of the engine and by one."""
-    with process() as one, ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=engine.settle) as two:
+    with (
+        process() as one,
+        ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=engine.settle) as two,
+    ):
         for name, (_, count) in SIDE_BY_SIDE.items():
             tasks = {(name, i): () for i in range(count)}
             found = {1: [], 2: []}
             for i in range(repeats + 1):
                 for workers, pool in ((1, one), (2, two)):
                     progress = engine.Progress(name, 1e9, every=1e9)  # a silent one
-                    seconds = timed(engine.run, tasks, do, lambda task: 1.0, str, progress, workers, pool)
+                    seconds = timed(
+                        engine.run, tasks, do, lambda task: 1.0, str, progress, workers, pool
+                    )
                     if i:
                         found[workers].append(count / seconds)
             ours, alone = median(found[2]), median(found[1])
-            yield {"work": f"{name} side by side: two processes, and one as plain", "ours": ours, "plain": alone, "unit": "tasks/s", "ratio": ours / alone}
+            yield {
+                "work": f"{name} side by side: two processes, and one as plain",
+                "ours": ours,
+                "plain": alone,
+                "unit": "tasks/s",
+                "ratio": ours / alone,
+            }
 
 
 def sentence(table):
@@ -234,7 +326,9 @@ def sentence(table):
     rows = table.set_index("work")
 
     def factors(start, part=""):
-        return " and ".join(f"{rows.ratio[name]:.1f}" for name in WORKS if name.startswith(start) and part in name)
+        return " and ".join(
+            f"{rows.ratio[name]:.1f}" for name in WORKS if name.startswith(start) and part in name
+        )
 
     experts, wide = factors("expert", "colour, width 32"), factors("expert", "width 128")
     memory, growth = rows[rows.unit == "MB"].ratio.iloc[0], rows[rows.unit == "x"].ours.iloc[0]
@@ -250,13 +344,20 @@ def keep(rows, about):
     """Write what is measured so far, in the place of what was measured of the same works before."""
     columns = ["work", "ours", "plain", "unit", "ratio", "fraction_of_limit", "threads", "machine"]
     threads = ["1 a process" if row["unit"] == "tasks/s" else "1" for row in rows]
-    table, file = pd.DataFrame(rows).assign(threads=threads, machine=about).reindex(columns=columns), RESULTS / "bench.csv"
+    table, file = (
+        pd.DataFrame(rows).assign(threads=threads, machine=about).reindex(columns=columns),
+        RESULTS / "bench.csv",
+    )
     if file.exists():
         before = pd.read_csv(file)
         before = before[before.machine == about].set_index("work")
         table = table.set_index("work")
         names = dict.fromkeys([*before.index, *table.index])
-        table = pd.concat([before.drop(table.index, errors="ignore"), table]).loc[list(names)].reset_index()
+        table = (
+            pd.concat([before.drop(table.index, errors="ignore"), table])
+            .loc[list(names)]
+            .reset_index()
+        )
     write_whole(file, table.to_csv(index=False, float_format="%.4g", lineterminator="\n").encode())
 
 
@@ -268,10 +369,19 @@ def main(part=""):
         (RESULTS / "bench.csv").unlink(missing_ok=True)
     for row in chain(times(5, part), () if part else chain(memory(), throughput(3))):
         rows.append(row)
-        print(f"{engine.clock(time.monotonic() - began)}: {row['work']}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
+        print(
+            f"{engine.clock(time.monotonic() - began)}: {row['work']}: {row['ratio']:.2f}",
+            file=sys.stderr,
+            flush=True,
+        )
         keep(rows, about)
     table = pd.read_csv(RESULTS / "bench.csv")
-    print(table.drop(columns="machine").astype(object).fillna("").to_markdown(index=False, floatfmt=".3g"))
+    print(
+        table.drop(columns="machine")
+        .astype(object)
+        .fillna("")
+        .to_markdown(index=False, floatfmt=".3g")
+    )
     press.fill("bench", [sentence(table)])
     print(f"{engine.clock(time.monotonic() - began)}; kept in {RESULTS / 'bench.csv'}")
 

@@ -16,7 +16,9 @@ def printed(tmp_path_factory):
     from ddlib.__main__ import main
 
     mine = tmp_path_factory.getbasetemp()
-    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "paper"  # the workers' folders lie in one
+    folder = (
+        mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+    ) / "paper"  # the workers' folders lie in one
     with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORE", str(folder / "store"))
         patch.setenv("RESULTS", str(folder / "results"))
@@ -32,11 +34,22 @@ def chromium():
 
     It closes with the module, for what drives it has an event loop of its own, and papermill wants one too.
     """
-    api = pytest.importorskip("playwright.sync_api", reason="no Playwright to drive a browser: pip install playwright")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="no Playwright to drive a browser: pip install playwright"
+    )
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if not found:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=found, args=quiet)
         yield browser

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
-from ddlib import augment
+from ddlib.method import augment
 
 
 class ConvNet(nn.Sequential):
@@ -19,7 +19,12 @@ class ConvNet(nn.Sequential):
         c, h, w = shape
         blocks = []
         for _ in range(depth):
-            blocks += [nn.Conv2d(c, width, 3, padding=1), nn.GroupNorm(width, width), nn.ReLU(), nn.AvgPool2d(2)]
+            blocks += [
+                nn.Conv2d(c, width, 3, padding=1),
+                nn.GroupNorm(width, width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
             c, h, w = width, h // 2, w // 2
         super().__init__(*blocks, nn.Flatten(), nn.Linear(c * h * w, classes))
 
@@ -42,13 +47,20 @@ def penalty(module, x, cost):
     (g,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
     value = cost(g)
     given = torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
-    return value.detach(), flat([torch.zeros_like(p) if d is None else d for d, p in zip(given, module.parameters(), strict=True)])
+    return value.detach(), flat(
+        [
+            torch.zeros_like(p) if d is None else d
+            for d, p in zip(given, module.parameters(), strict=True)
+        ]
+    )
 
 
 def pull(module, x, y, rho, weight=1.0):
     """Derivatives of <rho, gradient> for the parameters and for x, by double backward."""
     x, parameters = x.detach().requires_grad_(), list(module.parameters())
-    first = flat(torch.autograd.grad(weight * F.cross_entropy(module(x), y), parameters, create_graph=True))
+    first = flat(
+        torch.autograd.grad(weight * F.cross_entropy(module(x), y), parameters, create_graph=True)
+    )
     *d_theta, d_x = torch.autograd.grad(first @ rho, [*parameters, x])
     return flat(d_theta), d_x
 
@@ -58,9 +70,13 @@ def flat(tensors):
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
-def train(module, x, y, batches, lr, strategies, generator, cost=None, momentum=0.9, weight_decay=0.0):
+def train(
+    module, x, y, batches, lr, strategies, generator, cost=None, momentum=0.9, weight_decay=0.0
+):
     """SGD over these batches of (x, y) with DSA, and with `cost` of the input gradient if there is one."""
-    optimiser = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    optimiser = torch.optim.SGD(
+        module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+    )
     for batch in batches:
         seen = augment.apply(x[batch], augment.draw(len(batch), strategies, generator))
         value = F.cross_entropy(module(seen), y[batch])
@@ -80,8 +96,13 @@ def outer(module, theta, images, labels, lr, steps, momentum, draws, target):
     images, lr = images.detach().requires_grad_(), lr.detach().requires_grad_()
     theta, b = theta.detach().requires_grad_(), torch.zeros_like(theta)
     for k in range(steps):
-        parameters = {name: part.view(shape) for part, (name, shape) in zip(theta.split(sizes), shapes.items(), strict=True)}
-        loss = F.cross_entropy(functional_call(module, parameters, (augment.apply(images, draws[k]),)), labels)
+        parameters = {
+            name: part.view(shape)
+            for part, (name, shape) in zip(theta.split(sizes), shapes.items(), strict=True)
+        }
+        loss = F.cross_entropy(
+            functional_call(module, parameters, (augment.apply(images, draws[k]),)), labels
+        )
         (d_theta,) = torch.autograd.grad(loss, theta, create_graph=True)
         b = momentum * b + d_theta
         theta = theta - lr * b

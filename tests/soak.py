@@ -29,7 +29,10 @@ HOME = Path(__file__).resolve().parent.parent
 INTERVAL = 0.2  # seconds between checkpoints, so that a small task has several
 SPAN = {"run": 1.2, "paper": 4.0}  # seconds after the first work within which most kills come
 STARTING = 3.0  # seconds from the start within which the early ones come: settings, the data set, workers that are not up yet
-MOST = {"run": 16, "paper": 6}  # kills of one command in one journey: `paper` only ends if it is left alone for all its notebooks
+MOST = {
+    "run": 16,
+    "paper": 6,
+}  # kills of one command in one journey: `paper` only ends if it is left alone for all its notebooks
 PATIENCE = 300.0  # seconds
 NOTEBOOKS = ("02_experts", "08_ablations")
 MOMENTUM = {"optimiser": "momentum", "lr": 0.01, "batch": 128, "epochs": 4}
@@ -57,7 +60,14 @@ PROFILE = {
             "data": {"name": "digits"},
             "ipc": 1,
             "methods": ["random", "k-means", "MTT", "AST"],
-            "student": {"inner_steps": 4, "matched_epochs": 2, "start_epochs": 2, "iterations": 12, "checks": 2, "check_epochs": 40},
+            "student": {
+                "inner_steps": 4,
+                "matched_epochs": 2,
+                "start_epochs": 2,
+                "iterations": 12,
+                "checks": 2,
+                "check_epochs": 40,
+            },
             "tuned": {"MTT": TUNED | {"a0": 0.05}, "AST": TUNED},
         }
     },
@@ -78,13 +88,17 @@ PROFILE = {
 
 def install(trace: str) -> None:
     """Have this process note what it does: a line when a piece of work begins and ends, and one when an epoch or an outer iteration is done."""
-    from ddlib import continual, evaluate, experts, pipeline, store
+    from ddlib.method import continual, evaluate, experts
+    from ddlib.runs import stages as pipeline
+    from ddlib.runs import store
 
     out = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     task = []
 
     def note(*words: object) -> None:
-        os.write(out, (" ".join(map(str, (os.getpid(), f"{time.time():.3f}", *words))) + "\n").encode())
+        os.write(
+            out, (" ".join(map(str, (os.getpid(), f"{time.time():.3f}", *words))) + "\n").encode()
+        )
 
     def around(what, function, name):
         def noted(*given, **named):
@@ -117,7 +131,12 @@ def install(trace: str) -> None:
     pipeline.score = around("look", pipeline.score, lambda *_: task[-1])
     pipeline.distil = each(pipeline.distil, lambda step, *_: f"iteration-{step.state.iteration}")
     for module in (experts, evaluate, continual):
-        module.fit = each(module.fit, lambda epoch, flat, theta, x, y, recipe, seed, *_: f"{seed[1]}-{seed[0]}-{recipe.lr:.9g}-epoch-{epoch.index}")
+        module.fit = each(
+            module.fit,
+            lambda epoch, flat, theta, x, y, recipe, seed, *_: (
+                f"{seed[1]}-{seed[0]}-{recipe.lr:.9g}-epoch-{epoch.index}"
+            ),
+        )
     store.write = around("writing", store.write, lambda file, *_: file.name)
     if press := sys.modules.get("ddlib.press"):  # workers do without
         press.execute = around("notebook", press.execute, lambda notebook, *_: notebook.stem)
@@ -160,7 +179,12 @@ class Soak:
         log = os.open(home / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for stream in (1, 2):
             os.dup2(log, stream)
-        os.environ |= {"STORE": str(home / "store"), "RESULTS": str(home / "results"), "TRACE": str(home / "trace"), "CHECKPOINT": str(INTERVAL)}
+        os.environ |= {
+            "STORE": str(home / "store"),
+            "RESULTS": str(home / "results"),
+            "TRACE": str(home / "trace"),
+            "CHECKPOINT": str(INTERVAL),
+        }
         os.environ |= {"ENGINE": engine, "WORKERS": "2", "PYTHONPATH": str(HOME)}
         install(os.environ["TRACE"])
         from ddlib.__main__ import main
@@ -193,9 +217,14 @@ class Soak:
         running = self.start(home, command, engine)
         if lethal:
             aim = self.chance.choices(("at work", "starting", "writing"), (6, 1, 2))[0]
-            delay = self.chance.uniform(0, {"at work": SPAN[command[0]], "starting": STARTING, "writing": 0.005}[aim])
+            delay = self.chance.uniform(
+                0, {"at work": SPAN[command[0]], "starting": STARTING, "writing": 0.005}[aim]
+            )
             group = self.chance.random() < 0.5
-            until(lambda: aim == "starting" or sighted(home, seen, aim) or not running.is_alive(), 0.001)
+            until(
+                lambda: aim == "starting" or sighted(home, seen, aim) or not running.is_alive(),
+                0.001,
+            )
             time.sleep(delay)
         if not lethal or not running.is_alive():
             ends(running, home)
@@ -206,7 +235,10 @@ class Soak:
         until(lambda: not alive(home), 0.01)
         how = f"{command[0]}, ENGINE={engine}, {'the group' if group else 'the parent'}, {at - begun:.2f} s after its start"
         self.kills.append(Kill(len(self.kills) + 1, how, hit(lines(home)[seen:]), time.time() - at))
-        print(f"kill {self.kills[-1].number}: {how}: {'; '.join(self.kills[-1].hit)}; all gone after {self.kills[-1].gone:.1f} s", flush=True)
+        print(
+            f"kill {self.kills[-1].number}: {how}: {'; '.join(self.kills[-1].hit)}; all gone after {self.kills[-1].gone:.1f} s",
+            flush=True,
+        )
         with (home / "trace").open("a") as trace:
             trace.write(f"0 {at:.3f} kill {self.kills[-1].number}\n")
         return True
@@ -214,7 +246,9 @@ class Soak:
     def differences(self, reference: Path, home: Path) -> list[str]:
         """Files that are in one only, or not the same byte for byte."""
         one, other = contents(reference), contents(home)
-        return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+        return sorted(
+            name for name in one.keys() | other.keys() if one.get(name) != other.get(name)
+        )
 
     def again(self, home: Path) -> list[str]:
         """Charge every unit that was done twice to the kill before its second time; the tasks that were begun again though they were finished.
@@ -233,7 +267,11 @@ class Soak:
                 done[unit], warm = float(at) - last[pid] if pid in warm else 0.0, warm | {pid}
             elif event == "end":
                 finished.add(tuple(words))
-            elif event == "begin" and words[0] not in ("writing", "look", "notebook") and tuple(words) in finished:
+            elif (
+                event == "begin"
+                and words[0] not in ("writing", "look", "notebook")
+                and tuple(words) in finished
+            ):
                 needless.append(" ".join(words))
             last[pid] = float(at)
         return needless
@@ -243,12 +281,17 @@ class Soak:
         print(f"seed {self.seed}, {kills} kills, a checkpoint every {INTERVAL:g} s", flush=True)
         began, number, faults = time.monotonic(), 0, []
         reference = self.undisturbed()
-        print(f"undisturbed: {len(contents(reference))} files in {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"undisturbed: {len(contents(reference))} files in {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
         while len(self.kills) < kills:
             number += 1
             home = self.journey(number, kills - len(self.kills))
             wrong, needless = self.differences(reference, home), self.again(home)
-            faults += [f"journey {number}: {name} differs" for name in wrong] + [f"journey {number}: done again though finished: {task}" for task in needless]
+            faults += [f"journey {number}: {name} differs" for name in wrong] + [
+                f"journey {number}: done again though finished: {task}" for task in needless
+            ]
             print(f"journey {number}: {len(contents(home))} files, {len(wrong)} differ", flush=True)
         self.report(number, faults, time.monotonic() - began)
         return not faults
@@ -256,13 +299,19 @@ class Soak:
     def report(self, journeys: int, faults: list[str], seconds: float) -> None:
         """What was hit, what it cost, and the verdict."""
         stages = Counter(stage for kill in self.kills for stage in kill.hit)
-        print(f"\n{len(self.kills)} kills, {self.starts} starts, {journeys} journeys in {seconds:.0f} s; what the killed processes were on:")
+        print(
+            f"\n{len(self.kills)} kills, {self.starts} starts, {journeys} journeys in {seconds:.0f} s; what the killed processes were on:"
+        )
         for stage, count in stages.most_common():
             print(f"  {count:3} × {stage}")
         units = max((count for kill in self.kills for count in kill.again.values()), default=0)
         lost = max((value for kill in self.kills for value in kill.seconds.values()), default=0.0)
-        print(f"done again after one kill, of one task: {units} epochs or outer iterations at most, {lost:.2f} s of work at most (checkpoints: every {INTERVAL:g} s)")
-        print(f"the last process of a killed run was gone after {max(kill.gone for kill in self.kills):.1f} s at most")
+        print(
+            f"done again after one kill, of one task: {units} epochs or outer iterations at most, {lost:.2f} s of work at most (checkpoints: every {INTERVAL:g} s)"
+        )
+        print(
+            f"the last process of a killed run was gone after {max(kill.gone for kill in self.kills):.1f} s at most"
+        )
         print("\n".join(faults) or "every file has the bytes of the undisturbed run")
 
 
@@ -301,7 +350,9 @@ def hit(new: list[str]) -> list[str]:
             mine.append(words[0])
         elif event == "end":
             mine.pop()
-    return sorted(", ".join(mine) if mine else "between tasks" for mine in open_.values()) or ["starting"]
+    return sorted(", ".join(mine) if mine else "between tasks" for mine in open_.values()) or [
+        "starting"
+    ]
 
 
 def alive(home: Path) -> list[int]:
@@ -322,30 +373,49 @@ def contents(home: Path) -> dict[str, bytes]:
     Not the lock of a process that was killed between an artefact's last byte and letting go, which `gc` removes; not the notes of what
     tasks took, nor which machine made the results, which a paper writes if anything was left for it to make.
     """
-    files = [file for part in ("store", "results") for file in (home / part).rglob("*") if file.is_file() and not file.name.startswith(".half-")]
-    files = [file for file in files if file.parent.name not in ("notes", "locks") and file.name != "machine.json"]
+    files = [
+        file
+        for part in ("store", "results")
+        for file in (home / part).rglob("*")
+        if file.is_file() and not file.name.startswith(".half-")
+    ]
+    files = [
+        file
+        for file in files
+        if file.parent.name not in ("notes", "locks") and file.name != "machine.json"
+    ]
     return {str(file.relative_to(home)): file.read_bytes() for file in files}
 
 
-ALL = [["run", "all", "--profile", "PROFILE"], ["paper", "PROFILE", *(word for name in NOTEBOOKS for word in ("--notebook", name))]]
+ALL = [
+    ["run", "all", "--profile", "PROFILE"],
+    ["paper", "PROFILE", *(word for name in NOTEBOOKS for word in ("--notebook", name))],
+]
 
 QUICK = [["run", "main", "--profile", "PROFILE"]]
 
 
 def main() -> int:
     """0 if every journey ended with the bytes of the reference."""
-    parser = argparse.ArgumentParser(description="Kill a small paper at random instants; it must end as if nothing had happened")
+    parser = argparse.ArgumentParser(
+        description="Kill a small paper at random instants; it must end as if nothing had happened"
+    )
     parser.add_argument("kills", nargs="?", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a new folder to work in, which stays")
     parser.add_argument("--quick", action="store_true", help="one study, and no notebook")
     given = parser.parse_args()
+    import ddlib.press  # noqa: F401 (once, for all that are forked)
     import torch._dynamo  # noqa: F401 (what PyTorch imports at the first use)
 
-    import ddlib.press  # noqa: F401 (once, for all that are forked)
-
     with tempfile.TemporaryDirectory() as folder:
-        return 0 if Soak(given.keep or Path(folder), PROFILE, QUICK if given.quick else ALL, given.seed).run(given.kills) else 1
+        return (
+            0
+            if Soak(
+                given.keep or Path(folder), PROFILE, QUICK if given.quick else ALL, given.seed
+            ).run(given.kills)
+            else 1
+        )
 
 
 if __name__ == "__mp_main__":  # a worker of one that is to be killed

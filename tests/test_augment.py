@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ddlib import augment, config, data, evaluate, experts
-from ddlib.augment import STRATEGIES, Draws
-from ddlib.config import Data, generator
+from ddlib import settings as config
+from ddlib.data import datasets as data
+from ddlib.method import augment, evaluate, experts
+from ddlib.method.augment import STRATEGIES, Draws
+from ddlib.settings import Data, generator
 
 DATA = Data(name="digits")
 
@@ -79,10 +81,19 @@ def scale(x, u):
 
 def rotate(x, u):
     angle = math.pi / 12 * (2 * u[0] - 1)
-    return warp(x, np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]))
+    return warp(
+        x, np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    )
 
 
-PLAIN = {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate}
+PLAIN = {
+    "color": color,
+    "crop": crop,
+    "cutout": cutout,
+    "flip": flip,
+    "scale": scale,
+    "rotate": rotate,
+}
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8), (2, 12, 6), (1, 7, 9)])
@@ -90,7 +101,9 @@ PLAIN = {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": 
 def test_each_strategy_is_its_plain_loop(name, shape):
     x, u = some(12, *shape)
     fast = augment.apply(x, Draws(name, u)).numpy()
-    plain = np.stack([PLAIN[name](image, chance) for image, chance in zip(x.numpy(), u.numpy().T, strict=True)])
+    plain = np.stack(
+        [PLAIN[name](image, chance) for image, chance in zip(x.numpy(), u.numpy().T, strict=True)]
+    )
     assert not np.allclose(plain, x.numpy())
     if name in ("crop", "cutout", "flip"):
         np.testing.assert_array_equal(fast, plain)  # they move or drop pixels, and change none
@@ -102,9 +115,13 @@ def test_nothing_asked_for_changes_nothing():
     x, u = some(3, 2, 6, 6)
     assert augment.draw(3, (), generator("d")).strategy is None
     assert augment.apply(x, Draws(None, u)) is x
-    torch.testing.assert_close(augment.scale(x, torch.full((3, 3), (1 - 1 / 1.2) / (1.2 - 1 / 1.2), dtype=x.dtype)), x)  # by 1
+    torch.testing.assert_close(
+        augment.scale(x, torch.full((3, 3), (1 - 1 / 1.2) / (1.2 - 1 / 1.2), dtype=x.dtype)), x
+    )  # by 1
     for name in ("color", "rotate", "crop"):  # the middle of the range
-        torch.testing.assert_close(STRATEGIES[name](x, torch.full((3, 3), 0.5, dtype=torch.float64)), x)
+        torch.testing.assert_close(
+            STRATEGIES[name](x, torch.full((3, 3), 0.5, dtype=torch.float64)), x
+        )
 
 
 def test_grey_images_know_no_saturation():
@@ -139,7 +156,12 @@ def test_one_strategy_a_step_each_as_often():
     for name in STRATEGIES:
         assert abs(names.count(name) - 200) < 5 * math.sqrt(200 * 5 / 6)
     u = augment.draw(5000, ("crop",), chance).u
-    assert u.shape == (3, 5000) and u.min() >= 0 and u.max() < 1 and (u.mean(1) - 0.5).abs().max() < 0.03
+    assert (
+        u.shape == (3, 5000)
+        and u.min() >= 0
+        and u.max() < 1
+        and (u.mean(1) - 0.5).abs().max() < 0.03
+    )
     assert u.corrcoef()[~torch.eye(3, dtype=bool)].abs().max() < 0.1  # three numbers of their own
 
 
@@ -160,15 +182,26 @@ def test_cutout_reaches_every_place(size, hole):
     for lines in (hidden.any(1), hidden.any(2)):
         found = {tuple(line.nonzero().flatten().tolist()) for line in lines}
         middles = range(size) if hole % 2 else range(size + 1)
-        assert found == {tuple(p for p in range(m - hole // 2, m - hole // 2 + hole) if 0 <= p < size) for m in middles}
+        assert found == {
+            tuple(p for p in range(m - hole // 2, m - hole // 2 + hole) if 0 <= p < size)
+            for m in middles
+        }
 
 
 def test_ranges_of_color_and_flip():
     n = 4000
-    flat = augment.apply(torch.ones(n, 1, 2, 2), augment.draw(n, ("color",), generator("range")))[:, 0, 0, 0] - 1  # brightness alone
+    flat = (
+        augment.apply(torch.ones(n, 1, 2, 2), augment.draw(n, ("color",), generator("range")))[
+            :, 0, 0, 0
+        ]
+        - 1
+    )  # brightness alone
     assert -0.5 <= flat.min() < -0.49 and 0.49 < flat.max() <= 0.5
     step = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(n, 1, 1, 2)
-    contrast = augment.apply(step, augment.draw(n, ("color",), generator("range"))).diff(dim=3).flatten() / 2
+    contrast = (
+        augment.apply(step, augment.draw(n, ("color",), generator("range"))).diff(dim=3).flatten()
+        / 2
+    )
     assert 0.5 <= contrast.min() < 0.51 and 1.49 < contrast.max() <= 1.5 + 1e-6
     mirrored = augment.apply(step, augment.draw(n, ("flip",), generator("range")))[:, 0, 0, 0] > 0
     assert abs(float(mirrored.float().mean()) - 0.5) < 0.04
@@ -176,9 +209,15 @@ def test_ranges_of_color_and_flip():
 
 def test_a_digit_is_never_mirrored():
     everything = config.Expert(data=DATA)
-    judged = config.Evaluation(of=config.Selection(data=DATA, method="real"), network=config.Network())
+    judged = config.Evaluation(
+        of=config.Selection(data=DATA, method="real"), network=config.Network()
+    )
     assert "flip" in everything.strategies and "flip" in judged.strategies
     for name in ("digits", "mnist_5k", "mnist_m_5k"):
         usable = data.SETS[name].strategies
-        for strategies in (usable, experts.recipe(everything, usable).strategies, evaluate.recipe(judged, 0.1, usable).strategies):
+        for strategies in (
+            usable,
+            experts.recipe(everything, usable).strategies,
+            evaluate.recipe(judged, 0.1, usable).strategies,
+        ):
             assert set(strategies) == set(STRATEGIES) - {"flip"}

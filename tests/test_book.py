@@ -13,12 +13,16 @@ from urllib.parse import unquote, urldefrag, urlparse
 import nbformat
 import pytest
 
-from ddlib import book, plots, press
 from ddlib.__main__ import main
-from ddlib.config import Refusal
-from ddlib.results import Results
+from ddlib.paper import book
+from ddlib.paper import build as press
+from ddlib.paper import figures as plots
+from ddlib.paper.results import Results
+from ddlib.settings import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of Sphinx, to its own extensions
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::PendingDeprecationWarning"
+)  # of Sphinx, to its own extensions
 PHONE = {"width": 390, "height": 844}
 LOOK = """() => ({
     links: [...document.querySelectorAll('a[href]')].map(a => a.href),
@@ -32,7 +36,9 @@ LOOK = """() => ({
 @pytest.fixture(scope="module")
 def made(printed, tmp_path_factory):
     """The folder of the book, and what Sphinx had to say."""
-    pytest.importorskip("sphinx", reason="the book's tools are not installed: pip install 'ddlib[book]'")
+    pytest.importorskip(
+        "sphinx", reason="the book's tools are not installed: pip install 'ddlib[book]'"
+    )
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
         patch.setenv("STORE", str(printed / "store"))
         patch.setenv("RESULTS", str(printed / "results"))
@@ -44,10 +50,22 @@ def made(printed, tmp_path_factory):
 def page(made, chromium):
     """An empty page as wide as a phone's, and a list of what its console and its requests have to complain of."""
     page, page.complaints = chromium.new_page(viewport=PHONE), []
-    page.on("console", lambda message: page.complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: (
+            page.complaints.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("requestfailed", lambda request: page.complaints.append(request.url))
-    page.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else page.complaints.append(request.url))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith(("file:", "data:"))
+            else page.complaints.append(request.url)
+        ),
+    )
     yield page
     page.close()
 
@@ -65,18 +83,29 @@ def test_the_front_page_has_the_ledger_and_leads_to_every_notebook(made, printed
     for place in ("guide.html#your-first-distilled-set", "#the-ledger"):
         assert f'href="{place}"' in front
     (film,) = re.findall(r'href="([^"]*film\.gif)"', front)
-    assert (made[0] / film).read_bytes() == (printed / "results/smoke/figures/film.gif").read_bytes()
+    assert (made[0] / film).read_bytes() == (
+        printed / "results/smoke/figures/film.gif"
+    ).read_bytes()
 
 
 def test_every_page_is_whole_at_the_width_of_a_phone(made, page):
     seen = {}
-    for file in sorted(file for file in made[0].rglob("*.html") if "_modules" not in file.parts):  # source code, some fifty pages of one make
+    for file in sorted(
+        file for file in made[0].rglob("*.html") if "_modules" not in file.parts
+    ):  # source code, some fifty pages of one make
         page.goto(file.as_uri())
         seen[file] = page.evaluate(LOOK)
         assert not page.complaints, (file.name, page.complaints)
-        assert not seen[file]["blank"] and not seen[file]["speechless"], (file.name, "pictures that are not there, or have no words")
-        assert seen[file]["overhang"] == 0, f"{file.name} scrolls sideways by {seen[file]['overhang']} px"
-    assert sum(look["figures"] for look in seen.values()) > 2 * len(plots.FIGURES)  # in the notebooks, and all on one page
+        assert not seen[file]["blank"] and not seen[file]["speechless"], (
+            file.name,
+            "pictures that are not there, or have no words",
+        )
+        assert seen[file]["overhang"] == 0, (
+            f"{file.name} scrolls sideways by {seen[file]['overhang']} px"
+        )
+    assert sum(look["figures"] for look in seen.values()) > 2 * len(
+        plots.FIGURES
+    )  # in the notebooks, and all on one page
     assert not list(broken(seen))
 
 
@@ -90,7 +119,11 @@ def broken(seen):
                 continue
             target = Path(unquote(urlparse(where).path))
             if target.exists() and target not in places:
-                places[target] = {""} | set(re.findall(r'\bid="([^"]*)"', target.read_text() if target.suffix == ".html" else ""))
+                places[target] = {""} | set(
+                    re.findall(
+                        r'\bid="([^"]*)"', target.read_text() if target.suffix == ".html" else ""
+                    )
+                )
             if unquote(place) not in places.get(target, ()):
                 yield file.name, link
 
@@ -129,25 +162,45 @@ def test_a_notebook_is_shown_with_words_for_its_pictures_and_without_dead_widget
     cells = [
         nbformat.v4.new_code_cell('profile = "laptop"', metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell('profile = "smoke"', metadata={"tags": ["injected-parameters"]}),
-        nbformat.v4.new_markdown_cell("# A question?\n\n## The *images*\n\nA digit $x$ over a photograph. More."),
+        nbformat.v4.new_markdown_cell(
+            "# A question?\n\n## The *images*\n\nA digit $x$ over a photograph. More."
+        ),
         nbformat.v4.new_code_cell("plt.plot(losses)", outputs=[output("image/png")]),
-        nbformat.v4.new_code_cell('rows = 1\npaper.figure("main")', outputs=[output(press.WIDGET, "text/plain"), output("image/png")]),
+        nbformat.v4.new_code_cell(
+            'rows = 1\npaper.figure("main")',
+            outputs=[output(press.WIDGET, "text/plain"), output("image/png")],
+        ),
         nbformat.v4.new_code_cell("play.main(paper, rows)", outputs=[output("image/png")]),
     ]
     shown = book.prepared(nbformat.v4.new_notebook(cells=cells), tmp_path).cells
-    assert shown[0].metadata.tags == ["remove-cell"] and shown[1].metadata.tags == ["injected-parameters"]
+    assert shown[0].metadata.tags == ["remove-cell"] and shown[1].metadata.tags == [
+        "injected-parameters"
+    ]
     assert shown[3].metadata.mystnb["image"]["alt"] == "The images. A digit x over a photograph."
-    assert shown[4].metadata.mystnb["image"]["alt"] == shown[5].metadata.mystnb["image"]["alt"] == " ".join(plots.main.__doc__.split())
-    assert [sorted(o.data) for cell in shown[3:] for o in cell.outputs] == [["image/png"], ["image/png", "image/svg+xml"], ["image/png", "image/svg+xml"]]
+    assert (
+        shown[4].metadata.mystnb["image"]["alt"]
+        == shown[5].metadata.mystnb["image"]["alt"]
+        == " ".join(plots.main.__doc__.split())
+    )
+    assert [sorted(o.data) for cell in shown[3:] for o in cell.outputs] == [
+        ["image/png"],
+        ["image/png", "image/svg+xml"],
+        ["image/png", "image/svg+xml"],
+    ]
 
 
 def test_docstrings_keep_their_signs_columns_and_formulas():
-    text = "theta_N of `Flat`, |g| * 2:\nDC   of grad_S\n\n    x_y = |z|"
-    assert book.restructured(text) == "theta\\_N of ``Flat``, \\|g\\| \\* 2:\n\nDC\n    of grad\\_S\n\n\n::\n\n    x_y = |z|"
+    text = "theta_N of `FunctionalNetwork`, |g| * 2:\nDC   of grad_S\n\n    x_y = |z|"
+    assert (
+        book.restructured(text)
+        == "theta\\_N of ``FunctionalNetwork``, \\|g\\| \\* 2:\n\nDC\n    of grad\\_S\n\n\n::\n\n    x_y = |z|"
+    )
 
 
 def test_a_paper_that_was_not_printed_is_refused(tmp_path):
-    with pytest.raises(Refusal, match=r"no executed notebooks in .*run `make paper PROFILE=smoke`"):
+    with pytest.raises(
+        InputError, match=r"no executed notebooks in .*run `make paper PROFILE=smoke`"
+    ):
         book.lay(tmp_path / "sources", Results(tmp_path / "smoke"))
 
 

@@ -14,12 +14,13 @@ from test_pipeline import ALL, EXPERT, SET, START
 from test_pipeline import done as done  # the same set-up, filled by one process
 from test_pipeline import halfway as halfway
 
-from ddlib import engine, pipeline, store
 from ddlib.__main__ import main
-from ddlib.config import Following
-from ddlib.paper import Paper
-from ddlib.pipeline import expert, get
-from ddlib.store import Damaged, Full
+from ddlib.paper.paper import Paper
+from ddlib.runs import engine, store
+from ddlib.runs import stages as pipeline
+from ddlib.runs.stages import expert, get
+from ddlib.runs.store import Damaged, Full
+from ddlib.settings import Following
 
 HOME = Path(store.__file__).parent.parent
 TINY = """
@@ -87,11 +88,20 @@ def spaced(good):
 
 HARMS = {  # name -> what is left of the file, given a store that has the same and more; and what is said
     "cut short": (lambda good, done: good[:-1], "file not fully covered"),
-    "one bit": (lambda good, done: good[:-40] + bytes([good[-40] ^ 2]) + good[-39:], "its content hashes to"),
+    "one bit": (
+        lambda good, done: good[:-40] + bytes([good[-40] ^ 2]) + good[-39:],
+        "its content hashes to",
+    ),
     "empty": (lambda good, done: b"", "it is empty"),
     "foreign": (lambda good, done: b"not a tensor in sight", "deserializing header"),
-    "another's": (lambda good, done: done.file(SET).read_bytes(), "it was made under other settings"),
-    "the same, written otherwise": (lambda good, done: spaced(good), "its first bytes are not those that its content asks for"),
+    "another's": (
+        lambda good, done: done.file(SET).read_bytes(),
+        "it was made under other settings",
+    ),
+    "the same, written otherwise": (
+        lambda good, done: spaced(good),
+        "its first bytes are not those that its content asks for",
+    ),
 }
 
 
@@ -118,8 +128,10 @@ def test_what_a_task_reads_is_made_again_by_its_worker(done, halfway, capfd):
     for file in harmed:
         file.write_bytes(file.read_bytes()[:-5])
     with engine.Processes(1) as pool:
-        pipeline.fulfil(ALL, halfway, workers=1, pool=pool)
-    assert all(halfway.file(settings).read_bytes() == done.file(settings).read_bytes() for settings in ALL)
+        pipeline.ensure(ALL, halfway, workers=1, pool=pool)
+    assert all(
+        halfway.file(settings).read_bytes() == done.file(settings).read_bytes() for settings in ALL
+    )
     assert len(list((halfway.root / "damaged").iterdir())) == 3
     said = capfd.readouterr().err
     assert all(f"warning: {file} is damaged" in said for file in harmed)
@@ -148,15 +160,26 @@ def test_a_paper_reads_damaged_rows_as_they_were(profile, tmp_path, monkeypatch)
 def test_a_users_file_is_named_with_its_fault_and_stays(done, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("STORE", str(tmp_path / "store"))
     good, mine = done.file(SET).read_bytes(), tmp_path / "mine.safetensors"
-    faults = {b"": "it is empty", good[:-1]: "not fully covered", good[:-1] + bytes([good[-1] ^ 1]): "its content hashes to"}
+    faults = {
+        b"": "it is empty",
+        good[:-1]: "not fully covered",
+        good[:-1] + bytes([good[-1] ^ 1]): "its content hashes to",
+    }
     for content, fault in faults.items():
         mine.write_bytes(content)
         assert main(["evaluate", str(mine)]) == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"ddlib: {mine} is damaged or not a ddlib file: ") and fault in said and "take a sound copy of it" in said
+        assert (
+            said.startswith(f"ddlib: {mine} is damaged or not a ddlib file: ")
+            and fault in said
+            and "take a sound copy of it" in said
+        )
         assert mine.read_bytes() == content and not (tmp_path / "damaged").exists()
     assert main(["evaluate", str(tmp_path / "none")]) == 2 and "no file" in capsys.readouterr().err
-    assert main(["evaluate", str(tmp_path)]) == 2 and f"{tmp_path} is a folder, expected a .pt file" in capsys.readouterr().err
+    assert (
+        main(["evaluate", str(tmp_path)]) == 2
+        and f"{tmp_path} is a folder, expected a .pt file" in capsys.readouterr().err
+    )
 
 
 FILLED = """
@@ -191,16 +214,39 @@ def test_a_full_disk_stops_with_a_message_and_the_store_stays_sound(profile, tmp
     home, how = tmp_path / "home", "limit"
     home.mkdir()
     command = [sys.executable, "-c", FILLED, str(home), profile]
-    mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=1m none "{home}" && exec "$@"', "sh"]
-    if shutil.which("unshare") and subprocess.run([*mounted, "true"], capture_output=True).returncode == 0:
+    mounted = [
+        "unshare",
+        "-rm",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o size=1m none "{home}" && exec "$@"',
+        "sh",
+    ]
+    if (
+        shutil.which("unshare")
+        and subprocess.run([*mounted, "true"], capture_output=True).returncode == 0
+    ):
         command, how = [*mounted, *command], "disk"
-    ran = subprocess.run([*command, how], env=os.environ | {"PYTHONPATH": str(HOME)}, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [*command, how],
+        env=os.environ | {"PYTHONPATH": str(HOME)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
-    assert found == {"first": 2, "sound": found["sound"], "half": [], "again": 0, "missing": 0} and found["sound"] > 0, ran.stderr
+    assert (
+        found == {"first": 2, "sound": found["sound"], "half": [], "again": 0, "missing": 0}
+        and found["sound"] > 0
+    ), ran.stderr
     reason = "No space left on device" if how == "disk" else "File too large"
     (said,) = [line for line in ran.stderr.splitlines() if line.startswith("ddlib: ")]
-    assert f".safetensors could not be written ({reason}): it takes " in said and " are free in " in said and "run again: what is finished is kept" in said
+    assert (
+        f".safetensors could not be written ({reason}): it takes " in said
+        and " are free in " in said
+        and "run again: what is finished is kept" in said
+    )
 
 
 def test_nothing_is_begun_on_a_full_disk(capsys):

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
-from ddlib import config, data, whiten
-from ddlib.config import Data, Refusal, generator, key
-from ddlib.whiten import Space, fit_space
+from ddlib import settings as config
+from ddlib.data import datasets as data
+from ddlib.data import space as whiten
+from ddlib.data.space import Space, fit_space
+from ddlib.settings import Data, InputError, generator, key
 
 SHAPES = {"digits": (1, 16, 16), "mnist_5k": (1, 28, 28), "mnist_m_5k": (3, 32, 32)}
 COUNTS = {"digits": (120, 20, 34), "mnist_5k": (350, 50, 100), "mnist_m_5k": (350, 50, 100)}
@@ -48,7 +50,11 @@ def rows(x):
 @pytest.mark.parametrize("name", SHAPES)
 def test_sets_are_balanced_disjoint_and_in_their_space(name, folder):
     images = data.load(Data(name=name), folder)
-    assert images.shape == SHAPES[name] == data.SETS[name].shape and images.classes == 10 and images.name == name
+    assert (
+        images.shape == SHAPES[name] == data.SETS[name].shape
+        and images.classes == 10
+        and images.name == name
+    )
     assert images.x_train.dtype == torch.float32 and images.y_train.dtype == torch.int64
     assert "flip" not in images.strategies
     assert data.per_class(Data(name=name)) == COUNTS[name][0]
@@ -80,11 +86,15 @@ def test_mnist_m_blends_the_digits_of_mnist():
     assert all(torch.equal(plain[f"y_{p}"], blend[f"y_{p}"]) for p in data.PARTS)
     photos = data.photographs()
     assert len(photos) == 10 and all(p.shape[0] == 3 and p.dtype == torch.uint8 for p in photos)
-    i, top, left = data.draw_places([p.shape[1:] for p in photos], "test", 1000, generator(3, "patches", "test"))[7]
+    i, top, left = data.draw_places(
+        [p.shape[1:] for p in photos], "test", 1000, generator(3, "patches", "test")
+    )[7]
     patch = photos[i][:, top : top + 32, left : left + 32].int()
     inside = (patch[:, 2:-2, 2:-2] - plain["x_test"][7].int()).abs()
     assert torch.equal(blend["x_test"][7][:, 2:-2, 2:-2].int(), inside)
-    assert torch.equal(blend["x_test"][7][:, :2].int(), patch[:, :2])  # the padding shows the photograph as it is
+    assert torch.equal(
+        blend["x_test"][7][:, :2].int(), patch[:, :2]
+    )  # the padding shows the photograph as it is
 
 
 def test_patches_come_from_disjoint_columns():
@@ -105,7 +115,11 @@ def test_patches_come_from_disjoint_columns():
 def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
     raw = data._digits(5, tmp_path)
     made = []
-    monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], cached=True, make=lambda *_: made.append(1) or raw))
+    monkeypatch.setitem(
+        data.SETS,
+        "digits",
+        replace(data.SETS["digits"], cached=True, make=lambda *_: made.append(1) or raw),
+    )
     settings = Data(name="digits", seed=5)
     first = data.load(settings, tmp_path)
     path = tmp_path / "data" / "digits-5.safetensors"
@@ -113,7 +127,14 @@ def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
     data._load.cache_clear()
     data.load(settings, tmp_path)
     assert made == [1]  # read, not made
-    path.write_bytes({"cut": good[:-100], "flip": good[:-1] + bytes([good[-1] ^ 1]), "empty": b"", "foreign": b"not a tensor"}[harm])
+    path.write_bytes(
+        {
+            "cut": good[:-100],
+            "flip": good[:-1] + bytes([good[-1] ^ 1]),
+            "empty": b"",
+            "foreign": b"not a tensor",
+        }[harm]
+    )
     data._load.cache_clear()
     again = data.load(settings, tmp_path)
     assert made == [1, 1] and torch.equal(first.x_train, again.x_train)
@@ -126,23 +147,29 @@ def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
 def test_other_images_than_the_published_are_refused(tmp_path, monkeypatch):
     true = data.SETS["digits"].sha256
     monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], sha256="0" * 64))
-    with pytest.raises(Refusal, match=f"has sha256 {true}, expected {'0' * 64}"):
+    with pytest.raises(InputError, match=f"has sha256 {true}, expected {'0' * 64}"):
         data.load(Data(name="digits"), tmp_path)
     data.load(Data(name="digits", seed=1), tmp_path)  # a seed of one's own has no published images
 
 
 def test_unknown_name_is_refused():
     for ask in (data.load, data.per_class):
-        with pytest.raises(Refusal, match=r"'mnist_6k' is unknown: expected one of digits, mnist_5k, mnist_m_5k, cifar10, cifar100, mnist, .*imagesquawk or folder"):
+        with pytest.raises(
+            InputError,
+            match=r"'mnist_6k' is unknown: expected one of digits, mnist_5k, mnist_m_5k, cifar10, cifar100, mnist, .*imagesquawk or folder",
+        ):
             ask(Data(name="mnist_6k"))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_missing_cifar_is_refused(name, tmp_path):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(InputError) as caught:
         data.load(Data(name=name), tmp_path)
     text = str(caught.value)
-    assert str(tmp_path / "data") in text and {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name] in text
+    assert (
+        str(tmp_path / "data") in text
+        and {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name] in text
+    )
     assert "download=True" in text and "mnist_m_5k" in text
 
 
@@ -168,8 +195,15 @@ def test_cifar_archive_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
 
     images = data.load(Data(name="cifar10"), tmp_path)
-    assert images.shape == (3, 32, 32) and images.class_names[3] == "cat" and "flip" in images.strategies
-    assert images.y_train.bincount().tolist() == [18] * 10 and images.y_val.bincount().tolist() == [2] * 10
+    assert (
+        images.shape == (3, 32, 32)
+        and images.class_names[3] == "cat"
+        and "flip" in images.strategies
+    )
+    assert (
+        images.y_train.bincount().tolist() == [18] * 10
+        and images.y_val.bincount().tolist() == [2] * 10
+    )
     assert not rows(images.x_train) & rows(images.x_val)
     expected = torch.from_numpy(pixels["test_batch"]).view(-1, 3, 32, 32) / 255
     torch.testing.assert_close(images.space.leave(images.x_test), expected, atol=1e-5, rtol=0)
@@ -177,13 +211,17 @@ def test_cifar_archive_is_read(tmp_path, monkeypatch):
 
     data._load.cache_clear()
     (home / "data_batch_2").write_bytes(b"damaged")
-    with pytest.raises(Refusal, match="not found whole"):
+    with pytest.raises(InputError, match="not found whole"):
         data.load(Data(name="cifar10"), tmp_path)
 
 
 def idx(numbers):
     """The bytes of an IDX file: two zeros, the type 8, the number of axes, their lengths, the numbers."""
-    return bytes([0, 0, 8, numbers.ndim]) + np.array(numbers.shape, dtype=">u4").tobytes() + numbers.tobytes()
+    return (
+        bytes([0, 0, 8, numbers.ndim])
+        + np.array(numbers.shape, dtype=">u4").tobytes()
+        + numbers.tobytes()
+    )
 
 
 @pytest.mark.parametrize("name, reader", [("mnist", MNIST), ("fashion_mnist", FashionMNIST)])
@@ -194,7 +232,9 @@ def test_mnist_archive_is_read(name, reader, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     y = rng.permutation(np.repeat(np.arange(10, dtype=np.uint8), range(20, 30)))
     y_test = rng.integers(0, 10, 33, dtype=np.uint8)
-    x, x_test = (rng.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8) for labels in (y, y_test))
+    x, x_test = (
+        rng.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8) for labels in (y, y_test)
+    )
     resources = []
     for (file, _), content in zip(reader.resources, (x, y, x_test, y_test), strict=True):
         packed = gzip.compress(idx(content), mtime=0)
@@ -204,11 +244,21 @@ def test_mnist_archive_is_read(name, reader, tmp_path, monkeypatch):
 
     images = data.load(Data(name=name), tmp_path)
     assert images.shape == data.SETS[name].shape == (1, 28, 28) and images.classes == 10
-    assert ("flip" in images.strategies) == (name == "fashion_mnist") and (images.class_names[9] == {"mnist": "9", "fashion_mnist": "Ankle boot"}[name])
-    assert images.y_train.bincount().tolist() == [18] * 10 and images.y_val.bincount().tolist() == [2] * 10
+    assert ("flip" in images.strategies) == (name == "fashion_mnist") and (
+        images.class_names[9] == {"mnist": "9", "fashion_mnist": "Ankle boot"}[name]
+    )
+    assert (
+        images.y_train.bincount().tolist() == [18] * 10
+        and images.y_val.bincount().tolist() == [2] * 10
+    )
     assert not rows(images.x_train) & rows(images.x_val)
     assert images.y_test.tolist() == y_test.tolist()
-    torch.testing.assert_close(images.space.leave(images.x_test), torch.from_numpy(x_test).unsqueeze(1) / 255, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        images.space.leave(images.x_test),
+        torch.from_numpy(x_test).unsqueeze(1) / 255,
+        atol=1e-6,
+        rtol=0,
+    )
     label = {image.tobytes(): k for image, k in zip(x, y.tolist(), strict=True)}
     pixels = (images.space.leave(images.x_train) * 255).round().byte()
     assert [label[image.numpy().tobytes()] for image in pixels] == images.y_train.tolist()
@@ -216,10 +266,13 @@ def test_mnist_archive_is_read(name, reader, tmp_path, monkeypatch):
     data._load.cache_clear()
     (home / resources[1][0]).write_bytes(b"damaged")
     (home / resources[2][0]).unlink()
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(InputError) as caught:
         data.load(Data(name=name), tmp_path)
     text = str(caught.value)
-    assert all(f"{file} (md5 {md5})" in text for file, md5 in resources[1:3]) and resources[0][0] not in text
+    assert (
+        all(f"{file} (md5 {md5})" in text for file, md5 in resources[1:3])
+        and resources[0][0] not in text
+    )
     assert str(home) in text and f"import {reader.__name__}" in text and "download=True" in text
 
 
@@ -231,10 +284,19 @@ def test_fields_that_a_set_does_not_have_are_not_in_its_key(monkeypatch):
 
 def test_catalogue_names():
     names = data.SETS["cifar100"].class_names
-    assert len(names) == len(set(names)) == 100 and list(names) == sorted(names)  # the archive numbers them in this order
-    assert data.per_class(Data(name="cifar10")) == 4500 and data.per_class(Data(name="cifar100")) == 450
+    assert len(names) == len(set(names)) == 100 and list(names) == sorted(
+        names
+    )  # the archive numbers them in this order
+    assert (
+        data.per_class(Data(name="cifar10")) == 4500
+        and data.per_class(Data(name="cifar100")) == 450
+    )
     for name, known in data.SETS.items():
-        assert data.about(Data(name=name)) is known and len(set(known.class_names)) == len(known.class_names) and known.source
+        assert (
+            data.about(Data(name=name)) is known
+            and len(set(known.class_names)) == len(known.class_names)
+            and known.source
+        )
 
 
 @pytest.mark.parametrize("zca", [False, True])
@@ -250,13 +312,17 @@ def test_a_space_measured_part_by_part_is_that_of_the_whole(zca, monkeypatch):
 
 @pytest.mark.parametrize("zca", [False, True])
 def test_space_there_and_back(zca):
-    x = torch.rand(300, 3, 6, 6, generator=generator("x")) * torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1)
+    x = torch.rand(300, 3, 6, 6, generator=generator("x")) * torch.tensor([1.0, 0.5, 0.1]).view(
+        3, 1, 1
+    )
     space = fit_space(x, zca)
     copy = Space.from_tensors(space.tensors())
     assert set(space.tensors()) == ({"mean", "std", "zca", "zca_mean"} if zca else {"mean", "std"})
     beyond = 3 * x - 1  # not clipped
     torch.testing.assert_close(space.leave(space.enter(beyond)), beyond, atol=1e-5, rtol=1e-5)
-    assert set(space.tensors()) == set(copy.tensors())  # using a space adds nothing to what is stored
+    assert set(space.tensors()) == set(
+        copy.tensors()
+    )  # using a space adds nothing to what is stored
     assert torch.equal(copy.enter(x), space.enter(x)) and torch.equal(copy.leave(x), space.leave(x))
     double = space.enter(x.double())
     assert double.dtype == torch.float64 and double.shape == x.shape
@@ -272,9 +338,15 @@ def test_a_constant_channel_is_centred():
 
 
 def test_whitened_eigenvalues_have_their_closed_form():
-    x = torch.rand(400, 1, 5, 5, generator=generator("x")).cumsum(2) / 5  # correlated rows: s spans orders of magnitude
-    before = torch.linalg.eigvalsh(torch.cov(fit_space(x, zca=False).enter(x).flatten(1).T.double()))
-    after = torch.linalg.eigvalsh(torch.cov(fit_space(x, zca=True, epsilon=0.1).enter(x).flatten(1).T.double()))
+    x = (
+        torch.rand(400, 1, 5, 5, generator=generator("x")).cumsum(2) / 5
+    )  # correlated rows: s spans orders of magnitude
+    before = torch.linalg.eigvalsh(
+        torch.cov(fit_space(x, zca=False).enter(x).flatten(1).T.double())
+    )
+    after = torch.linalg.eigvalsh(
+        torch.cov(fit_space(x, zca=True, epsilon=0.1).enter(x).flatten(1).T.double())
+    )
     torch.testing.assert_close(after, before / (before + 0.1), atol=1e-5, rtol=1e-4)
 
 
@@ -284,10 +356,18 @@ def test_the_space_is_measured_on_training_images_only(zca, tmp_path, monkeypatc
     other = raw | {"x_val": 255 - raw["x_val"], "x_test": 255 - raw["x_test"]}
     found = []
     for i, some in enumerate((raw, other)):
-        monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], make=lambda *_, some=some: some, sha256=None))
+        monkeypatch.setitem(
+            data.SETS,
+            "digits",
+            replace(data.SETS["digits"], make=lambda *_, some=some: some, sha256=None),
+        )
         data._load.cache_clear()
-        found.append(data.load(Data(name="digits", zca=zca), tmp_path / str(i)))  # folders apart: each fits its own
-    assert torch.equal(found[0].x_train, found[1].x_train) and not torch.equal(found[0].x_test, found[1].x_test)
+        found.append(
+            data.load(Data(name="digits", zca=zca), tmp_path / str(i))
+        )  # folders apart: each fits its own
+    assert torch.equal(found[0].x_train, found[1].x_train) and not torch.equal(
+        found[0].x_test, found[1].x_test
+    )
     for name, value in found[0].space.tensors().items():
         assert torch.equal(value, found[1].space.tensors()[name])
 

@@ -13,9 +13,9 @@ from test_pipeline import ALL
 from test_pipeline import done as done  # the same set-up, filled by this process
 
 import ddlib
-from ddlib.config import PROFILES
-from ddlib.pipeline import get
-from ddlib.store import Store
+from ddlib.runs.stages import get
+from ddlib.runs.store import Store
+from ddlib.settings import PROFILES
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     profile, folder = sys.argv[1:]
     paper = Paper(profile, folder + "/store", folder + "/results")
     tasks = paper.tasks("main")
-    pipeline.fulfil(tasks[::-1] if "backwards" in folder else tasks, paper.store)
+    pipeline.ensure(tasks[::-1] if "backwards" in folder else tasks, paper.store)
     paper.study("main")
     for table in ("main", "summary"):
         paper.table(table)
@@ -60,13 +60,31 @@ def test_neither_processes_nor_threads_nor_hashing_change_a_byte(tiny, tmp_path)
     """One process, and two that are told to use more threads, hash otherwise and begin at the other end."""
     ways = {
         "serial": {"ENGINE": "serial", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-        "backwards": {"ENGINE": "processes", "WORKERS": "2", "PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+        "backwards": {
+            "ENGINE": "processes",
+            "WORKERS": "2",
+            "PYTHONHASHSEED": "77",
+            "OMP_NUM_THREADS": "2",
+            "MKL_NUM_THREADS": "2",
+        },
     }
     paths = os.environ | {"PYTHONPATH": str(Path(ddlib.__file__).parent.parent)}
     (tmp_path / "program.py").write_text(PROGRAM)
-    runs = [subprocess.Popen([sys.executable, tmp_path / "program.py", tiny, tmp_path / way], env=paths | about) for way, about in ways.items()]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "program.py", tiny, tmp_path / way], env=paths | about
+        )
+        for way, about in ways.items()
+    ]
     assert [run.wait(timeout=300) for run in runs] == [0, 0]
-    serial, other = ({f.relative_to(tmp_path / way): f.read_bytes() for f in (tmp_path / way).rglob("*") if f.is_file() and f.parent.name != "notes"} for way in ways)
+    serial, other = (
+        {
+            f.relative_to(tmp_path / way): f.read_bytes()
+            for f in (tmp_path / way).rglob("*")
+            if f.is_file() and f.parent.name != "notes"
+        }
+        for way in ways
+    )
     assert serial.keys() == other.keys()
     assert {"experts", "sets", "rows", "tables"} <= {name.parts[-2] for name in serial}
     assert not [str(name) for name in serial if serial[name] != other[name]]

@@ -6,14 +6,14 @@ No GPU is needed: tensors of PyTorch's `meta` device have no values, so any look
 import pytest
 import torch
 
-from ddlib import augment, networks
-from ddlib.config import Data, Distillation, Expert, Network, Selection, generator
-from ddlib.distil import inner_loss
-from ddlib.fit import Recipe, gradient_norms, one_epoch, optimiser_for
-from ddlib.flat import CrossEntropy, Flat
-from ddlib.fused import Fused, flat
-from ddlib.matching import matched_steps, objective
-from ddlib.unroll import adjoint, path
+from ddlib.method import augment, networks
+from ddlib.method.distill import inner_loss
+from ddlib.method.fast.convnet import Fused, flat
+from ddlib.method.functional import CrossEntropy, FunctionalNetwork
+from ddlib.method.matching import matched_steps, objective
+from ddlib.method.student import adjoint, path
+from ddlib.method.train import Recipe, gradient_norms, one_epoch, optimiser_for
+from ddlib.settings import Data, Distillation, Expert, Network, Selection, generator
 
 SHAPE, K, N = (3, 16, 16), 4, 6
 MODULE = networks.build(Network(width=8, depth=2), SHAPE, K)
@@ -42,8 +42,27 @@ def test_the_meta_device_fails_on_tensors_left_behind():
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
 def test_an_expert_step_stays_on_its_device(optimiser, strategy):
     theta, x, y = problem("meta")
-    recipe = Recipe(1, 4, 0.01, optimiser=optimiser, weight_decay=0.001, strategies=(strategy,), penalty="per_sample", penalty_weight=2.0)
-    loss = one_epoch(flat(MODULE), theta, optimiser_for(theta, recipe, recipe.lr), x, y, recipe, 0, 0.5, ("seed",))
+    recipe = Recipe(
+        1,
+        4,
+        0.01,
+        optimiser=optimiser,
+        weight_decay=0.001,
+        strategies=(strategy,),
+        penalty="per_sample",
+        penalty_weight=2.0,
+    )
+    loss = one_epoch(
+        flat(MODULE),
+        theta,
+        optimiser_for(theta, recipe, recipe.lr),
+        x,
+        y,
+        recipe,
+        0,
+        0.5,
+        ("seed",),
+    )
     assert loss.device.type == "meta" and theta.device.type == "meta"
 
 
@@ -54,22 +73,44 @@ def test_inner_and_adjoint_steps_stay_on_their_device(soft, batch, strategy):
     theta, images, labels = problem("meta", 2 * K)
     labels = torch.empty(2 * K, K, device="meta") if soft else labels
     data = Data(name="digits")
-    fields = {"inner_steps": 3, "matched_epochs": 2, "start_epochs": 3, "batch": batch, "balance": True, "intermediate": "adaptive"}
-    settings = Distillation(experts=Expert(data=data), start=Selection(data=data, method="real"), **fields)
+    fields = {
+        "inner_steps": 3,
+        "matched_epochs": 2,
+        "start_epochs": 3,
+        "batch": batch,
+        "balance": True,
+        "intermediate": "adaptive",
+    }
+    settings = Distillation(
+        experts=Expert(data=data), start=Selection(data=data, method="real"), **fields
+    )
     loss = inner_loss(flat(MODULE), labels, settings, (strategy,), 1, 0)
     lr, matched = torch.tensor(0.01, device="meta"), matched_steps(3, 2, "adaptive")
     walked = path(loss, theta, images, lr, 3, 0.9, differentiable=False)
     assert all(point.device.type == "meta" for point in walked)
     target = torch.empty(3, len(theta), device="meta")
-    found = adjoint(loss, theta, images, lr, 3, 0.9, lambda path: objective(path, target, matched, "adaptive"), list(matched))
-    assert (found.labels is not None) == soft and all(part.device.type == "meta" for part in found if part is not None)
+    found = adjoint(
+        loss,
+        theta,
+        images,
+        lr,
+        3,
+        0.9,
+        lambda path: objective(path, target, matched, "adaptive"),
+        list(matched),
+    )
+    assert (found.labels is not None) == soft and all(
+        part.device.type == "meta" for part in found if part is not None
+    )
     assert found.images.shape == images.shape and found.lr.shape == ()
 
 
 def test_an_evaluation_step_stays_on_its_device():
     theta, x, y = problem("meta")
     recipe = Recipe(1, 256, 0.01, weight_decay=5e-4, drop=0.1, strategies=EVERY)
-    one_epoch(flat(MODULE), theta, optimiser_for(theta, recipe, 0.01), x, y, recipe, 0, 1.0, ("seed",))
+    one_epoch(
+        flat(MODULE), theta, optimiser_for(theta, recipe, 0.01), x, y, recipe, 0, 1.0, ("seed",)
+    )
     right = (flat(MODULE).logits(theta, x).argmax(1) == y).sum()
     assert right.device.type == "meta"
 
@@ -84,7 +125,7 @@ STEPS = {
 @pytest.mark.parametrize("step", STEPS)
 def test_steps_compile_as_one_graph(step):
     """Captured whole, with its derivatives; which code is made of the graph is the device's affair."""
-    given = (Flat(MODULE), *problem())
+    given = (FunctionalNetwork(MODULE), *problem())
     compiled = torch.compile(STEPS[step], fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(*given), STEPS[step](*given), strict=True):
         torch.testing.assert_close(a, b)
@@ -93,7 +134,7 @@ def test_steps_compile_as_one_graph(step):
 @pytest.mark.parametrize("step", STEPS)
 def test_networks_batch_on_one_device(step):
     """`torch.vmap` over the parameters of several networks: each as it would be alone."""
-    net, (theta, x, y) = Flat(MODULE), problem()
+    net, (theta, x, y) = FunctionalNetwork(MODULE), problem()
     thetas = theta + 0.05 * torch.randn(3, len(theta), generator=generator("thetas"))
     together = torch.vmap(lambda theta: STEPS[step](net, theta, x, y))(thetas)
     for i, one in enumerate(thetas):
@@ -104,7 +145,7 @@ def test_networks_batch_on_one_device(step):
 @pytest.mark.parametrize("step", STEPS)
 def test_mixed_precision_is_near_full_precision_and_not_it(step):
     full, mixed = flat(MODULE), flat(MODULE, "bfloat16")
-    assert type(full) is Fused and type(mixed) is Flat
+    assert type(full) is Fused and type(mixed) is FunctionalNetwork
     given = problem()
     for a, b in zip(STEPS[step](mixed, *given), STEPS[step](full, *given), strict=True):
         assert a.dtype == b.dtype == torch.float32 and a.shape == b.shape

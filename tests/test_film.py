@@ -10,10 +10,13 @@ from test_pipeline import SET, START
 from test_pipeline import done as done
 from test_pipeline import halfway as halfway
 
-from ddlib import config, cost, pipeline, plots, studies
-from ddlib.config import Film
-from ddlib.paper import STUDIES
-from ddlib.results import Results
+from ddlib import settings as config
+from ddlib.paper import figures as plots
+from ddlib.paper.paper import STUDIES
+from ddlib.paper.results import Results
+from ddlib.runs import cost, studies
+from ddlib.runs import stages as pipeline
+from ddlib.settings import Film
 
 FILM = Film(of=SET)
 
@@ -26,9 +29,13 @@ def shot(done):
 
 def test_frames_are_the_states_that_the_set_was_in(shot, done, halfway):
     frames, kept = shot.tensors["frames"], done.load(SET).tensors["history"]
-    assert frames.shape == (SET.iterations + 1, 10, 1, 16, 16) and shot.tensors["labels"].tolist() == list(range(10))
+    assert frames.shape == (SET.iterations + 1, 10, 1, 16, 16) and shot.tensors[
+        "labels"
+    ].tolist() == list(range(10))
     assert torch.equal(frames[0], done.load(START).tensors["images"])
-    assert torch.equal(frames[[0, 2, 4, 6]], kept), "at its looks, and at its end, the set was there too"
+    assert torch.equal(frames[[0, 2, 4, 6]], kept), (
+        "at its looks, and at its end, the set was there too"
+    )
     assert len({frame.numpy().tobytes() for frame in frames}) == len(frames)
     pipeline.get(FILM, halfway)
     assert not halfway.has(SET), "a film needs the start and the experts, and no set"
@@ -36,22 +43,36 @@ def test_frames_are_the_states_that_the_set_was_in(shot, done, halfway):
 
 
 def test_rows_tell_how_far_the_images_went(shot):
-    rows, x = shot.record["rows"], plots.pixels(shot, shot.tensors["frames"].flatten(0, 1)).reshape(7, 10, 16, 16)
+    rows, x = (
+        shot.record["rows"],
+        plots.pixels(shot, shot.tensors["frames"].flatten(0, 1)).reshape(7, 10, 16, 16),
+    )
     assert [row["iteration"] for row in rows] == list(range(7)) and rows[0]["moved"] == 0
-    clipped = [float(np.sqrt(np.square(frame - x[0]).mean())) for frame in x]  # a viewer's pixels, which go less far
-    assert all(row["moved"] >= less - 1e-6 for row, less in zip(rows, clipped, strict=True)) and rows[-1]["moved"] < 3 * clipped[-1]
+    clipped = [
+        float(np.sqrt(np.square(frame - x[0]).mean())) for frame in x
+    ]  # a viewer's pixels, which go less far
+    assert (
+        all(row["moved"] >= less - 1e-6 for row, less in zip(rows, clipped, strict=True))
+        and rows[-1]["moved"] < 3 * clipped[-1]
+    )
 
 
 def test_a_film_of_fewer_frames_and_classes_is_a_part_of_it(shot, halfway):
     few = pipeline.get(Film(of=SET, frames=3, shown=4), halfway)
-    assert torch.equal(few.tensors["frames"], shot.tensors["frames"][::2, :4]) and few.tensors["labels"].tolist() == [0, 1, 2, 3]
+    assert torch.equal(few.tensors["frames"], shot.tensors["frames"][::2, :4]) and few.tensors[
+        "labels"
+    ].tolist() == [0, 1, 2, 3]
     assert few.record["rows"][1]["iteration"] == 2
 
 
 def test_of_several_images_a_class_the_first_is_shown(halfway):
     start = START.model_copy(update={"ipc": 2})
-    film = pipeline.get(Film(of=SET.model_copy(update={"start": start, "iterations": 1, "checks": 1})), halfway)
-    assert torch.equal(film.tensors["frames"][0], halfway.load(start).tensors["images"][::2]) and film.tensors["labels"].tolist() == list(range(10))
+    film = pipeline.get(
+        Film(of=SET.model_copy(update={"start": start, "iterations": 1, "checks": 1})), halfway
+    )
+    assert torch.equal(
+        film.tensors["frames"][0], halfway.load(start).tensors["images"][::2]
+    ) and film.tensors["labels"].tolist() == list(range(10))
 
 
 def test_the_gif_shows_the_frames_in_their_order_and_begins_again(shot, tmp_path):
@@ -65,7 +86,12 @@ def test_the_gif_shows_the_frames_in_their_order_and_begins_again(shot, tmp_path
         durations.append(gif.info["duration"])
         page = np.asarray(gif.convert("L"), float)
         places = [(18, j * (16 * scale + 3)) for j in range(10)]
-        shown.append([page[top : top + 16 * scale : scale, left : left + 16 * scale : scale] for top, left in places])
+        shown.append(
+            [
+                page[top : top + 16 * scale : scale, left : left + 16 * scale : scale]
+                for top, left in places
+            ]
+        )
     assert durations == [100] * 6 + [1000] and gif.info["loop"] == 0
     away = np.abs(np.array(shown)[:, None] - x).mean((2, 3, 4))  # (shown, frame)
     assert away.argmin(1).tolist() == list(range(7)) and away.diagonal().max() < 4
@@ -76,7 +102,9 @@ def test_a_paper_films_one_set_that_it_makes_anyway():
         profile = config.profile(name)
         ((label, film),) = STUDIES["film"].asks(profile)
         made = {run.settings.of: run for run in studies.main(profile)}
-        assert made[film.of].label(profile.cells[label["cell"]]).items() >= label.items() and film in studies.asked(profile)
+        assert made[film.of].label(
+            profile.cells[label["cell"]]
+        ).items() >= label.items() and film in studies.asked(profile)
         assert pipeline.needs(film) == pipeline.needs(film.of)
         whole, frames = (cost.work(one, 5000, 10, 1024) for one in (film.of, film))
         assert 0 < frames < whole, "it is not looked at"

@@ -8,15 +8,25 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ddlib import augment, networks
-from ddlib.augment import Draws
-from ddlib.config import Network, generator
-from ddlib.fit import Diverged, Epoch, Recipe, accuracy, finite, fit, gradient, gradient_norms, optimiser_for, ramp
-from ddlib.flat import Flat
+from ddlib.method import augment, networks
+from ddlib.method.augment import Draws
+from ddlib.method.functional import FunctionalNetwork
+from ddlib.method.train import (
+    Diverged,
+    Epoch,
+    Recipe,
+    accuracy,
+    finite,
+    gradient,
+    gradient_norms,
+    optimiser_for,
+    ramp,
+)
+from ddlib.settings import Network, generator
 
 SHAPE, CLASSES, N = (2, 6, 6), 3, 11
 SETTINGS = Network(width=3, depth=1)
-FLAT = Flat(networks.build(SETTINGS, SHAPE, CLASSES))
+FLAT = FunctionalNetwork(networks.build(SETTINGS, SHAPE, CLASSES))
 SEED = (5, "here")
 
 
@@ -27,7 +37,9 @@ def some_data():
 
 def thetas(**recipe):
     theta, x, y = some_data()
-    return [epoch.theta for epoch in fit(FLAT, theta, x, y, Recipe(**({"batch": 4} | recipe)), SEED)]
+    return [
+        epoch.theta for epoch in train(FLAT, theta, x, y, Recipe(**({"batch": 4} | recipe)), SEED)
+    ]
 
 
 def by_hand(make, epochs, factors=None, lrs=None, restart_at=None, strategies=()):
@@ -74,19 +86,32 @@ MAKERS = {
 def test_fit_is_the_loop_one_would_write(optimiser, strategies):
     path, losses = by_hand(MAKERS[optimiser], 3, strategies=strategies)
     theta, x, y = some_data()
-    recipe = Recipe(epochs=3, batch=4, lr=0.02, optimiser=optimiser, weight_decay=0.01, strategies=strategies)
-    epochs = list(fit(FLAT, theta, x, y, recipe, SEED))
+    recipe = Recipe(
+        epochs=3, batch=4, lr=0.02, optimiser=optimiser, weight_decay=0.01, strategies=strategies
+    )
+    epochs = list(train(FLAT, theta, x, y, recipe, SEED))
     assert_same_path([epoch.theta for epoch in epochs], path)
     assert [epoch.index for epoch in epochs] == [0, 1, 2]
-    assert [float(epoch.loss) for epoch in epochs] == pytest.approx(losses, rel=1e-6)  # the sum of losses is kept in float32
-    assert torch.equal(theta, some_data()[0]) and not theta.requires_grad  # the start is left as it was
+    assert [float(epoch.loss) for epoch in epochs] == pytest.approx(
+        losses, rel=1e-6
+    )  # the sum of losses is kept in float32
+    assert (
+        torch.equal(theta, some_data()[0]) and not theta.requires_grad
+    )  # the start is left as it was
 
 
 def test_all_chance_comes_from_the_seed():
     theta, x, y = some_data()
     recipe = Recipe(epochs=1, batch=4, lr=0.02, strategies=("crop", "color"))
-    ends = [next(fit(FLAT, theta, x, y, recipe, seed)).theta for seed in (SEED, SEED, (6, "here"), (5, "there"))]
-    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2]) and not torch.equal(ends[0], ends[3])
+    ends = [
+        next(train(FLAT, theta, x, y, recipe, seed)).theta
+        for seed in (SEED, SEED, (6, "here"), (5, "there"))
+    ]
+    assert (
+        torch.equal(ends[0], ends[1])
+        and not torch.equal(ends[0], ends[2])
+        and not torch.equal(ends[0], ends[3])
+    )
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
@@ -101,29 +126,54 @@ def test_the_lr_drops_once_past_the_middle_and_the_optimiser_restarts(optimiser)
 
 
 def test_ramp_is_that_of_the_authors():
-    assert [ramp(e, 10) for e in range(14)] == pytest.approx([0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95, 1, 1, 1, 1])
+    assert [ramp(e, 10) for e in range(14)] == pytest.approx(
+        [0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95, 1, 1, 1, 1]
+    )
     assert [ramp(e, 2) for e in range(4)] == [0.5, 0.75, 1, 1]
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
 def test_the_clipping_loss_scales_the_loss(optimiser):
     path, _ = by_hand(MAKERS[optimiser], 5, factors=[0.5, 0.5 + 1 / 6, 0.5 + 2 / 6, 1, 1])
-    assert_same_path(thetas(epochs=5, lr=0.02, optimiser=optimiser, weight_decay=0.01, ramp="loss", ramp_epochs=3), path)
+    assert_same_path(
+        thetas(
+            epochs=5, lr=0.02, optimiser=optimiser, weight_decay=0.01, ramp="loss", ramp_epochs=3
+        ),
+        path,
+    )
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
 def test_its_control_is_a_warm_up_of_the_lr(optimiser):
     lrs = [0.01, 0.015, 0.02, 0.02, 0.012]
-    warmed = thetas(epochs=5, lr=0.02, optimiser=optimiser, weight_decay=0.01, ramp="lr", ramp_epochs=2, drop=0.6)
-    path, _ = by_hand(MAKERS[optimiser], 5, lrs=lrs, restart_at=4)  # E = 5: the drop comes after epoch 3
+    warmed = thetas(
+        epochs=5,
+        lr=0.02,
+        optimiser=optimiser,
+        weight_decay=0.01,
+        ramp="lr",
+        ramp_epochs=2,
+        drop=0.6,
+    )
+    path, _ = by_hand(
+        MAKERS[optimiser], 5, lrs=lrs, restart_at=4
+    )  # E = 5: the drop comes after epoch 3
     assert_same_path(warmed, path)
 
 
 def test_under_plain_sgd_the_clipping_loss_is_that_warm_up():
     for lr in (0.02, 0.1):
-        assert_same_path(*(thetas(epochs=4, lr=lr, optimiser="sgd", ramp=kind, ramp_epochs=3) for kind in ("loss", "lr")))
+        assert_same_path(
+            *(
+                thetas(epochs=4, lr=lr, optimiser="sgd", ramp=kind, ramp_epochs=3)
+                for kind in ("loss", "lr")
+            )
+        )
     for changes in ({"optimiser": "momentum"}, {"optimiser": "sgd", "weight_decay": 0.1}):
-        loss_ramp, lr_ramp = (thetas(epochs=4, lr=0.02, ramp=kind, ramp_epochs=3, **changes)[-1] for kind in ("loss", "lr"))
+        loss_ramp, lr_ramp = (
+            thetas(epochs=4, lr=0.02, ramp=kind, ramp_epochs=3, **changes)[-1]
+            for kind in ("loss", "lr")
+        )
         assert (loss_ramp - lr_ramp).norm() > 1e-5  # with a memory, or a second force, it is not
 
 
@@ -135,7 +185,9 @@ def sharp_by_hand(optimiser, rho, alpha, epochs, factors, cost):
 
     def grad(point, batch, factor):
         point = point.detach().requires_grad_()
-        return torch.autograd.grad(factor * F.cross_entropy(FLAT(point, x[batch]), y[batch]) + cost(point, x[batch]), point)[0]
+        return torch.autograd.grad(
+            factor * F.cross_entropy(FLAT(point, x[batch]), y[batch]) + cost(point, x[batch]), point
+        )[0]
 
     for epoch in range(epochs):
         for batch in torch.randperm(N, generator=generator(*SEED, "order", epoch)).split(4):
@@ -161,8 +213,17 @@ def test_sharp_steps_go_down_the_gradient_uphill(optimiser, penalty, alpha):
         (g,) = torch.autograd.grad(FLAT(theta, x).sum(), x, create_graph=True)
         return 0.5 * (g.flatten(1).norm(dim=1) - 1).square().mean()
 
-    more = {"weight_decay": 0.01, "ramp": "loss", "ramp_epochs": 2, "penalty": penalty, "penalty_weight": 0.5, "penalty_target": 1.0}
-    path = thetas(epochs=3, lr=0.02, optimiser=optimiser, sharpness=0.3, sharpness_alpha=alpha, **more)
+    more = {
+        "weight_decay": 0.01,
+        "ramp": "loss",
+        "ramp_epochs": 2,
+        "penalty": penalty,
+        "penalty_weight": 0.5,
+        "penalty_target": 1.0,
+    }
+    path = thetas(
+        epochs=3, lr=0.02, optimiser=optimiser, sharpness=0.3, sharpness_alpha=alpha, **more
+    )
     assert_same_path(path, sharp_by_hand(optimiser, 0.3, alpha or 0.0, 3, [0.5, 0.75, 1.0], cost))
     plain = thetas(epochs=3, lr=0.02, optimiser=optimiser, **more)
     assert (path[-1] - plain[-1]).norm() > 1e-3 * (plain[-1] - some_data()[0]).norm()
@@ -172,24 +233,37 @@ def test_sharp_steps_go_down_the_gradient_uphill(optimiser, penalty, alpha):
 def test_steps_that_look_no_distance_uphill_are_plain_ones(alpha):
     """The way apart shrinks with rho, in proportion."""
     plain = thetas(epochs=2, lr=0.02)[-1]
-    apart = [(thetas(epochs=2, lr=0.02, sharpness=rho, sharpness_alpha=alpha)[-1] - plain).norm() for rho in (1e-4, 1e-5, 1e-6)]
-    assert apart[0] > 1e-6 and [float(a / b) for a, b in pairwise(apart)] == pytest.approx([10, 10], rel=0.05)
+    apart = [
+        (thetas(epochs=2, lr=0.02, sharpness=rho, sharpness_alpha=alpha)[-1] - plain).norm()
+        for rho in (1e-4, 1e-5, 1e-6)
+    ]
+    assert apart[0] > 1e-6 and [float(a / b) for a, b in pairwise(apart)] == pytest.approx(
+        [10, 10], rel=0.05
+    )
 
 
 def test_a_sharp_step_from_a_gradient_of_zero_is_one_of_zero():
     recipe = Recipe(1, N, 0.1, sharpness=0.1, sharpness_alpha=0.4)
-    assert gradient(FLAT, *some_data(), Draws(None, torch.empty(3, N)), recipe, factor=0.0)[1].norm() == 0
+    assert (
+        gradient(FLAT, *some_data(), Draws(None, torch.empty(3, N)), recipe, factor=0.0)[1].norm()
+        == 0
+    )
 
 
 @pytest.mark.parametrize("optimiser", MAKERS)
 def test_soft_labels_that_are_certain_are_the_classes(optimiser):
     theta, x, y = some_data()
     recipe = Recipe(epochs=2, batch=4, lr=0.02, optimiser=optimiser, strategies=("crop",))
-    hard, soft = ([epoch.theta for epoch in fit(FLAT, theta, x, labels, recipe, SEED)] for labels in (y, F.one_hot(y, CLASSES).double()))
+    hard, soft = (
+        [epoch.theta for epoch in train(FLAT, theta, x, labels, recipe, SEED)]
+        for labels in (y, F.one_hot(y, CLASSES).double())
+    )
     assert_same_path(soft, hard)
 
 
-LINEAR = Flat(nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES, dtype=torch.float64)))  # f = W x + b
+LINEAR = FunctionalNetwork(
+    nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES, dtype=torch.float64))
+)  # f = W x + b
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, 0.3])
@@ -197,7 +271,9 @@ LINEAR = Flat(nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES, dtype=torch.flo
 def test_the_penalty_of_a_linear_network(reading, target):
     """g = sum_k W_k at every image, so its norms are those of one picture."""
     _, x, y = some_data()
-    theta = torch.randn(LINEAR.parameters, generator=generator("linear"), dtype=torch.float64, requires_grad=True)
+    theta = torch.randn(
+        LINEAR.parameters, generator=generator("linear"), dtype=torch.float64, requires_grad=True
+    )
     picture = theta[: 72 * CLASSES].view(CLASSES, *SHAPE).sum(0)  # (c, h, w)
     g = LINEAR.input_gradient(theta.detach(), x)
     torch.testing.assert_close(g, picture.detach().expand_as(x))
@@ -205,7 +281,9 @@ def test_the_penalty_of_a_linear_network(reading, target):
     torch.testing.assert_close(gradient_norms(g, reading), norms.detach().expand(N, *norms.shape))
     expected = 0.5 * F.cross_entropy(LINEAR(theta, x), y) + 3.0 * ((norms - target) ** 2).mean()
     recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=3.0, penalty_target=target)
-    value, d_theta = gradient(LINEAR, theta.detach(), x, y, Draws(None, torch.empty(3, N)), recipe, factor=0.5)  # the ramp scales the entropy alone
+    value, d_theta = gradient(
+        LINEAR, theta.detach(), x, y, Draws(None, torch.empty(3, N)), recipe, factor=0.5
+    )  # the ramp scales the entropy alone
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(d_theta, torch.autograd.grad(expected, theta)[0])
 
@@ -245,14 +323,22 @@ def test_a_gradient_of_zero_has_a_penalty_with_a_derivative():
     still = torch.zeros_like(theta)
     for reading in ("per_pixel", "per_sample"):
         recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=2.0)
-        assert torch.isfinite(gradient(FLAT, still, x, y, Draws(None, torch.empty(3, N)), recipe)[1]).all()
+        assert torch.isfinite(
+            gradient(FLAT, still, x, y, Draws(None, torch.empty(3, N)), recipe)[1]
+        ).all()
 
 
 WAYS = [  # the drop comes after epoch 4 of 6
     {"drop": 0.6},
     {"drop": 0.6, "ramp": "loss", "ramp_epochs": 3},
     {"drop": 0.6, "ramp": "lr", "ramp_epochs": 6},
-    {"ramp": "lr", "ramp_epochs": 3, "penalty": "per_sample", "penalty_weight": 0.5, "strategies": ("crop", "color")},
+    {
+        "ramp": "lr",
+        "ramp_epochs": 3,
+        "penalty": "per_sample",
+        "penalty_weight": 0.5,
+        "strategies": ("crop", "color"),
+    },
     {"drop": 0.6, "sharpness": 0.05, "sharpness_alpha": 0.4},
 ]
 
@@ -262,17 +348,25 @@ WAYS = [  # the drop comes after epoch 4 of 6
 def test_a_training_goes_on_after_any_epoch_to_the_same_bytes(optimiser, way):
     theta, x, y = some_data()
     recipe = Recipe(epochs=6, batch=4, lr=0.02, optimiser=optimiser, weight_decay=0.01, **way)
-    whole = list(fit(FLAT, theta, x, y, recipe, SEED))
+    whole = list(train(FLAT, theta, x, y, recipe, SEED))
     for stop in range(6):
-        kept = {name: part.clone() if isinstance(part, torch.Tensor) else part for name, part in whole[stop].state().items()}
+        kept = {
+            name: part.clone() if isinstance(part, torch.Tensor) else part
+            for name, part in whole[stop].state().items()
+        }
         assert kept.keys() == set(Epoch.names(recipe))
-        rest = list(fit(FLAT, theta, x, y, recipe, SEED, Epoch.of(kept, recipe)))
+        rest = list(train(FLAT, theta, x, y, recipe, SEED, Epoch.of(kept, recipe)))
         assert [epoch.index for epoch in rest] == list(range(stop + 1, 6))
         for epoch, before in zip(rest, whole[stop + 1 :], strict=True):
-            assert all(torch.equal(torch.as_tensor(part), torch.as_tensor(before.state()[name])) for name, part in epoch.state().items())
+            assert all(
+                torch.equal(torch.as_tensor(part), torch.as_tensor(before.state()[name]))
+                for name, part in epoch.state().items()
+            )
     if optimiser != "sgd":
         forgetful = Epoch(0, whole[0].theta, whole[0].loss, {})
-        assert not torch.equal(next(fit(FLAT, theta, x, y, recipe, SEED, forgetful)).theta, whole[1].theta)
+        assert not torch.equal(
+            next(train(FLAT, theta, x, y, recipe, SEED, forgetful)).theta, whole[1].theta
+        )
 
 
 def first_fault(recipe):
@@ -280,11 +374,20 @@ def first_fault(recipe):
     theta, x, y = (t.float() if t.is_floating_point() else t for t in some_data())
     optimiser = optimiser_for(theta, recipe, recipe.lr)
     for epoch in range(recipe.epochs):
-        for step, batch in enumerate(torch.randperm(N, generator=generator(*SEED, "order", epoch)).split(recipe.batch), 1):
-            value, theta.grad = gradient(FLAT, theta, x[batch], y[batch], Draws(None, torch.empty(3, len(batch))), recipe)
+        for step, batch in enumerate(
+            torch.randperm(N, generator=generator(*SEED, "order", epoch)).split(recipe.batch), 1
+        ):
+            value, theta.grad = gradient(
+                FLAT, theta, x[batch], y[batch], Draws(None, torch.empty(3, len(batch))), recipe
+            )
             optimiser.step()
             squares = optimiser.state[theta].get("exp_avg_sq", value)
-            looked = {"training loss": value, "gradient": theta.grad, "optimiser's exp_avg_sq": squares, "parameters": theta}
+            looked = {
+                "training loss": value,
+                "gradient": theta.grad,
+                "optimiser's exp_avg_sq": squares,
+                "parameters": theta,
+            }
             for what, part in looked.items():
                 if not torch.isfinite(part).all():
                     return epoch + 1, step, what
@@ -296,10 +399,22 @@ FAULTS = [
     ({"lr": 1e30}, "training loss", "lower lr;"),
     ({"lr": 1e30, "optimiser": "adam"}, "training loss", "lower lr;"),
     ({"lr": 1e30, "optimiser": "sgd", "batch": N}, "training loss", "lower lr;"),
-    ({"lr": 3e38, "weight_decay": 1e4, "batch": N, "epochs": 1}, "parameters", "lower lr;"),  # in the last step of the last epoch
+    (
+        {"lr": 3e38, "weight_decay": 1e4, "batch": N, "epochs": 1},
+        "parameters",
+        "lower lr;",
+    ),  # in the last step of the last epoch
     ({"lr": 0.01} | PENALTY, "training loss", "lower penalty_weight first, then lr;"),
-    ({"lr": 0.01, "optimiser": "adam"} | PENALTY, "optimiser's exp_avg_sq", "lower penalty_weight first, then lr;"),
-    ({"lr": 1e30} | PENALTY | {"penalty_weight": 1e-3}, "training loss", "lower lr first, then penalty_weight;"),
+    (
+        {"lr": 0.01, "optimiser": "adam"} | PENALTY,
+        "optimiser's exp_avg_sq",
+        "lower penalty_weight first, then lr;",
+    ),
+    (
+        {"lr": 1e30} | PENALTY | {"penalty_weight": 1e-3},
+        "training loss",
+        "lower lr first, then penalty_weight;",
+    ),
 ]
 
 
@@ -310,10 +425,12 @@ def test_a_training_that_diverges_names_the_step_the_quantity_and_the_cause(fiel
     epoch, step, found = first_fault(recipe)
     assert found == what
     with pytest.raises(Diverged) as caught:
-        list(fit(FLAT, theta, x, y, recipe, SEED))
+        list(train(FLAT, theta, x, y, recipe, SEED))
     said = str(caught.value)
     where = f"at step {step} of {-(-N // recipe.batch)} in epoch {epoch} of {recipe.epochs}"
-    assert said.startswith(f"the {what} stopped being finite {where} ({recipe.optimiser}, lr {recipe.lr:g}")
+    assert said.startswith(
+        f"the {what} stopped being finite {where} ({recipe.optimiser}, lr {recipe.lr:g}"
+    )
     assert advice in said and ("penalty_weight" in said) == (recipe.penalty != "none")
 
 
@@ -321,7 +438,7 @@ def test_images_that_are_not_finite_are_blamed_themselves():
     theta, x, y = some_data()
     x[3, 0, 0, 0] = torch.inf
     with pytest.raises(Diverged, match="the images themselves are not finite: correct them"):
-        list(fit(FLAT, theta, x, y, Recipe(epochs=1, batch=N, lr=0.01), SEED))
+        list(train(FLAT, theta, x, y, Recipe(epochs=1, batch=N, lr=0.01), SEED))
 
 
 def test_finite_looks_at_every_number():
@@ -329,7 +446,9 @@ def test_finite_looks_at_every_number():
         for i in (0, 500, 999):
             t = torch.zeros(1000)
             t[i] = wrong
-            assert finite(torch.ones(()), t, torch.full((3,), 3e38), torch.ones(2, dtype=torch.float64)) == [True, False, True, True]
+            assert finite(
+                torch.ones(()), t, torch.full((3,), 3e38), torch.ones(2, dtype=torch.float64)
+            ) == [True, False, True, True]
 
 
 def test_accuracy_counts():

@@ -7,10 +7,34 @@ import ddlib
 
 HOME = Path(ddlib.__file__).parent
 FLOORS = [  # from the ground up; modules of one floor do not know each other
-    ("config", "kernels", "locks", "meter"),  # settings and chance; compiled code; one process at a time; what making costs
-    ("store", "cluster", "shards", "published", "track"),  # artefacts; Ray; several machines over one store; others' numbers; who watches
+    (
+        "config",
+        "kernels",
+        "locks",
+        "meter",
+    ),  # settings and chance; compiled code; one process at a time; what making costs
+    (
+        "store",
+        "cluster",
+        "shards",
+        "published",
+        "track",
+    ),  # artefacts; Ray; several machines over one store; others' numbers; who watches
     ("results", "engine", "foreign", "keeper"),
-    ("whiten", "augment", "networks", "flat", "smoothness", "unroll", "matching", "initial", "cost", "claims", "teaching", "scores"),  # the mathematics
+    (
+        "whiten",
+        "augment",
+        "networks",
+        "flat",
+        "smoothness",
+        "unroll",
+        "matching",
+        "initial",
+        "cost",
+        "claims",
+        "teaching",
+        "scores",
+    ),  # the mathematics
     ("reuse",),
     ("fused", "fit", "tables", "plots", "folders", "exchange"),
     ("data",),
@@ -45,7 +69,9 @@ def floor(name):
 def test_every_module_has_a_floor():
     modules = {file.stem for file in HOME.glob("*.py")}
     listed = [name for names in FLOORS for name in names]
-    assert not modules - set(listed), f"without a floor: {sorted(modules - set(listed))}; give each its place in FLOORS"
+    assert not modules - set(listed), (
+        f"without a floor: {sorted(modules - set(listed))}; give each its place in FLOORS"
+    )
     assert len(listed) == len(set(listed))
 
 
@@ -61,5 +87,7 @@ def test_imports_go_down():
 
 def test_the_parser_sees_imports():
     """Of a file known to have them, in both spellings, so that the test above cannot pass by blindness."""
-    assert {"augment", "config", "fit", "flat", "matching", "unroll"} == set(imported(HOME / "distil.py"))
+    assert {"augment", "config", "fit", "flat", "matching", "unroll"} == set(
+        imported(HOME / "distil.py")
+    )
     assert {"config", "folders", "store", "whiten"} == set(imported(HOME / "data.py"))

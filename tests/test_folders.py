@@ -10,11 +10,19 @@ import torch
 from PIL import Image
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from ddlib import config, data, folders, pipeline
-from ddlib.config import Data, Refusal, Selection, key
-from ddlib.store import Store
+from ddlib import settings as config
+from ddlib.data import datasets as data
+from ddlib.data import image_folder as folders
+from ddlib.runs import stages as pipeline
+from ddlib.runs.store import Store
+from ddlib.settings import Data, InputError, Selection, key
 
-COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]  # of the images of each class
+COLOURS = [
+    (200, 30, 30),
+    (30, 200, 30),
+    (30, 30, 200),
+    (200, 200, 30),
+]  # of the images of each class
 PUBLISHED = {  # the classes' numbers among ImageNet's thousand, in the order of the published runs
     "imagenette": [0, 217, 482, 491, 497, 566, 569, 571, 574, 701],
     "imagewoof": [193, 182, 258, 162, 155, 167, 159, 273, 207, 229],
@@ -47,7 +55,7 @@ def colours_of(images, x):
 
 
 def refused(settings, store):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(InputError) as caught:
         data.load(settings, store)
     return str(caught.value)
 
@@ -58,35 +66,59 @@ def tiny(tmp_path, monkeypatch):
     ids = folders.TINY[:3]
     monkeypatch.setattr(folders, "TINY", ids)
     monkeypatch.setattr(folders, "TINY_COUNTS", {"train": (10, 10), "test": (2, 2)})
-    monkeypatch.setitem(data.SETS, "tiny_imagenet", replace(data.SETS["tiny_imagenet"], class_names=tuple(ids), per_class=9))
+    monkeypatch.setitem(
+        data.SETS,
+        "tiny_imagenet",
+        replace(data.SETS["tiny_imagenet"], class_names=tuple(ids), per_class=9),
+    )
     home = tmp_path / "data" / "tiny-imagenet-200"
     notes = []
     for k, wnid in enumerate(ids):
         for i in range(10):
-            draw(home / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", COLOURS[k], seed=10 * k + i, mode="L" if (k, i) == (2, 9) else "RGB")
+            draw(
+                home / "train" / wnid / "images" / f"{wnid}_{i}.JPEG",
+                COLOURS[k],
+                seed=10 * k + i,
+                mode="L" if (k, i) == (2, 9) else "RGB",
+            )
         (home / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
     for i in range(6):
         draw(home / "val" / "images" / f"val_{i}.JPEG", COLOURS[(2 * i) % 3], seed=100 + i)
         notes.append(f"val_{i}.JPEG\t{ids[(2 * i) % 3]}\t0\t32\t44\t62")
     (home / "val" / "val_annotations.txt").write_text("\n".join(notes) + "\n")
     (home / "wnids.txt").write_text("\n".join(reversed(ids)) + "\n")
-    (home / "words.txt").write_text(f"n00001740\tentity\n{ids[0]}\tgoldfish, Carassius auratus\n{ids[1]}\tfire salamander\n{ids[2]}\tbullfrog, Rana\n")
+    (home / "words.txt").write_text(
+        f"n00001740\tentity\n{ids[0]}\tgoldfish, Carassius auratus\n{ids[1]}\tfire salamander\n{ids[2]}\tbullfrog, Rana\n"
+    )
     return home
 
 
 def test_tiny_imagenet_is_read(tiny, tmp_path):
     images = data.load(Data(name="tiny_imagenet"), tmp_path)
-    assert images.shape == (3, 64, 64) and images.class_names == ("goldfish", "fire salamander", "bullfrog")
+    assert images.shape == (3, 64, 64) and images.class_names == (
+        "goldfish",
+        "fire salamander",
+        "bullfrog",
+    )
     assert images.x_train.dtype == torch.float32 and images.y_train.dtype == torch.int64
-    assert [images.y_train.bincount().tolist(), images.y_val.bincount().tolist(), images.y_test.bincount().tolist()] == [[9] * 3, [1] * 3, [2] * 3]
+    assert [
+        images.y_train.bincount().tolist(),
+        images.y_val.bincount().tolist(),
+        images.y_test.bincount().tolist(),
+    ] == [[9] * 3, [1] * 3, [2] * 3]
     assert torch.equal(colours_of(images, images.x_test), images.y_test)
     flat = images.space.leave(torch.cat([images.x_train, images.x_val]))
     grey = (flat - flat.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-5
     assert grey.sum() == 1
     coloured = torch.cat([images.x_train, images.x_val])[~grey]
-    assert torch.equal(colours_of(images, coloured), torch.cat([images.y_train, images.y_val])[~grey])
+    assert torch.equal(
+        colours_of(images, coloured), torch.cat([images.y_train, images.y_val])[~grey]
+    )
     assert len({x.numpy().tobytes() for x in flat}) == 30  # no image twice
-    assert images.x_train.mean(dim=(0, 2, 3)).abs().max() < 1e-4 and (images.x_train.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+    assert (
+        images.x_train.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+        and (images.x_train.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+    )
 
 
 def edit(file, old, new):
@@ -95,15 +127,43 @@ def edit(file, old, new):
 
 TINY_FAULTS = [
     (lambda home: (home / "wnids.txt").unlink(), ["lacks wnids.txt", "tiny-imagenet-200.zip"]),
-    (lambda home: (home / "val" / "val_annotations.txt").unlink(), ["lacks val/val_annotations.txt"]),
-    (lambda home: edit(home / "wnids.txt", "n01443537", "n99999999"), ["lists 3 ids", "n01443537, n99999999 do not match the 3 expected"]),
-    (lambda home: (home / "train" / "n01629819").rename(home / "gone"), ["lacks n01629819/images of 3 classes"]),
-    (lambda home: (home / "train" / "n01629819" / "images" / "n01629819_3.JPEG").unlink(), ["n01629819: 9", "10 of each class are expected"]),
-    (lambda home: edit(home / "val" / "val_annotations.txt", "val_3.JPEG\tn01443537", "val_3.JPEG\tn00000001"), ["line 4 of", "n00000001", "expected"]),
-    (lambda home: edit(home / "val" / "val_annotations.txt", "val_2.JPEG\t", "val_2.JPEG "), ["line 3 of", "set apart by tabs"]),
+    (
+        lambda home: (home / "val" / "val_annotations.txt").unlink(),
+        ["lacks val/val_annotations.txt"],
+    ),
+    (
+        lambda home: edit(home / "wnids.txt", "n01443537", "n99999999"),
+        ["lists 3 ids", "n01443537, n99999999 do not match the 3 expected"],
+    ),
+    (
+        lambda home: (home / "train" / "n01629819").rename(home / "gone"),
+        ["lacks n01629819/images of 3 classes"],
+    ),
+    (
+        lambda home: (home / "train" / "n01629819" / "images" / "n01629819_3.JPEG").unlink(),
+        ["n01629819: 9", "10 of each class are expected"],
+    ),
+    (
+        lambda home: edit(
+            home / "val" / "val_annotations.txt", "val_3.JPEG\tn01443537", "val_3.JPEG\tn00000001"
+        ),
+        ["line 4 of", "n00000001", "expected"],
+    ),
+    (
+        lambda home: edit(home / "val" / "val_annotations.txt", "val_2.JPEG\t", "val_2.JPEG "),
+        ["line 3 of", "set apart by tabs"],
+    ),
     (lambda home: (home / "val" / "images" / "val_5.JPEG").unlink(), ["line 6 of", "val_5.JPEG"]),
-    (lambda home: edit(home / "val" / "val_annotations.txt", "val_3.JPEG", "val_0.JPEG"), ["n01443537: 1", "2 of each class"]),
-    (lambda home: (home / "train" / "n01443537" / "images" / "n01443537_7.JPEG").write_bytes(b"no image"), ["n01443537_7.JPEG cannot be read as an image"]),
+    (
+        lambda home: edit(home / "val" / "val_annotations.txt", "val_3.JPEG", "val_0.JPEG"),
+        ["n01443537: 1", "2 of each class"],
+    ),
+    (
+        lambda home: (home / "train" / "n01443537" / "images" / "n01443537_7.JPEG").write_bytes(
+            b"no image"
+        ),
+        ["n01443537_7.JPEG cannot be read as an image"],
+    ),
 ]
 
 
@@ -112,7 +172,9 @@ def test_a_faulty_tiny_imagenet_is_refused(harm, parts, tiny, tmp_path):
     harm(tiny)
     text = refused(Data(name="tiny_imagenet"), tmp_path)
     assert all(part in text for part in parts), text
-    assert not list((tmp_path / "data").glob("*.safetensors")) and not list((tmp_path / "data").glob(".half*"))
+    assert not list((tmp_path / "data").glob("*.safetensors")) and not list(
+        (tmp_path / "data").glob(".half*")
+    )
 
 
 def test_class_lists():
@@ -135,55 +197,95 @@ def meow(tmp_path, monkeypatch):
     ids = dict(list(folders.SUBSETS["imagemeow"].items())[-4:])
     monkeypatch.setitem(folders.SUBSETS, "imagemeow", ids)
     monkeypatch.setattr(folders, "IMAGENET_COUNTS", {"train": (3, 5), "test": (2, 2)})
-    monkeypatch.setitem(data.SETS, "imagemeow", replace(data.SETS["imagemeow"], class_names=tuple(ids.values())))
+    monkeypatch.setitem(
+        data.SETS, "imagemeow", replace(data.SETS["imagemeow"], class_names=tuple(ids.values()))
+    )
     home = tmp_path / "data" / "imagenet"
     sizes = [(500, 375), (333, 500), (128, 128), (96, 140)]
     for k, wnid in enumerate(ids):
         for i in range(3 + k % 2):
-            draw(home / "train" / wnid / f"{wnid}_{i}.JPEG", COLOURS[k], sizes[(i + k) % 4], "CMYK" if i == 0 else "RGB", seed=10 * k + i)
+            draw(
+                home / "train" / wnid / f"{wnid}_{i}.JPEG",
+                COLOURS[k],
+                sizes[(i + k) % 4],
+                "CMYK" if i == 0 else "RGB",
+                seed=10 * k + i,
+            )
         for i in range(2):
-            draw(home / "val" / wnid / f"ILSVRC2012_val_{i}.JPEG", COLOURS[k], sizes[i], seed=50 + 10 * k + i)
+            draw(
+                home / "val" / wnid / f"ILSVRC2012_val_{i}.JPEG",
+                COLOURS[k],
+                sizes[i],
+                seed=50 + 10 * k + i,
+            )
     return home
 
 
 def test_an_imagenet_subset_is_read(meow, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "ddlib"):
         images = data.load(Data(name="imagemeow"), tmp_path)
-    assert images.shape == (3, 128, 128) and images.class_names == ("tiger", "jaguar", "snow leopard", "lynx")
+    assert images.shape == (3, 128, 128) and images.class_names == (
+        "tiger",
+        "jaguar",
+        "snow leopard",
+        "lynx",
+    )
     for part, each in (("train", 2), ("val", 1), ("test", 2)):
         x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
         assert y.bincount().tolist() == [each] * 4 and torch.equal(colours_of(images, x), y)
-    assert caplog.messages == ["imagemeow has classes of unequal size (tiger: 3, jaguar: 4, snow leopard: 3, lynx: 4): 3 images of each are used"]
+    assert caplog.messages == [
+        "imagemeow has classes of unequal size (tiger: 3, jaguar: 4, snow leopard: 3, lynx: 4): 3 images of each are used"
+    ]
 
 
 def test_a_faulty_imagenet_is_refused(meow, tmp_path):
     settings = Data(name="imagemeow")
     (meow / "val" / "n02127052" / "ILSVRC2012_val_1.JPEG").unlink()
-    assert "test images in" in (text := refused(settings, tmp_path)) and "lynx" not in text and "n02127052: 1, but 2 of each class" in text
+    assert (
+        "test images in" in (text := refused(settings, tmp_path))
+        and "lynx" not in text
+        and "n02127052: 1, but 2 of each class" in text
+    )
     (meow / "val").rename(meow / "validation")
-    assert "lacks n02129604, n02128925, n02128757, n02127052 of 4 classes" in (text := refused(settings, tmp_path)) and "ILSVRC2012" in text
-    assert str(tmp_path / "elsewhere" / "data" / "imagenet") in refused(settings, tmp_path / "elsewhere")
+    assert (
+        "lacks n02129604, n02128925, n02128757, n02127052 of 4 classes"
+        in (text := refused(settings, tmp_path))
+        and "ILSVRC2012" in text
+    )
+    assert str(tmp_path / "elsewhere" / "data" / "imagenet") in refused(
+        settings, tmp_path / "elsewhere"
+    )
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_middle_is_cut_out(turned, tmp_path):
-    bands = np.repeat(np.array(COLOURS[:3], dtype=np.uint8), 100, axis=0)[None].repeat(100, axis=0)  # (100, 300, 3)
+    bands = np.repeat(np.array(COLOURS[:3], dtype=np.uint8), 100, axis=0)[None].repeat(
+        100, axis=0
+    )  # (100, 300, 3)
     Image.fromarray(bands.transpose(1, 0, 2) if turned else bands).save(tmp_path / "bands.png")
     x = folders.decode(tmp_path / "bands.png", 50)
     assert x.shape == (3, 50, 50) and x.dtype == torch.uint8
     assert (x[:, 2:-2, 2:-2] == torch.tensor(COLOURS[1]).view(3, 1, 1)).all()
     same = folders.decode(tmp_path / "bands.png", 100)
-    assert (same == torch.tensor(COLOURS[1]).view(3, 1, 1)).all()  # no resampling where the size is right
+    assert (
+        same == torch.tensor(COLOURS[1]).view(3, 1, 1)
+    ).all()  # no resampling where the size is right
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
 def test_every_mode_becomes_rgb(mode, tmp_path):
     grey = np.linspace(0, 255, 64).reshape(8, 8).round().astype(np.uint8)
-    image = Image.fromarray(grey.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    image = (
+        Image.fromarray(grey.astype(np.uint16) * 256)
+        if mode == "I;16"
+        else Image.fromarray(grey).convert(mode)
+    )
     assert image.mode == mode
     image.save(tmp_path / "some.png")
     x = folders.decode(tmp_path / "some.png", 8)
-    expected = torch.from_numpy(np.where(grey > 127, 255, 0) if mode == "1" else grey).expand(3, 8, 8)
+    expected = torch.from_numpy(np.where(grey > 127, 255, 0) if mode == "1" else grey).expand(
+        3, 8, 8
+    )
     assert x.shape == (3, 8, 8) and (mode == "1" or torch.equal(x, expected.to(torch.uint8)))
 
 
@@ -203,7 +305,10 @@ LAID = {  # the EXIF note, and how pixels lie that it says are to be turned
 def photograph(seed=0, mode="RGB"):
     """Of which no two turns or mirrorings are alike."""
     channels = len(Image.new(mode, (1, 1)).getbands())
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 40, channels), dtype=np.uint8).squeeze(), mode)
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (24, 40, channels), dtype=np.uint8).squeeze(),
+        mode,
+    )
 
 
 def laid(image, note, file):
@@ -211,7 +316,9 @@ def laid(image, note, file):
     exif = Image.Exif()
     exif[0x0112] = note
     file.parent.mkdir(parents=True, exist_ok=True)
-    (image.transpose(LAID[note]) if LAID[note] is not None else image).save(file, exif=exif, lossless=True)
+    (image.transpose(LAID[note]) if LAID[note] is not None else image).save(
+        file, exif=exif, lossless=True
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
@@ -219,29 +326,45 @@ def laid(image, note, file):
 def test_an_image_is_turned_as_its_note_says_in_a_folder_of_ones_own(note, suffix, tmp_path):
     laid(photograph(), note, file := tmp_path / f"laid.{suffix}")
     laid(photograph(), 1, straight := tmp_path / "straight.png")
-    assert torch.equal(folders.decode(file, 16, upright=True), folders.decode(straight, 16, upright=True))
-    assert torch.equal(folders.decode(file, 16), folders.decode(straight, 16)) == (note == 1)  # an archive's: as it is stored
+    assert torch.equal(
+        folders.decode(file, 16, upright=True), folders.decode(straight, 16, upright=True)
+    )
+    assert torch.equal(folders.decode(file, 16), folders.decode(straight, 16)) == (
+        note == 1
+    )  # an archive's: as it is stored
 
 
 def test_a_note_that_cannot_be_read_says_nothing(tmp_path):
     photograph().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00no note at all")
     photograph().save(tmp_path / "b.jpg")
-    assert torch.equal(*(folders.decode(tmp_path / f"{name}.jpg", 16, upright=True) for name in "ab"))
+    assert torch.equal(
+        *(folders.decode(tmp_path / f"{name}.jpg", 16, upright=True) for name in "ab")
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_transparent_lies_on_white(mode, tmp_path):
-    levels, alpha = np.full((8, 8), 60, np.uint8), np.repeat(np.array([0, 128, 255, 255], np.uint8), 2)[:, None].repeat(8, axis=1)
+    levels, alpha = (
+        np.full((8, 8), 60, np.uint8),
+        np.repeat(np.array([0, 128, 255, 255], np.uint8), 2)[:, None].repeat(8, axis=1),
+    )
     if mode == "P":
-        image, alpha = Image.fromarray((alpha > 128).astype(np.uint8), "P"), np.where(alpha > 128, 255, 0)
+        image, alpha = (
+            Image.fromarray((alpha > 128).astype(np.uint8), "P"),
+            np.where(alpha > 128, 255, 0),
+        )
         image.putpalette([10, 20, 30, 60, 60, 60])
         image.save(tmp_path / "some.png", transparency=0)
     else:
-        Image.fromarray(np.stack([levels] * (3 if mode == "RGBA" else 1) + [alpha], axis=2), mode).save(tmp_path / "some.png")
+        Image.fromarray(
+            np.stack([levels] * (3 if mode == "RGBA" else 1) + [alpha], axis=2), mode
+        ).save(tmp_path / "some.png")
     x = folders.decode(tmp_path / "some.png", 8, upright=True)
     expected = torch.from_numpy(255 + (60 - 255) * (alpha / 255)).expand(3, 8, 8)
     torch.testing.assert_close(x.double(), expected, rtol=0, atol=1)
-    assert folders.decode(tmp_path / "some.png", 8)[0, 0, 0] == (10 if mode == "P" else 60)  # an archive's: its levels as they are
+    assert folders.decode(tmp_path / "some.png", 8)[0, 0, 0] == (
+        10 if mode == "P" else 60
+    )  # an archive's: its levels as they are
 
 
 def test_a_folder_of_turned_images_is_the_folder_of_upright_ones(tmp_path):
@@ -250,7 +373,9 @@ def test_a_folder_of_turned_images_is_the_folder_of_upright_ones(tmp_path):
             image = photograph(10 * k + i)
             laid(image, 1, tmp_path / "straight" / "train" / f"class {k}" / f"{i}.png")
             laid(image, i + 1, tmp_path / "laid" / "train" / f"class {k}" / f"{i}.png")
-    straight, turned = (data.load(of(tmp_path / name, 16), tmp_path / "store") for name in ("straight", "laid"))
+    straight, turned = (
+        data.load(of(tmp_path / name, 16), tmp_path / "store") for name in ("straight", "laid")
+    )
     for part in config.PARTS:
         assert torch.equal(getattr(straight, f"x_{part}"), getattr(turned, f"x_{part}"))
 
@@ -259,7 +384,13 @@ def test_a_folder_of_turned_images_is_the_folder_of_upright_ones(tmp_path):
 def mine(tmp_path):
     """Thirteen cats, ten birds: photographs of any form and size."""
     home = tmp_path / "mine"
-    forms = [("png", (40, 30)), ("JPG", (30, 50)), ("jpeg", (32, 32)), ("bmp", (20, 20)), ("webp", (64, 33))]
+    forms = [
+        ("png", (40, 30)),
+        ("JPG", (30, 50)),
+        ("jpeg", (32, 32)),
+        ("bmp", (20, 20)),
+        ("webp", (64, 33)),
+    ]
     for k, (name, n) in enumerate({"bird": 10, "cat": 13}.items()):
         for i in range(n):
             suffix, size = forms[i % 5]
@@ -283,7 +414,11 @@ def test_a_folder_of_ones_own_is_read(mine, tmp_path, caplog):
     ]
     assert images.shape == (3, 24, 24) and images.class_names == ("bird", "cat")
     known = data.about(of(mine))
-    assert (known.shape, known.per_class, known.class_names) == (images.shape, 7, images.class_names) and data.per_class(of(mine)) == 7
+    assert (known.shape, known.per_class, known.class_names) == (
+        images.shape,
+        7,
+        images.class_names,
+    ) and data.per_class(of(mine)) == 7
     for part, each in (("train", 7), ("val", 1), ("test", 2)):
         x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
         assert y.bincount().tolist() == [each] * 2 and torch.equal(colours_of(images, x), y)
@@ -296,7 +431,9 @@ def test_a_folder_of_classes_is_all_to_train(mine, tmp_path):
     structured = data.load(of(mine), tmp_path)
     (mine / "train").rename(tmp_path / "bare")
     bare = data.load(of(tmp_path / "bare"), tmp_path)
-    assert bare.class_names == structured.class_names and data.per_class(bare.settings) == data.per_class(structured.settings)
+    assert bare.class_names == structured.class_names and data.per_class(
+        bare.settings
+    ) == data.per_class(structured.settings)
     for part in config.PARTS:
         assert torch.equal(getattr(bare, f"x_{part}"), getattr(structured, f"x_{part}"))
     draw(tmp_path / "bare" / "test" / "cat" / "0.png", COLOURS[1])
@@ -308,8 +445,14 @@ def test_parts_set_apart_are_kept_apart(mine, tmp_path):
         for i in range(n):
             draw(mine / "test" / name / f"{i}.png", COLOURS[k], seed=1000 + 10 * k + i)
     images = data.load(of(mine), tmp_path)
-    assert data.per_class(of(mine)) == 9 and images.y_train.bincount().tolist() == [9, 9] and images.y_val.bincount().tolist() == [1, 1]
-    assert images.y_test.bincount().tolist() == [2, 4] and torch.equal(colours_of(images, images.x_test), images.y_test)  # whole, for it only tests
+    assert (
+        data.per_class(of(mine)) == 9
+        and images.y_train.bincount().tolist() == [9, 9]
+        and images.y_val.bincount().tolist() == [1, 1]
+    )
+    assert images.y_test.bincount().tolist() == [2, 4] and torch.equal(
+        colours_of(images, images.x_test), images.y_test
+    )  # whole, for it only tests
 
 
 def spoil(file):
@@ -322,13 +465,36 @@ def few(home, name, n):
 
 
 OWN_FAULTS = [
-    (lambda home: spoil(home / "train" / "bird" / "3.bmp"), ["train/bird/3.bmp cannot be read as an image", "replace it, or remove it"]),
-    (lambda home: few(home, "cat", 2), ["cat: 2", "at least 3 of each class", "or take the class away"]),
+    (
+        lambda home: spoil(home / "train" / "bird" / "3.bmp"),
+        ["train/bird/3.bmp cannot be read as an image", "replace it, or remove it"],
+    ),
+    (
+        lambda home: few(home, "cat", 2),
+        ["cat: 2", "at least 3 of each class", "or take the class away"],
+    ),
     (lambda home: few(home, "bird", 0), ["bird: 0", "at least 3 of each class"]),
-    (lambda home: (home / "train" / "bird").rename(home / "bird"), ["holds 1 classes (cat)", "at least two"]),
-    (lambda home: draw(home / "val" / "cat" / "1.png", COLOURS[0]), ["val lacks bird of 2 classes"]),
-    (lambda home: [draw(home / "val" / name / "1.png", COLOURS[0]) for name in ("bird", "cat", "dog")], ["val holds dog, which train does not"]),
-    (lambda home: [draw(home / "train" / "cat" / "1.png", COLOURS[0]), (home / "train").rename(home / "test")], ["no folder train in", "correct `data.path`"]),
+    (
+        lambda home: (home / "train" / "bird").rename(home / "bird"),
+        ["holds 1 classes (cat)", "at least two"],
+    ),
+    (
+        lambda home: draw(home / "val" / "cat" / "1.png", COLOURS[0]),
+        ["val lacks bird of 2 classes"],
+    ),
+    (
+        lambda home: [
+            draw(home / "val" / name / "1.png", COLOURS[0]) for name in ("bird", "cat", "dog")
+        ],
+        ["val holds dog, which train does not"],
+    ),
+    (
+        lambda home: [
+            draw(home / "train" / "cat" / "1.png", COLOURS[0]),
+            (home / "train").rename(home / "test"),
+        ],
+        ["no folder train in", "correct `data.path`"],
+    ),
 ]
 
 
@@ -341,14 +507,18 @@ def test_a_faulty_folder_is_refused(harm, parts, mine, tmp_path):
 
 def test_settings_of_a_folder(mine, tmp_path):
     def fault(**fields):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(InputError) as caught:
             config.validated(Data, fields, "data")
         return str(caught.value)
 
     assert "lacks path and size" in fault(name="folder")
     assert "lacks size" in fault(name="folder", path=str(mine))
-    assert "path and size given with data 'digits', but only 'folder' has them" in fault(name="digits", path=str(mine), size=8)
-    assert f"no images in {tmp_path / 'none'}" in fault(name="folder", path=str(tmp_path / "none"), size=8)
+    assert "path and size given with data 'digits', but only 'folder' has them" in fault(
+        name="digits", path=str(mine), size=8
+    )
+    assert f"no images in {tmp_path / 'none'}" in fault(
+        name="folder", path=str(tmp_path / "none"), size=8
+    )
     assert "size" in fault(name="folder", path=str(mine), size=0)
 
 
@@ -360,15 +530,27 @@ def test_other_files_are_other_data(mine, tmp_path):
     draw(mine / "train" / "cat" / "1.JPG", COLOURS[1], (31, 50), seed=7)
     second = of(mine)
     assert key(second) != key(first)
-    assert f"their listing is {second.contents}, expected {first.contents}" in refused(first, tmp_path)
+    assert f"their listing is {second.contents}, expected {first.contents}" in refused(
+        first, tmp_path
+    )
     data.load(second, tmp_path)
     mine.rename(tmp_path / "moved")
-    again = Data(**first.model_dump())  # what an artefact holds is read without looking at the folder
-    assert again == first and f"no folder {mine}: expected there the images" in refused(again, tmp_path)
+    again = Data(
+        **first.model_dump()
+    )  # what an artefact holds is read without looking at the folder
+    assert again == first and f"no folder {mine}: expected there the images" in refused(
+        again, tmp_path
+    )
 
 
 def test_another_decoding_is_other_data_of_folders_alone(mine, tmp_path, monkeypatch):
-    first, others = of(mine), {name: key(Data(name=name)) for name in ("digits", "cifar10", "imagefruit", "tiny_imagenet")}
+    first, others = (
+        of(mine),
+        {
+            name: key(Data(name=name))
+            for name in ("digits", "cifar10", "imagefruit", "tiny_imagenet")
+        },
+    )
     data.load(first, tmp_path)
     there = set((tmp_path / "data").iterdir())
     for module, later in ((config, config.DECODING + 1), (folders, config.DECODING + 1)):
@@ -391,12 +573,17 @@ def test_what_is_decoded_is_kept(mine, tmp_path, monkeypatch):
         data._load.cache_clear()
         assert torch.equal(data.load(settings, tmp_path).x_val, first)  # read
         data.load(of(mine, size=8, zca=True), tmp_path)  # from the same pixels
-    for harm in (lambda content: content[:-1], lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]):
+    for harm in (
+        lambda content: content[:-1],
+        lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+    ):
         for file, content in kept.items():
             file.write_bytes(harm(content))
         data._load.cache_clear()
         assert torch.equal(data.load(settings, tmp_path).x_val, first)
-        assert all(file.read_bytes() == content for file, content in kept.items())  # made again, the same
+        assert all(
+            file.read_bytes() == content for file, content in kept.items()
+        )  # made again, the same
     assert len(list((tmp_path / "damaged").iterdir())) == 4
     there = set((tmp_path / "data").iterdir())
     draw(mine / "train" / "bird" / "0.png", COLOURS[0], (41, 30), seed=7)
@@ -424,7 +611,11 @@ def test_a_killed_decode_leaves_nothing(mine, tmp_path, monkeypatch):
 def test_images_are_mapped_not_read(mine, tmp_path):
     images = data.load(of(mine), tmp_path)
     file = next((tmp_path / "data").glob("*-plain.safetensors"))
-    where = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file.name)]
+    where = [
+        line.split()[0].split("-")
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(file.name)
+    ]
     assert any(int(begin, 16) <= images.x_train.data_ptr() < int(end, 16) for begin, end in where)
 
 
@@ -434,5 +625,5 @@ def test_the_pipeline_works_on_a_folder(mine, tmp_path):
     held = pipeline.get(chosen, store)
     assert held.tensors["images"].shape == (4, 3, 24, 24) and Selection(**held.settings) == chosen
     assert pipeline.work(pipeline.Expert(data=of(mine))) > 0
-    with pytest.raises(Refusal, match="ipc = 8, but mine has 7 training images a class"):
+    with pytest.raises(InputError, match="ipc = 8, but mine has 7 training images a class"):
         pipeline.check(chosen.model_copy(update={"ipc": 8}))

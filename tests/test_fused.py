@@ -12,12 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddlib import augment, fused, kernels, networks, unroll
-from ddlib.config import Network, generator
-from ddlib.distil import InnerLoss
-from ddlib.fit import Recipe, fit, gradient_norms
-from ddlib.flat import CrossEntropy, Flat
-from ddlib.fused import Fused
+from ddlib.method import augment, networks
+from ddlib.method import student as unroll
+from ddlib.method.distill import InnerLoss
+from ddlib.method.fast import convnet as fused
+from ddlib.method.fast import kernels
+from ddlib.method.fast.convnet import Fused
+from ddlib.method.functional import CrossEntropy, FunctionalNetwork
+from ddlib.method.train import Recipe, gradient_norms, train
+from ddlib.settings import Network, generator
 
 SHAPES = [  # images, width, depth: CIFAR's, MNIST's, odd edges dropped, two and four channels, one block, lanes that fill no pair
     ((3, 32, 32), 16, 3),
@@ -39,7 +42,14 @@ def problem(shape, width, depth, dtype=torch.float64, n=N):
     x = torch.randn(n, *shape, generator=chance, dtype=torch.float64)
     rho = torch.randn(theta.shape, generator=chance, dtype=torch.float64)
     theta, x, rho = (t.to(dtype) for t in (theta, x, rho))
-    return net, plain.ConvNet(shape, K, width, depth).load(theta), theta, x, torch.arange(n) % K, rho
+    return (
+        net,
+        plain.ConvNet(shape, K, width, depth).load(theta),
+        theta,
+        x,
+        torch.arange(n) % K,
+        rho,
+    )
 
 
 def cost(reading):
@@ -60,12 +70,16 @@ def assert_close(one, other, tolerance=1e-10):
 
 @pytest.fixture(params=[1, 200, 1 << 30], ids=["one image at a time", "some", "all at once"])
 def pieces(request, monkeypatch):
-    monkeypatch.setattr(fused, "PIECE", request.param * (32 * 32 * 16 if request.param == 200 else 1) // 100 + 1)
+    monkeypatch.setattr(
+        fused, "PIECE", request.param * (32 * 32 * 16 if request.param == 200 else 1) // 100 + 1
+    )
 
 
 @pytest.fixture(autouse=True)
 def kernels_are_there():
-    assert kernels.library(torch.float64) is not None, "these tests are about the kernels: install a C compiler (cc or gcc), or set CC"
+    assert kernels.library(torch.float64) is not None, (
+        "these tests are about the kernels: install a C compiler (cc or gcc), or set CC"
+    )
 
 
 @pytest.mark.parametrize("shape, width, depth", SHAPES)
@@ -86,12 +100,14 @@ def test_derivatives_are_those_of_plain_pytorch(shape, width, depth):
 
 @pytest.mark.parametrize("shape, width, depth", SHAPES[:3])
 def test_the_plain_twins_agree_too(shape, width, depth):
-    """`Flat`, which fused networks fall back on, against torch.nn: same names, same values."""
+    """`FunctionalNetwork`, which fused networks fall back on, against torch.nn: same names, same values."""
     net, module, theta, x, y, rho = problem(shape, width, depth)
-    twin, head = Flat(net.module), CrossEntropy(y, WEIGHT)
+    twin, head = FunctionalNetwork(net.module), CrossEntropy(y, WEIGHT)
     assert_close(twin.gradient(theta, x, head), plain.gradient(module, x, y, WEIGHT))
     assert_close(twin.pull(theta, x, head, rho), plain.pull(module, x, y, rho, WEIGHT))
-    assert_close(twin.penalty(theta, x, cost("per_sample")), plain.penalty(module, x, cost("per_sample")))
+    assert_close(
+        twin.penalty(theta, x, cost("per_sample")), plain.penalty(module, x, cost("per_sample"))
+    )
 
 
 def test_pull_is_what_central_differences_measure():
@@ -105,9 +121,13 @@ def test_pull_is_what_central_differences_measure():
     for i in d_theta.abs().argsort(descending=True)[:6].tolist():
         bump = torch.zeros_like(theta)
         bump[i] = h
-        assert float(along(theta + bump, x) - along(theta - bump, x)) / (2 * h) == pytest.approx(float(d_theta[i]), rel=1e-4)
+        assert float(along(theta + bump, x) - along(theta - bump, x)) / (2 * h) == pytest.approx(
+            float(d_theta[i]), rel=1e-4
+        )
     bump = torch.randn(x.shape, generator=generator("bump"), dtype=x.dtype)
-    assert float(along(theta, x + h * bump) - along(theta, x - h * bump)) / (2 * h) == pytest.approx(float((d_x * bump).sum()), rel=1e-5)
+    assert float(along(theta, x + h * bump) - along(theta, x - h * bump)) / (
+        2 * h
+    ) == pytest.approx(float((d_x * bump).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape, width, depth", [((3, 32, 32), 32, 3), ((1, 28, 28), 32, 3)])
@@ -117,10 +137,20 @@ def test_in_float32_they_are_off_as_rounding_is(shape, width, depth):
     head = CrossEntropy(y)
 
     def plainly(x, rho):
-        return {"gradient": plain.gradient(module, x, y), "pull": plain.pull(module, x, y, rho), "penalty": plain.penalty(module, x, cost("per_sample"))}
+        return {
+            "gradient": plain.gradient(module, x, y),
+            "pull": plain.pull(module, x, y, rho),
+            "penalty": plain.penalty(module, x, cost("per_sample")),
+        }
 
-    fast = {"gradient": net.gradient(theta, x, head), "pull": net.pull(theta, x, head, rho), "penalty": net.penalty(theta, x, cost("per_sample"))}
-    signs = [torch.randint(0, 2, x.shape, generator=generator("signs", i)) * 2 - 1 for i in range(4)]
+    fast = {
+        "gradient": net.gradient(theta, x, head),
+        "pull": net.pull(theta, x, head, rho),
+        "penalty": net.penalty(theta, x, cost("per_sample")),
+    }
+    signs = [
+        torch.randint(0, 2, x.shape, generator=generator("signs", i)) * 2 - 1 for i in range(4)
+    ]
     slow = [plainly(x * (1 + sign * torch.finfo(x.dtype).eps), rho) for sign in signs]
     module.load(theta.double())
     truth = plainly(x.double(), rho.double())
@@ -131,33 +161,60 @@ def test_in_float32_they_are_off_as_rounding_is(shape, width, depth):
     for name, parts in truth.items():
         for i in range(len(parts)):
             if parts[i].dim():
-                assert off(fast, name, i) <= 1.2 * max(off(found, name, i) for found in slow), (name, i)
+                assert off(fast, name, i) <= 1.2 * max(off(found, name, i) for found in slow), (
+                    name,
+                    i,
+                )
 
 
 @pytest.mark.parametrize("momentum, ipc, steps", [(0.0, 1, 5), (0.9, 2, 4)])
 def test_a_fused_outer_gradient_is_the_full_unroll_of_plain_pytorch(momentum, ipc, steps):
     net, module, theta, _, _, rho = problem(*SHAPES[0])
     labels = torch.arange(K).repeat_interleave(ipc)
-    images = torch.randn(len(labels), *SHAPES[0][0], generator=generator("images"), dtype=torch.float64)
-    draws = augment.draws([len(labels)] * steps, tuple(augment.STRATEGIES), generator("draws"), "cpu")
+    images = torch.randn(
+        len(labels), *SHAPES[0][0], generator=generator("images"), dtype=torch.float64
+    )
+    draws = augment.draws(
+        [len(labels)] * steps, tuple(augment.STRATEGIES), generator("draws"), "cpu"
+    )
     target, lr = theta + 0.1 * rho, torch.tensor(0.03, dtype=torch.float64)
     loss = InnerLoss(net, labels, [torch.arange(len(labels))] * steps, draws, 1.0)
-    given = unroll.adjoint(loss, theta, images, lr, steps, momentum, lambda path: (path[steps] - target).square().sum(), [steps])
-    assert_close((given.value, given.images, given.lr), plain.outer(module, theta, images, labels, lr, steps, momentum, draws, target))
+    given = unroll.adjoint(
+        loss,
+        theta,
+        images,
+        lr,
+        steps,
+        momentum,
+        lambda path: (path[steps] - target).square().sum(),
+        [steps],
+    )
+    assert_close(
+        (given.value, given.images, given.lr),
+        plain.outer(module, theta, images, labels, lr, steps, momentum, draws, target),
+    )
 
 
 def test_training_is_that_of_plain_pytorch():
     """Three epochs of momentum SGD with DSA, weight decay and penalty, a batch an epoch: the same end."""
     net, module, theta, x, y, _ = problem(*SHAPES[0])
     given = {"weight_decay": 0.01, "strategies": tuple(augment.STRATEGIES)}
-    recipe = Recipe(3, N, 0.02, **given, penalty="per_sample", penalty_weight=2.0, penalty_target=0.3)
-    end = list(fit(net, theta, x, y, recipe, ("seed",)))[-1].theta
+    recipe = Recipe(
+        3, N, 0.02, **given, penalty="per_sample", penalty_weight=2.0, penalty_target=0.3
+    )
+    end = list(train(net, theta, x, y, recipe, ("seed",)))[-1].theta
     plainly, velocity = theta.clone(), torch.zeros_like(theta)
     for epoch in range(3):
         order = torch.randperm(N, generator=generator("seed", "order", epoch))
         module.load(plainly)
-        seen = augment.apply(x[order], augment.draw(N, given["strategies"], generator("seed", "augment", epoch)))
-        d_theta = plain.gradient(module, seen, y[order])[1] + plain.penalty(module, x[order], cost("per_sample"))[1] + 0.01 * plainly
+        seen = augment.apply(
+            x[order], augment.draw(N, given["strategies"], generator("seed", "augment", epoch))
+        )
+        d_theta = (
+            plain.gradient(module, seen, y[order])[1]
+            + plain.penalty(module, x[order], cost("per_sample"))[1]
+            + 0.01 * plainly
+        )
         velocity = 0.9 * velocity + d_theta
         plainly = plainly - 0.02 * velocity
     assert_close([end], [plainly], 1e-9)
@@ -174,7 +231,9 @@ def test_numbers_that_are_not_finite_stay_so():
     """A ReLU that hid them would let a diverged run go on."""
     net, _, theta, x, y, rho = problem(*SHAPES[0])
     x[0, 0, 3, 3] = torch.nan
-    assert not net.logits(theta, x)[0].isfinite().any() and net.logits(theta, x)[1:].isfinite().all()
+    assert (
+        not net.logits(theta, x)[0].isfinite().any() and net.logits(theta, x)[1:].isfinite().all()
+    )
     value, d_theta = net.gradient(theta, x, CrossEntropy(y))
     assert not value.isfinite() and not d_theta.isfinite().all()
     assert not net.pull(theta, x, CrossEntropy(y), rho)[0].isfinite().all()
@@ -183,7 +242,11 @@ def test_numbers_that_are_not_finite_stay_so():
 def test_arguments_stay_as_they_were():
     net, _, theta, x, y, rho = problem(*SHAPES[0])
     before = [t.clone() for t in (theta, x, rho)]
-    net.gradient(theta, x, CrossEntropy(y)), net.pull(theta, x, CrossEntropy(y), rho), net.penalty(theta, x, cost("per_pixel"))
+    (
+        net.gradient(theta, x, CrossEntropy(y)),
+        net.pull(theta, x, CrossEntropy(y), rho),
+        net.penalty(theta, x, cost("per_pixel")),
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, (theta, x, rho), strict=True))
 
 
@@ -198,11 +261,13 @@ FOREIGN = [  # what the kernels do not take, and what the log says of it
 def test_what_does_not_fit_is_done_the_plain_way_and_said_once(shape, width, dtype, reason, caplog):
     fused.refused.cache_clear()
     net, _, theta, x, y, rho = problem(shape, width, 2, dtype)
-    plainly = Flat(net.module)
+    plainly = FunctionalNetwork(net.module)
     head = CrossEntropy(y)
     with caplog.at_level(logging.WARNING, "ddlib"):
         for _ in range(2):
-            for a, b in zip(net.pull(theta, x, head, rho), plainly.pull(theta, x, head, rho), strict=True):
+            for a, b in zip(
+                net.pull(theta, x, head, rho), plainly.pull(theta, x, head, rho), strict=True
+            ):
                 assert torch.equal(a, b)
             assert torch.equal(net.logits(theta, x), plainly.logits(theta, x))
     assert len(caplog.messages) == 1
@@ -212,7 +277,7 @@ def test_what_does_not_fit_is_done_the_plain_way_and_said_once(shape, width, dty
 @pytest.mark.parametrize("architecture", [a for a in networks.NETWORKS if a != "convnet"])
 def test_other_networks_are_plain(architecture):
     module = networks.build(Network(architecture=architecture, width=4), (3, 32, 32), K)
-    assert type(fused.flat(module)) is Flat
+    assert type(fused.flat(module)) is FunctionalNetwork
 
 
 CHANGED = {  # a layer, and what is put in its place: the same parameters or the same types, another function
@@ -234,7 +299,7 @@ def test_a_convnet_with_another_layer_is_plain(change):
     assert type(fused.flat(module)) is Fused
     at, layer = CHANGED[change]
     module.features[at] = layer
-    assert type(fused.flat(module)) is Flat
+    assert type(fused.flat(module)) is FunctionalNetwork
 
 
 def test_what_does_not_go_together_is_an_error_not_a_number():
@@ -254,18 +319,24 @@ ASK = """
 import sys, torch
 from ddlib import fused, networks
 from ddlib.config import Network, generator
-from ddlib.flat import CrossEntropy, Flat
+from ddlib.flat import CrossEntropy, FunctionalNetwork
 net = fused.flat(networks.build(Network(width=8, depth=2), (3, 8, 8), 4))
 theta, x = net.initial(generator("theta")), torch.randn(4, 3, 8, 8, generator=generator("x"))
 for _ in range(2):
     found = net.gradient(theta, x, CrossEntropy(torch.arange(4)))[1]
-print(net.fits(x), torch.equal(found, Flat(net.module).gradient(theta, x, CrossEntropy(torch.arange(4)))[1]))
+print(net.fits(x), torch.equal(found, FunctionalNetwork(net.module).gradient(theta, x, CrossEntropy(torch.arange(4)))[1]))
 """
 
 
 def ask(folder, **environment):
     """A fresh process with nothing compiled: whether it uses the kernels, whether it equals plain PyTorch exactly, and its log."""
-    done = subprocess.run([sys.executable, "-c", ASK], env=os.environ | {"XDG_CACHE_HOME": str(folder)} | environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK],
+        env=os.environ | {"XDG_CACHE_HOME": str(folder)} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.split(), done.stderr.strip().splitlines()
 
 
@@ -288,18 +359,27 @@ def fake(folder, text):
 def test_without_a_compiler_all_is_plain(tmp_path):
     found, log = ask(tmp_path, PATH=str(tmp_path), CC="")
     assert found == ["False", "True"]
-    assert len(log) == 1 and "no fast kernels: no C compiler found (set CC); plain PyTorch is used" in log[0]
+    assert (
+        len(log) == 1
+        and "no fast kernels: no C compiler found (set CC); plain PyTorch is used" in log[0]
+    )
 
 
 def test_a_compiler_that_fails_is_named(tmp_path):
-    found, log = ask(tmp_path / "kept", CC=fake(tmp_path, "echo 'error: unknown target' >&2; exit 1"))
+    found, log = ask(
+        tmp_path / "kept", CC=fake(tmp_path, "echo 'error: unknown target' >&2; exit 1")
+    )
     assert found == ["False", "True"]
-    assert len(log) == 1 and "no fast kernels: error: unknown target; plain PyTorch is used" in log[0]
+    assert (
+        len(log) == 1 and "no fast kernels: error: unknown target; plain PyTorch is used" in log[0]
+    )
     assert list((tmp_path / "kept" / "ddlib").iterdir()) == []
 
 
 def test_a_compiler_that_makes_wrong_code_is_caught(tmp_path):
-    found, log = ask(tmp_path / "kept", CC=fake(tmp_path, 'PATH=/usr/bin:/bin exec gcc "$@" -UEPS -DEPS=0.5'))
+    found, log = ask(
+        tmp_path / "kept", CC=fake(tmp_path, 'PATH=/usr/bin:/bin exec gcc "$@" -UEPS -DEPS=0.5')
+    )
     assert found == ["False", "True"]
     assert len(log) == 1 and "kernels that are wrong by" in log[0]
 
@@ -311,30 +391,56 @@ def test_kernels_can_be_switched_off(tmp_path):
 
 def test_cross_entropy_by_parts_is_the_whole():
     logits = torch.randn(6, 4, generator=generator("logits"), dtype=torch.float64)
-    dot, y = torch.randn(6, 4, generator=generator("dot"), dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    dot, y = (
+        torch.randn(6, 4, generator=generator("dot"), dtype=torch.float64),
+        torch.tensor([0, 1, 2, 3, 0, 1]),
+    )
     head = CrossEntropy(y, WEIGHT)
     parts = [(head.part(0, 4), logits[:4]), (head.part(4, 6), logits[4:])]
-    torch.testing.assert_close(sum(h.value(l) for h, l in parts), WEIGHT * F.cross_entropy(logits, y))
+    torch.testing.assert_close(
+        sum(h.value(l) for h, l in parts), WEIGHT * F.cross_entropy(logits, y)
+    )
     torch.testing.assert_close(head.bar(logits), torch.func.grad(head.value)(logits))
     torch.testing.assert_close(torch.cat([h.bar(l) for h, l in parts]), head.bar(logits))
-    torch.testing.assert_close(head.bar_along(logits, dot), torch.func.jvp(head.bar, (logits,), (dot,))[1])
+    torch.testing.assert_close(
+        head.bar_along(logits, dot), torch.func.jvp(head.bar, (logits,), (dot,))[1]
+    )
 
 
 def test_cross_entropy_with_soft_labels():
     """By parts, its derivatives, and certain ones as the classes that they are certain of."""
-    logits, dot = (torch.randn(6, 4, generator=generator(name), dtype=torch.float64) for name in ("logits", "dot"))
+    logits, dot = (
+        torch.randn(6, 4, generator=generator(name), dtype=torch.float64)
+        for name in ("logits", "dot")
+    )
     y = torch.tensor([0, 1, 2, 3, 0, 1])
     soft = torch.randn(6, 4, generator=generator("soft"), dtype=torch.float64).softmax(1)
     head = CrossEntropy(soft, WEIGHT)
     parts = [(head.part(0, 4), logits[:4]), (head.part(4, 6), logits[4:])]
-    torch.testing.assert_close(head.value(logits), -WEIGHT * (soft * logits.log_softmax(1)).sum(1).mean())
+    torch.testing.assert_close(
+        head.value(logits), -WEIGHT * (soft * logits.log_softmax(1)).sum(1).mean()
+    )
     torch.testing.assert_close(sum(h.value(l) for h, l in parts), head.value(logits))
-    torch.testing.assert_close(torch.cat([h.bar(l) for h, l in parts]), torch.func.grad(head.value)(logits))
-    torch.testing.assert_close(head.bar_along(logits, dot), torch.func.jvp(head.bar, (logits,), (dot,))[1])
-    by_labels = torch.func.grad(lambda soft: (torch.func.grad(lambda logits: CrossEntropy(soft, WEIGHT).value(logits))(logits) * dot).sum())(soft)
-    torch.testing.assert_close(torch.cat([h.labels_bar(l, d) for (h, l), d in zip(parts, dot.split(4), strict=True)]), by_labels)
+    torch.testing.assert_close(
+        torch.cat([h.bar(l) for h, l in parts]), torch.func.grad(head.value)(logits)
+    )
+    torch.testing.assert_close(
+        head.bar_along(logits, dot), torch.func.jvp(head.bar, (logits,), (dot,))[1]
+    )
+    by_labels = torch.func.grad(
+        lambda soft: (
+            torch.func.grad(lambda logits: CrossEntropy(soft, WEIGHT).value(logits))(logits) * dot
+        ).sum()
+    )(soft)
+    torch.testing.assert_close(
+        torch.cat([h.labels_bar(l, d) for (h, l), d in zip(parts, dot.split(4), strict=True)]),
+        by_labels,
+    )
     certain, hard = CrossEntropy(F.one_hot(y, 4).double()), CrossEntropy(y)
-    for one, other in ((certain.value(logits), hard.value(logits)), (certain.bar(logits), hard.bar(logits))):
+    for one, other in (
+        (certain.value(logits), hard.value(logits)),
+        (certain.bar(logits), hard.bar(logits)),
+    ):
         torch.testing.assert_close(one, other)
 
 
@@ -343,10 +449,26 @@ def test_cross_entropy_with_soft_labels():
 def test_soft_labels_are_pulled_as_automatic_differentiation_does(shape, width, depth):
     net, module, theta, x, _, rho = problem(shape, width, depth)
     soft = torch.randn(N, K, generator=generator("soft"), dtype=x.dtype).softmax(1).requires_grad_()
-    head, leaf, parameters = CrossEntropy(soft.detach(), WEIGHT), x.clone().requires_grad_(), list(module.parameters())
-    first = plain.flat(torch.autograd.grad(WEIGHT * F.cross_entropy(module(leaf), soft), parameters, create_graph=True))
+    head, leaf, parameters = (
+        CrossEntropy(soft.detach(), WEIGHT),
+        x.clone().requires_grad_(),
+        list(module.parameters()),
+    )
+    first = plain.flat(
+        torch.autograd.grad(
+            WEIGHT * F.cross_entropy(module(leaf), soft), parameters, create_graph=True
+        )
+    )
     *d_theta, d_x, d_soft = torch.autograd.grad(first @ rho, [*parameters, leaf, soft])
-    for one in (net, Flat(net.module)):
+    for one in (net, FunctionalNetwork(net.module)):
         assert_close(one.pull_soft(theta, x, head, rho), (plain.flat(d_theta), d_x, d_soft))
-        assert all(torch.equal(a, b) for a, b in zip(one.pull(theta, x, head, rho), one.pull_soft(theta, x, head, rho)[:2], strict=True))
-        assert_close(one.gradient(theta, x, head), (WEIGHT * F.cross_entropy(module(x), soft.detach()).detach(), first.detach()))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                one.pull(theta, x, head, rho), one.pull_soft(theta, x, head, rho)[:2], strict=True
+            )
+        )
+        assert_close(
+            one.gradient(theta, x, head),
+            (WEIGHT * F.cross_entropy(module(x), soft.detach()).detach(), first.detach()),
+        )

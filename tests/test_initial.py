@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from ddlib.config import generator
-from ddlib.initial import INITIAL, representative
+from ddlib.method.select import INITIAL, representative
+from ddlib.settings import generator
 
 CENTRES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
 
@@ -31,7 +31,12 @@ def herding(points, count):
 def k_center(points, count):
     taken = [min(range(len(points)), key=lambda i: float((points[i] - points.mean(0)).norm()))]
     while len(taken) < count:
-        taken.append(max(range(len(points)), key=lambda i: min(float((points[i] - points[j]).norm()) for j in taken)))
+        taken.append(
+            max(
+                range(len(points)),
+                key=lambda i: min(float((points[i] - points[j]).norm()) for j in taken),
+            )
+        )
     return taken
 
 
@@ -39,7 +44,9 @@ def k_center(points, count):
 @pytest.mark.parametrize("plain", [herding, k_center])
 def test_greedy_selections_are_their_plain_loops(plain, count):
     points = cloud()
-    assert INITIAL[plain.__name__](points, count, generator("g")).tolist() == plain(points.double(), count)
+    assert INITIAL[plain.__name__](points, count, generator("g")).tolist() == plain(
+        points.double(), count
+    )
 
 
 def test_representative_takes_the_point_nearest_to_each_centre():
@@ -52,24 +59,36 @@ def test_representative_takes_the_point_nearest_to_each_centre():
         assert i == min(mine, key=lambda j: float((points[j] - mean).norm()))
 
 
-@pytest.mark.parametrize("count, centres", [(8, 4), (12, 4), (6, 2), (5, 1), (7, 7), (40, 4)])  # (40, 4): a small cluster must take from its neighbours
+@pytest.mark.parametrize(
+    "count, centres", [(8, 4), (12, 4), (6, 2), (5, 1), (7, 7), (40, 4)]
+)  # (40, 4): a small cluster must take from its neighbours
 def test_representative_takes_the_nearest_few_around_fewer_centres(count, centres):
     points = cloud()
     taken = representative(points, count, generator("g"), centres).tolist()
     assert len(set(taken)) == count
     seed = int(torch.randint(2**31 - 1, (), generator=generator("g")))
-    means = KMeans(centres, n_init=10, random_state=seed).fit(points.double().numpy()).cluster_centers_
+    means = (
+        KMeans(centres, n_init=10, random_state=seed).fit(points.double().numpy()).cluster_centers_
+    )
     expected = []
     for mean in torch.from_numpy(means):
         free = [i for i in range(len(points)) if i not in expected]
-        expected += sorted(free, key=lambda i: float((points[i].double() - mean).norm()))[: count // centres]
+        expected += sorted(free, key=lambda i: float((points[i].double() - mean).norm()))[
+            : count // centres
+        ]
     assert taken == expected
 
 
 def test_centres_come_with_as_many_as_images_where_nobody_says_otherwise():
     points = cloud()
-    assert representative(points, 5, generator("g")).tolist() == representative(points, 5, generator("g"), 5).tolist()
-    assert representative(points, 6, generator("g")).tolist() != representative(points, 6, generator("g"), 2).tolist()
+    assert (
+        representative(points, 5, generator("g")).tolist()
+        == representative(points, 5, generator("g"), 5).tolist()
+    )
+    assert (
+        representative(points, 6, generator("g")).tolist()
+        != representative(points, 6, generator("g"), 2).tolist()
+    )
 
 
 @pytest.mark.parametrize("name", INITIAL)
@@ -89,7 +108,9 @@ def test_the_order_of_the_images_does_not_matter(name):
 
 
 def test_real_is_chance_and_nothing_else():
-    one, again, other = (INITIAL["real"](cloud(), 5, generator("g", seed)).tolist() for seed in (0, 0, 1))
+    one, again, other = (
+        INITIAL["real"](cloud(), 5, generator("g", seed)).tolist() for seed in (0, 0, 1)
+    )
     assert one == again != other
     counts = torch.zeros(40)
     for seed in range(400):

@@ -3,8 +3,8 @@
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from ddlib import engine, measure
-from ddlib.config import Data, Measurement, Network
+from ddlib.runs import engine, measure
+from ddlib.settings import Data, Measurement, Network
 
 WORK = {"network": Network(width=16), "data": Data(name="mnist_m_5k"), "ipc": 5}
 
@@ -16,5 +16,7 @@ def megabytes(gradient, inner_steps):
 
 
 def test_the_adjoint_is_flat_where_the_unroll_grows():
-    adjoint, unroll = (megabytes(gradient, 12) - megabytes(gradient, 2) for gradient in ("adjoint", "unroll"))
+    adjoint, unroll = (
+        megabytes(gradient, 12) - megabytes(gradient, 2) for gradient in ("adjoint", "unroll")
+    )
     assert unroll > 100 and adjoint < unroll / 4

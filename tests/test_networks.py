@@ -8,16 +8,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
-from ddlib import networks
-from ddlib.config import Network, Refusal, generator
-from ddlib.flat import Flat, perturb
-from ddlib.networks import NETWORKS, Pool
+from ddlib.method import networks
+from ddlib.method.functional import FunctionalNetwork, perturb
+from ddlib.method.networks import NETWORKS, Pool
+from ddlib.settings import InputError, Network, generator
 
 SHAPE, CLASSES = (2, 16, 16), 5
 
 
 def small(architecture, depth=2, width=4):
-    return networks.build(Network(architecture=architecture, width=width, depth=depth), SHAPE, CLASSES)
+    return networks.build(
+        Network(architecture=architecture, width=width, depth=depth), SHAPE, CLASSES
+    )
 
 
 def some_images(n=3, dtype=torch.float64):
@@ -26,7 +28,7 @@ def some_images(n=3, dtype=torch.float64):
 
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_flat_is_its_module(architecture):
-    flat = Flat(small(architecture))
+    flat = FunctionalNetwork(small(architecture))
     module = small(architecture).to_empty(device="cpu").double()
     theta = torch.randn(flat.parameters, generator=generator("theta"), dtype=torch.float64)
     vector_to_parameters(theta, module.parameters())
@@ -35,12 +37,14 @@ def test_flat_is_its_module(architecture):
     assert logits.shape == (3, CLASSES) and logits.abs().sum() > 0
     torch.testing.assert_close(logits, module(x), rtol=1e-12, atol=1e-12)
     assert sum(p.numel() for p in module.parameters()) == flat.parameters
-    torch.testing.assert_close(logits[1:2], flat(theta, x[1:2]), rtol=1e-9, atol=1e-9)  # no image sees another
+    torch.testing.assert_close(
+        logits[1:2], flat(theta, x[1:2]), rtol=1e-9, atol=1e-9
+    )  # no image sees another
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_logits_are_the_last_linear_map_of_the_features(architecture):
-    flat = Flat(small(architecture))
+    flat = FunctionalNetwork(small(architecture))
     theta, x = flat.initial(generator("theta")).double(), some_images()
     seen, last = flat.features(theta, x), flat.unpack(theta)
     torch.testing.assert_close(seen @ last["head.weight"].T + last["head.bias"], flat(theta, x))
@@ -50,44 +54,65 @@ def test_a_convnet_has_the_parameters_of_its_description():
     """depth x (3 x 3 kernels and biases, scale and shift), then a linear map on what the halvings leave."""
     for depth, left in ((1, 64), (2, 16), (3, 4)):
         convolutions = (2 * 4 + (depth - 1) * 4 * 4) * 9 + depth * 4
-        assert Flat(small("convnet", depth)).parameters == convolutions + 2 * 4 * depth + (4 * left + 1) * CLASSES
+        assert (
+            FunctionalNetwork(small("convnet", depth)).parameters
+            == convolutions + 2 * 4 * depth + (4 * left + 1) * CLASSES
+        )
 
 
 def test_a_network_with_buffers_is_refused():
-    with pytest.raises(Refusal, match=r"1\.running_mean.*use a norm without running statistics"):
-        Flat(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
+    with pytest.raises(InputError, match=r"1\.running_mean.*use a norm without running statistics"):
+        FunctionalNetwork(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
 
 
 def test_a_layer_without_a_rule_is_refused():
-    with pytest.raises(Refusal, match="no rule to initialise PReLU"):
-        Flat(nn.Sequential(nn.Linear(2, 2), nn.PReLU())).initial(generator("theta"))
+    with pytest.raises(InputError, match="no rule to initialise PReLU"):
+        FunctionalNetwork(nn.Sequential(nn.Linear(2, 2), nn.PReLU())).initial(generator("theta"))
 
 
 def test_images_too_small_for_the_poolings_are_refused():
-    with pytest.raises(Refusal, match=r"alexnet of depth 3 does not fit images of 4 x 4 pixels.*use larger images"):
+    with pytest.raises(
+        InputError,
+        match=r"alexnet of depth 3 does not fit images of 4 x 4 pixels.*use larger images",
+    ):
         networks.build(Network(architecture="alexnet", width=4), (1, 4, 4), CLASSES)
 
 
-TOO_SMALL = [("convnet", 5, (1, 16, 16)), ("convnet", 5, (1, 16, 64)), ("resnet18", 3, (1, 8, 8)), ("vgg11", 3, (1, 1, 1))]
+TOO_SMALL = [
+    ("convnet", 5, (1, 16, 16)),
+    ("convnet", 5, (1, 16, 64)),
+    ("resnet18", 3, (1, 8, 8)),
+    ("vgg11", 3, (1, 1, 1)),
+]
 
 
 @pytest.mark.parametrize("architecture, depth, shape", TOO_SMALL)
 def test_images_too_small_for_the_norms_are_refused(architecture, depth, shape):
-    with pytest.raises(Refusal, match=f"{architecture} of depth {depth} does not fit images of {shape[1]} x {shape[2]} pixels"):
+    with pytest.raises(
+        InputError,
+        match=f"{architecture} of depth {depth} does not fit images of {shape[1]} x {shape[2]} pixels",
+    ):
         networks.build(Network(architecture=architecture, width=4, depth=depth), shape, CLASSES)
 
 
 @pytest.mark.parametrize("h, w", [(8, 8), (7, 8), (8, 7), (5, 9), (2, 2), (3, 3)])
 def test_pool_is_avg_pool2d(h, w):
-    x = torch.randn(2, 3, h, w, generator=generator("pool"), dtype=torch.float64, requires_grad=True)
+    x = torch.randn(
+        2, 3, h, w, generator=generator("pool"), dtype=torch.float64, requires_grad=True
+    )
     torch.testing.assert_close(Pool()(x), F.avg_pool2d(x, 2))
-    torch.testing.assert_close(*(torch.autograd.grad(pool(x).sin().sum(), x)[0] for pool in (Pool(), lambda x: F.avg_pool2d(x, 2))))
+    torch.testing.assert_close(
+        *(
+            torch.autograd.grad(pool(x).sin().sum(), x)[0]
+            for pool in (Pool(), lambda x: F.avg_pool2d(x, 2))
+        )
+    )
     assert torch.autograd.gradgradcheck(lambda x: Pool()(x) ** 3, x)
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_the_first_draw_is_torchs_own_rule(architecture):
-    flat = Flat(small(architecture, width=16))
+    flat = FunctionalNetwork(small(architecture, width=16))
     theta = flat.initial(generator("theta"))
     assert theta.shape == (flat.parameters,) and theta.dtype == torch.float32
     layers = dict(flat.module.named_modules())
@@ -114,7 +139,7 @@ def test_torch_itself_draws_within_those_bounds():
 
 
 def test_the_first_draw_comes_from_its_generator():
-    flat = Flat(small("convnet"))
+    flat = FunctionalNetwork(small("convnet"))
     one, again, other = (flat.initial(generator("theta", seed)) for seed in (0, 0, 1))
     assert torch.equal(one, again) and not torch.equal(one, other)
 
@@ -122,7 +147,7 @@ def test_the_first_draw_comes_from_its_generator():
 @pytest.mark.parametrize("architecture", ["convnet", "resnet18"])
 @pytest.mark.parametrize("form", ["elementwise", "norm_matched"])
 def test_perturbation_moves_kernels_alone_and_as_far_as_it_says(form, architecture):
-    flat = Flat(small(architecture))
+    flat = FunctionalNetwork(small(architecture))
     theta = flat.initial(generator("theta")).double()
     before, alpha = theta.clone(), 0.3
     after = flat.unpack(perturb(flat, theta, alpha, form, generator("d")))
@@ -135,7 +160,9 @@ def test_perturbation_moves_kernels_alone_and_as_far_as_it_says(form, architectu
             assert not moved.any(), name
             continue
         kernels += 1
-        torch.testing.assert_close(moved, 3 * (once[name] - w), rtol=1e-9, atol=1e-15)  # in proportion to alpha
+        torch.testing.assert_close(
+            moved, 3 * (once[name] - w), rtol=1e-9, atol=1e-15
+        )  # in proportion to alpha
         d = moved / w if form == "elementwise" else moved / w.norm()
         assert float(d.norm()) == pytest.approx(alpha, rel=1e-6)
         if form == "norm_matched":
@@ -146,9 +173,11 @@ def test_perturbation_moves_kernels_alone_and_as_far_as_it_says(form, architectu
 
 
 def test_perturbation_comes_from_its_generator_and_zero_is_none():
-    flat = Flat(small("convnet"))
+    flat = FunctionalNetwork(small("convnet"))
     theta = flat.initial(generator("theta"))
-    one, again, other = (perturb(flat, theta, 1.0, "elementwise", generator("d", seed)) for seed in (0, 0, 1))
+    one, again, other = (
+        perturb(flat, theta, 1.0, "elementwise", generator("d", seed)) for seed in (0, 0, 1)
+    )
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert torch.equal(perturb(flat, theta, 0.0, "elementwise", generator("d")), theta)
 
@@ -156,10 +185,18 @@ def test_perturbation_comes_from_its_generator_and_zero_is_none():
 def test_a_vit_sees_where_its_patches_are():
     """Positions count: an image whose patches change places is another image; patches of any size give 64 tokens."""
     for shape, patch in ((SHAPE, 2), ((3, 64, 64), 8)):
-        flat = Flat(networks.build(Network(architecture="vit", width=8), shape, CLASSES))
-        theta, x = flat.initial(generator("theta")).double(), torch.randn(2, *shape, generator=generator("x"), dtype=torch.float64)
+        flat = FunctionalNetwork(
+            networks.build(Network(architecture="vit", width=8), shape, CLASSES)
+        )
+        theta, x = (
+            flat.initial(generator("theta")).double(),
+            torch.randn(2, *shape, generator=generator("x"), dtype=torch.float64),
+        )
         moved = x.roll(patch, 3)
         assert (flat(theta, x) - flat(theta, moved)).abs().max() > 1e-6
         without = {n: p * (n != "features.0.positions") for n, p in flat.unpack(theta).items()}
-        blind = torch.func.functional_call(flat.module, without, (x,)), torch.func.functional_call(flat.module, without, (moved,))
+        blind = (
+            torch.func.functional_call(flat.module, without, (x,)),
+            torch.func.functional_call(flat.module, without, (moved,)),
+        )
         torch.testing.assert_close(*blind)

@@ -5,12 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddlib import engine, evaluate, pipeline, store
-from ddlib.config import Data, Distillation, Evaluation, Expert, Following, Network, Selection, generator
-from ddlib.fit import Diverged
-from ddlib.pipeline import expert, get
-from ddlib.store import Store
-from ddlib.whiten import Space
+from ddlib.data.space import Space
+from ddlib.method import evaluate
+from ddlib.method.train import Diverged
+from ddlib.runs import engine, store
+from ddlib.runs import stages as pipeline
+from ddlib.runs.stages import expert, get
+from ddlib.runs.store import Store
+from ddlib.settings import (
+    Data,
+    Distillation,
+    Evaluation,
+    Expert,
+    Following,
+    Network,
+    Selection,
+    generator,
+)
 
 DATA = Data(name="digits")
 NET = Network(width=8, depth=2)  # wide enough for the fused kernels
@@ -42,7 +53,7 @@ ALL = [EXPERT, expert(EXPERT, 1), START, SET, ROWS, Following(of=SET)]
 def done(tmp_path_factory):
     """A store filled by one process, one task after the other; to be read only."""
     made = Store(tmp_path_factory.mktemp("done"))
-    pipeline.fulfil(ALL, made, workers=1)
+    pipeline.ensure(ALL, made, workers=1)
     return made
 
 
@@ -59,9 +70,11 @@ def halfway(done, tmp_path):
 def test_two_processes_leave_the_same_bytes_and_a_failure_stops_nothing_else(done, tmp_path, capfd):
     beside = Store(tmp_path)
     with pytest.raises(Diverged, match=r"stopped being finite.*lower lr_images first"):
-        pipeline.fulfil([Evaluation(of=HARSH, network=NET), *ALL], beside, workers=2)
+        pipeline.ensure([Evaluation(of=HARSH, network=NET), *ALL], beside, workers=2)
     for settings in ALL:
-        assert beside.file(settings).read_bytes() == done.file(settings).read_bytes(), settings.stage
+        assert beside.file(settings).read_bytes() == done.file(settings).read_bytes(), (
+            settings.stage
+        )
     assert not beside.has(HARSH) and not beside.has(Evaluation(of=HARSH, network=NET))
     assert "failed" in capfd.readouterr().err
 
@@ -72,7 +85,7 @@ def test_what_is_there_is_read_not_made(done, monkeypatch):
     for settings in ALL:
         assert get(settings, done).settings == settings.model_dump(mode="json")
     assert pipeline.missing(ALL, done) == {}
-    pipeline.fulfil(ALL, done)
+    pipeline.ensure(ALL, done)
     assert before == {settings: done.file(settings).read_bytes() for settings in ALL}
 
 
@@ -102,7 +115,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(stopped, done, halfway, monkeypa
         get(SET, halfway)
     assert not halfway.has(SET)
     held = halfway.resume(SET)
-    assert held.record["iteration"] == stopped and [row["iteration"] for row in held.record["curve"]] == list(range(1, stopped + 1))
+    assert held.record["iteration"] == stopped and [
+        row["iteration"] for row in held.record["curve"]
+    ] == list(range(1, stopped + 1))
     monkeypatch.setattr(pipeline, "distil", run)
     get(SET, halfway)
     assert began == [0, stopped]
@@ -129,7 +144,10 @@ def test_a_run_killed_while_it_looks_goes_on_to_the_same_bytes(done, halfway, mo
 
 
 def test_an_outer_loop_that_is_not_finite_stops_and_keeps_its_last_good_state(halfway):
-    with pytest.raises(Diverged, match=r"stopped being finite at outer iteration \d \(lr_images 1e\+30.*the last good state is kept"):
+    with pytest.raises(
+        Diverged,
+        match=r"stopped being finite at outer iteration \d \(lr_images 1e\+30.*the last good state is kept",
+    ):
         get(HARSH, halfway)
     assert not halfway.has(HARSH)
     held = halfway.resume(HARSH)
@@ -139,24 +157,36 @@ def test_an_outer_loop_that_is_not_finite_stops_and_keeps_its_last_good_state(ha
 
 def test_the_kept_images_are_those_that_validated_best(done):
     made, start = get(SET, done), get(START, done)
-    history, looked = made.tensors["history"], [row for row in made.record["curve"] if "validation_accuracy" in row]
+    history, looked = (
+        made.tensors["history"],
+        [row for row in made.record["curve"] if "validation_accuracy" in row],
+    )
     assert [row["iteration"] for row in looked] == [2, 4, 6] and len(history) == 4
-    assert torch.equal(history[0], start.tensors["images"]) and torch.equal(made.tensors["labels"], start.tensors["labels"])
+    assert torch.equal(history[0], start.tensors["images"]) and torch.equal(
+        made.tensors["labels"], start.tensors["labels"]
+    )
     best = max(looked, key=lambda row: row["validation_accuracy"])
     assert made.record["chosen_iteration"] == best["iteration"] and made.record["lr"] == best["lr"]
     assert torch.equal(made.tensors["images"], history[best["iteration"] // 2])
     assert len({t.numpy().tobytes() for t in history}) == 4
-    assert len(made.record["curve"]) == 6 and {row["start"] for row in made.record["curve"]} <= {0, 1}
+    assert len(made.record["curve"]) == 6 and {row["start"] for row in made.record["curve"]} <= {
+        0,
+        1,
+    }
 
 
 def test_an_artefact_says_all_that_is_needed(done):
     held = store.read(done.file(SET))
     assert Distillation(**held.settings) == SET
-    space = Space.from_tensors({n.removeprefix("space."): t for n, t in held.tensors.items() if n.startswith("space.")})
+    space = Space.from_tensors(
+        {n.removeprefix("space."): t for n, t in held.tensors.items() if n.startswith("space.")}
+    )
     real = pipeline.images(DATA, done)
     assert torch.equal(space.leave(real.x_test), real.space.leave(real.x_test))
     rows = get(ROWS, done).record["rows"]
-    assert {row["protocol"]: row["lr"] / row["lr_factor"] for row in rows} == pytest.approx(dict.fromkeys(["lr_chosen", "lr_a"], held.record["lr"]))
+    assert {row["protocol"]: row["lr"] / row["lr_factor"] for row in rows} == pytest.approx(
+        dict.fromkeys(["lr_chosen", "lr_a"], held.record["lr"])
+    )
     for protocol in ("lr_chosen", "lr_a"):
         assert [row["net_seed"] for row in rows if row["protocol"] == protocol] == [0, 1]
     for row in rows:
@@ -172,31 +202,47 @@ def test_a_selection_holds_ipc_images_of_each_class(method, features, done, tmp_
     assert held.tensors["images"].shape == (30, 1, 16, 16)
     if method != "noise":
         taken = held.tensors["indices"]
-        assert torch.equal(real.x_train[taken], held.tensors["images"]) and torch.equal(real.y_train[taken], held.tensors["labels"])
+        assert torch.equal(real.x_train[taken], held.tensors["images"]) and torch.equal(
+            real.y_train[taken], held.tensors["labels"]
+        )
 
 
 def test_everything_is_the_training_set(halfway):
     held, real = get(Selection(data=DATA, method="all"), halfway), pipeline.images(DATA, halfway)
-    assert torch.equal(held.tensors["images"], real.x_train) and torch.equal(held.tensors["labels"], real.y_train)
+    assert torch.equal(held.tensors["images"], real.x_train) and torch.equal(
+        held.tensors["labels"], real.y_train
+    )
 
 
 def test_a_student_at_rest_has_an_error_of_one(done, halfway):
     """The following divides by the expert's own way: a student that hardly moves is as far as the start was."""
     rows = get(Following(of=SET), done).record["rows"]
-    assert [(row["expert_seed"], row["epoch"]) for row in rows] == [(i, e) for i in (0, 1) for e in (1, 2, 3)]
+    assert [(row["expert_seed"], row["epoch"]) for row in rows] == [
+        (i, e) for i in (0, 1) for e in (1, 2, 3)
+    ]
     slow = SET.model_copy(update={"a0": 1e-9, "lr_lr": 0.0})
-    assert [row["error"] for row in get(Following(of=slow), halfway).record["rows"]] == pytest.approx([1.0] * 6, abs=1e-5)
+    assert [
+        row["error"] for row in get(Following(of=slow), halfway).record["rows"]
+    ] == pytest.approx([1.0] * 6, abs=1e-5)
     assert max(abs(row["error"] - 1) for row in rows) > 1e-3
 
 
 def test_tuning_and_choosing_never_look_at_the_test_images(done, tmp_path, monkeypatch):
     tuned = ROWS.model_copy(update={"test": False})
     real = pipeline.images(DATA, done)
-    other = replace(real, x_test=real.x_test.flip(0) + 1, y_test=real.y_test[torch.randperm(len(real.y_test), generator=generator("mix"))])
+    other = replace(
+        real,
+        x_test=real.x_test.flip(0) + 1,
+        y_test=real.y_test[torch.randperm(len(real.y_test), generator=generator("mix"))],
+    )
     assert (other.y_test != real.y_test).float().mean() > 0.5
     monkeypatch.setattr(pipeline, "images", lambda *_: other)
     accuracy, seen = evaluate.accuracy, []
-    monkeypatch.setattr(evaluate, "accuracy", lambda flat, theta, x, y: seen.append(x is other.x_test) or accuracy(flat, theta, x, y))
+    monkeypatch.setattr(
+        evaluate,
+        "accuracy",
+        lambda flat, theta, x, y: seen.append(x is other.x_test) or accuracy(flat, theta, x, y),
+    )
     blind = Store(tmp_path)
     for settings in (START, SET, tuned):
         get(settings, blind)
@@ -206,7 +252,11 @@ def test_tuning_and_choosing_never_look_at_the_test_images(done, tmp_path, monke
     for settings in (START, SET):
         assert blind.file(settings).read_bytes() == done.file(settings).read_bytes()
     rows, judged = blind.load(tuned).record["rows"], done.load(ROWS).record["rows"]
-    assert all(row[name] is None for row in rows for name in ("accuracy", "best_on_validation", "best_on_test"))
+    assert all(
+        row[name] is None
+        for row in rows
+        for name in ("accuracy", "best_on_validation", "best_on_test")
+    )
     for name in ("lr_factor", "lr", "validation_accuracy", "protocol", "net_seed"):
         assert [row[name] for row in rows] == [row[name] for row in judged], name
 
@@ -224,9 +274,23 @@ def test_a_failed_task_stops_only_those_that_need_it(capsys):
         if task in "bx":
             raise ValueError(f"{task} broke")
 
-    tasks = {"d": ["c", "e"], "c": ["b"], "b": ["a"], "a": ["made before"], "x": [], "e": ["a"], "f": ["e"]}
+    tasks = {
+        "d": ["c", "e"],
+        "c": ["b"],
+        "b": ["a"],
+        "a": ["made before"],
+        "x": [],
+        "e": ["a"],
+        "f": ["e"],
+    }
     with pytest.raises(ValueError, match="broke"):
-        engine.run(tasks, do, work=lambda task: ord(task) / 100, label=lambda task: f"task {task}", workers=1)
+        engine.run(
+            tasks,
+            do,
+            work=lambda task: ord(task) / 100,
+            label=lambda task: f"task {task}",
+            workers=1,
+        )
     assert sorted(ran) == ["a", "b", "e", "f", "x"]
     assert ran.index("a") < ran.index("b") and ran.index("a") < ran.index("e") < ran.index("f")
     assert ran[0] == "x"  # the longest that can run

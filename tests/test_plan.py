@@ -13,10 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ddlib import config, counts, measure, plan, press
+from ddlib import settings as config
 from ddlib.__main__ import main
-from ddlib.config import Network
-from ddlib.counts import Work
+from ddlib.paper import build as press
+from ddlib.runs import counts, measure, plan
+from ddlib.runs.counts import Work
+from ddlib.settings import Network
 
 COLOUR = (3, 32, 32)
 NETWORKS = {"convnet": 32, "alexnet": 16, "vgg11": 8, "resnet18": 8, "resnet18_ap": 8, "vit": 32}
@@ -27,14 +29,18 @@ def test_the_operations_of_one_block_by_hand():
     convolution, head = 2 * (3 * 9) * 8 * (6 * 10), 2 * (8 * 3 * 5) * 5
     assert counts.layers(work.network, work.shape, 5) == (convolution, head)
     assert counts.flops(replace(work, form="forward")) == 14 * (convolution + head)
-    assert counts.flops(work) == 14 * (2 * convolution + 3 * head)  # nobody asks for the images' gradient
+    assert counts.flops(work) == 14 * (
+        2 * convolution + 3 * head
+    )  # nobody asks for the images' gradient
     assert counts.flops(replace(work, form="unroll")) == 14 * (6 * convolution + 9 * head)
 
 
 @pytest.mark.parametrize("form", ["forward", "gradient"])
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_operations_are_those_that_a_counter_sees(architecture, form):
-    work = Work(Network(architecture=architecture, width=NETWORKS[architecture]), COLOUR, 10, form, 4)
+    work = Work(
+        Network(architecture=architecture, width=NETWORKS[architecture]), COLOUR, 10, form, 4
+    )
     run = counts.prepare(work, "meta")
     with FlopCounterMode(display=False) as counter:
         run()
@@ -65,7 +71,9 @@ def test_second_derivatives_count_as_said(form):
     """One more step, as nobody asks for the gradient of theta_0; a penalty's head is linear, which saves a little."""
     more = Work(Network(width=32), COLOUR, 10, form, 4, 3)
     fewer = replace(more, steps=2)
-    assert counts.flops(more) - counts.flops(fewer) == pytest.approx(seen(more) - seen(fewer), rel=0.03)
+    assert counts.flops(more) - counts.flops(fewer) == pytest.approx(
+        seen(more) - seen(fewer), rel=0.03
+    )
 
 
 @pytest.mark.parametrize("form", ["adjoint", "unroll"])
@@ -96,10 +104,14 @@ PEAKS = [
 ]
 
 
-@pytest.mark.parametrize("work", PEAKS, ids=lambda w: f"{w.form}-{w.network.width}-{w.shape[1]}px-n{w.images}-N{w.steps}")
+@pytest.mark.parametrize(
+    "work", PEAKS, ids=lambda w: f"{w.form}-{w.network.width}-{w.shape[1]}px-n{w.images}-N{w.steps}"
+)
 def test_memory_is_predicted(work):
     fresh = get_context("forkserver")
-    fresh.set_forkserver_preload(["ddlib.counts", "ddlib.measure"])  # imports take seconds; nothing has run there
+    fresh.set_forkserver_preload(
+        ["ddlib.counts", "ddlib.measure"]
+    )  # imports take seconds; nothing has run there
     with ProcessPoolExecutor(1, mp_context=fresh) as pool:
         measured = pool.submit(measured_peak, work).result()
     predicted = counts.peak_here(work) / 2**20
@@ -124,7 +136,9 @@ def timed():
 
     before, rates, after = measured(), plan.calibrate(TIMES, 12.0), measured()
     found = [plan.here(work, rates) for work in TIMES]
-    return [p / (a * b) ** 0.5 for p, a, b in zip(found, before, after, strict=True)], max(max(a / b, b / a) for a, b in zip(before, after, strict=True))
+    return [p / (a * b) ** 0.5 for p, a, b in zip(found, before, after, strict=True)], max(
+        max(a / b, b / a) for a, b in zip(before, after, strict=True)
+    )
 
 
 def test_time_is_predicted():
@@ -135,7 +149,9 @@ def test_time_is_predicted():
         if ratios == pytest.approx([1.0] * len(TIMES), abs=0.3):
             return
     if apart > 1.15:
-        pytest.skip(f"the machine is not quiet: the same work took {apart:.2f} times as long a few seconds later")
+        pytest.skip(
+            f"the machine is not quiet: the same work took {apart:.2f} times as long a few seconds later"
+        )
     pytest.fail(f"predicted over measured: {ratios}")
 
 
@@ -150,7 +166,9 @@ def test_what_does_not_fit_is_told_the_switch_that_makes_it_fit():
     assert plan.advice(adjoint, plan.RESERVED).startswith("no switch")
 
 
-@pytest.mark.parametrize("name", ["smoke", "laptop", "cifar100-ipc10", "tiny_imagenet-ipc10", "imagenette-ipc1"])
+@pytest.mark.parametrize(
+    "name", ["smoke", "laptop", "cifar100-ipc10", "tiny_imagenet-ipc10", "imagenette-ipc1"]
+)
 def test_every_profile_has_a_plan(name):
     found = plan.parts(config.profile(name))
     assert {part.stage for part in found} == {"experts", "distillation", "evaluation"}
@@ -166,7 +184,19 @@ def test_the_command_prints_a_table_and_says_that_gpus_are_predicted(monkeypatch
     monkeypatch.setattr(plan, "calibrate", partial(plan.calibrate, budget=2.0))
     assert main(["plan", "smoke"]) == 0
     said = capsys.readouterr().out
-    assert all(words in said for words in ("experts", "distillation", "evaluation", "unroll GB", "adjoint GB", "here h", *plan.GPUS, "predictions"))
+    assert all(
+        words in said
+        for words in (
+            "experts",
+            "distillation",
+            "evaluation",
+            "unroll GB",
+            "adjoint GB",
+            "here h",
+            *plan.GPUS,
+            "predictions",
+        )
+    )
     assert main(["plan", "smok"]) == 2
 
 
@@ -175,10 +205,19 @@ def test_the_readmes_table_of_cells_is_what_is_predicted():
     assert set(rows.cell) == {name for name in config.profiles() if "-ipc" in name}
     (kept,) = rows[rows.cell == "cifar10-ipc10"].to_dict("records")
     predicted = plan.cell("cifar10-ipc10")
-    assert predicted == {name: value if isinstance(value, str) else pytest.approx(value, rel=1e-3) for name, value in kept.items()}
+    assert predicted == {
+        name: value if isinstance(value, str) else pytest.approx(value, rel=1e-3)
+        for name, value in kept.items()
+    }
     assert press.cells_table(rows) in (press.HOME / "README.md").read_text()
 
 
 def test_memory_grows_with_the_unroll_and_hardly_with_the_adjoint():
-    short, long = ({form: counts.cost(Work(Network(width=32), COLOUR, 10, form, 50, n)).peak for form in ("unroll", "adjoint")} for n in (5, 80))
+    short, long = (
+        {
+            form: counts.cost(Work(Network(width=32), COLOUR, 10, form, 50, n)).peak
+            for form in ("unroll", "adjoint")
+        }
+        for n in (5, 80)
+    )
     assert long["unroll"] > 8 * short["unroll"] and long["adjoint"] < 1.5 * short["adjoint"]

@@ -4,14 +4,28 @@ from statistics import fmean, stdev
 
 import pytest
 
-from ddlib import pipeline
-from ddlib.config import Data, Distillation, Evaluation, Expert, Network, Selection
-from ddlib.store import Store
+from ddlib.runs import stages as pipeline
+from ddlib.runs.store import Store
+from ddlib.settings import Data, Distillation, Evaluation, Expert, Network, Selection
 
 DATA, NET, SEEDS = Data(name="digits"), Network(width=8, depth=2), range(3)
 EXPERTS = Expert(data=DATA, network=NET, lr=0.02, weight_decay=0.0, batch=64, epochs=3)
-AST = {"inner_steps": 10, "matched_epochs": 1, "start_epochs": 2, "momentum": 0.9, "balance": True, "perturbation": 1.0}
-BUDGET = {"n_experts": 2, "lr_images": 30.0, "a0": 0.02, "iterations": 30, "checks": 2, "check_epochs": 40}
+AST = {
+    "inner_steps": 10,
+    "matched_epochs": 1,
+    "start_epochs": 2,
+    "momentum": 0.9,
+    "balance": True,
+    "perturbation": 1.0,
+}
+BUDGET = {
+    "n_experts": 2,
+    "lr_images": 30.0,
+    "a0": 0.02,
+    "iterations": 30,
+    "checks": 2,
+    "check_epochs": 40,
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +40,12 @@ def test_distilled_images_beat_random_ones_by_more_than_the_spread(folder):
         random = Selection(data=DATA, method="real", lr=BUDGET["a0"], seed=seed)
         distilled = Distillation(experts=EXPERTS, start=random, seed=seed, **AST, **BUDGET)
         for name, made in (("random", random), ("distilled", distilled)):
-            rows = pipeline.get(Evaluation(of=made, network=NET, networks=2, epochs=40), folder).record["rows"]
-            score[name].append(fmean(row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"))
+            rows = pipeline.get(
+                Evaluation(of=made, network=NET, networks=2, epochs=40), folder
+            ).record["rows"]
+            score[name].append(
+                fmean(row["accuracy"] for row in rows if row["protocol"] == "lr_chosen")
+            )
     gain = fmean(score["distilled"]) - fmean(score["random"])
     spread = max(stdev(values) for values in score.values())
     assert gain > spread, score

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddlib.smoothness import steps, summary
+from ddlib.method.smoothness import steps, summary
 
 
 def test_a_straight_line():
@@ -41,4 +41,6 @@ def test_right_angles_and_a_way_back():
     assert steps(square)["turning"].tolist() == pytest.approx([0, 0], abs=1e-7)
     assert summary(square)["detour"] == pytest.approx(3)
     back = torch.tensor([[1.0], [4.0], [2.0]])
-    assert steps(back)["turning"].tolist() == pytest.approx([-1]) and summary(back)["detour"] == pytest.approx(5)
+    assert steps(back)["turning"].tolist() == pytest.approx([-1]) and summary(back)[
+        "detour"
+    ] == pytest.approx(5)

@@ -14,10 +14,12 @@ from test_pipeline import ALL, ROWS, SET
 from test_pipeline import done as done  # the same set-up, filled by one process
 from test_pipeline import halfway as halfway
 
-from ddlib import data, pipeline, studies
-from ddlib.config import Data, key
-from ddlib.paper import Paper
-from ddlib.store import Store
+from ddlib.data import datasets as data
+from ddlib.paper.paper import Paper
+from ddlib.runs import stages as pipeline
+from ddlib.runs import studies
+from ddlib.runs.store import Store
+from ddlib.settings import Data, key
 
 EVERY = [*ALL, *AGAIN]
 FILLER = """
@@ -50,7 +52,7 @@ while not os.path.exists(go):
     time.sleep(0.02)
 if name != "set":
     data.load(Data(name="mnist_5k"), root)
-pipeline.fulfil(wanted, Store(root), workers=1)
+pipeline.ensure(wanted, Store(root), workers=1)
 """
 
 
@@ -63,7 +65,9 @@ def filler(root, mark, name, go, wait="-"):
 
 def until(true, *processes):
     while not true():
-        assert all(process.poll() is None for process in processes), [process.stderr.read() for process in processes]
+        assert all(process.poll() is None for process in processes), [
+            process.stderr.read() for process in processes
+        ]
         time.sleep(0.02)
 
 
@@ -73,18 +77,31 @@ def lines(*marks):
 
 def test_two_processes_make_each_thing_once(done, tmp_path):
     """Of lists that overlap, in other orders; the data set's copy too."""
-    made, go, marks = Store(tmp_path / "store"), tmp_path / "go", [tmp_path / "first", tmp_path / "second"]
-    both = [filler(made.root, mark, name, go) for mark, name in zip(marks, ("all", "backwards"), strict=True)]
+    made, go, marks = (
+        Store(tmp_path / "store"),
+        tmp_path / "go",
+        [tmp_path / "first", tmp_path / "second"],
+    )
+    both = [
+        filler(made.root, mark, name, go)
+        for mark, name in zip(marks, ("all", "backwards"), strict=True)
+    ]
     until(lambda: lines(*marks) == ["ready"] * 2, *both)
     go.touch()
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    noted = Counter(line for line in lines(*marks) if line not in ("ready", "data digits"))  # of digits no copy is kept
+    noted = Counter(
+        line for line in lines(*marks) if line not in ("ready", "data digits")
+    )  # of digits no copy is kept
     assert noted == Counter(["data mnist_5k", *map(key, EVERY)])
     assert all(set(map(key, EVERY)) & set(lines(mark)) for mark in marks)  # the work was shared
     assert same(made, done) and not pipeline.missing(EVERY, made)
     assert data.load(Data(name="mnist_5k"), made.root).x_train.shape == (3500, 1, 28, 28)
-    assert not list(made.root.rglob(".half-*")) and not list((made.root / "locks").iterdir()) and not (made.root / "damaged").exists()
+    assert (
+        not list(made.root.rglob(".half-*"))
+        and not list((made.root / "locks").iterdir())
+        and not (made.root / "damaged").exists()
+    )
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
@@ -97,11 +114,16 @@ def test_a_process_that_dies_or_stands_still_is_not_waited_for(end, done, halfwa
     assert halfway.busy(SET) and not halfway.busy(ROWS)
     second = filler(halfway.root, marks[1], "set", go)
     said = second.stderr.readline()
-    assert said == f"{pipeline.name(SET)}: waits for process {first.pid} on {os.uname().nodename}, which is on it\n"
+    assert (
+        said
+        == f"{pipeline.name(SET)}: waits for process {first.pid} on {os.uname().nodename}, which is on it\n"
+    )
     first.send_signal(end)
     rest = second.communicate(timeout=60)[1]
     assert second.returncode == 0 and key(SET) in lines(marks[1]) and same(halfway, done, [SET])
-    assert (f"{pipeline.name(SET)}: no sign of life from process {first.pid} on " in rest) == (end == signal.SIGSTOP)
+    assert (f"{pipeline.name(SET)}: no sign of life from process {first.pid} on " in rest) == (
+        end == signal.SIGSTOP
+    )
     if end == signal.SIGSTOP:
         wait.touch()
         first.send_signal(signal.SIGCONT)
@@ -124,8 +146,19 @@ for _ in range(200):
         inside.open("x").close()
         inside.unlink()
 """
-    command = [sys.executable, "-c", program, str(tmp_path / "locks" / "one"), str(tmp_path / "inside")]
-    four = [subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        str(tmp_path / "locks" / "one"),
+        str(tmp_path / "inside"),
+    ]
+    four = [
+        subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     said = [process.communicate(timeout=60)[1] for process in four]
     assert [process.returncode for process in four] == [0] * 4, said
     assert not list((tmp_path / "locks").iterdir())
@@ -134,19 +167,53 @@ for _ in range(200):
 def test_two_papers_at_once(tmp_path, monkeypatch):
     """Two `make paper` into one folder: the notebook is whole, artefacts and rows are those of one alone, and no half file is left."""
     profile, folder = tmp_path / "tiny.yaml", tmp_path / "together"
-    profile.write_text("extends: smoke\nseeds: 1\nevaluation: {networks: 1, epochs: 1, factors: [1.0], looks: 1}\n")
-    command = [sys.executable, "-m", "ddlib", "paper", str(profile), "--notebook", "04_initialisation"]
-    environment = os.environ | {"PYTHONPATH": PATHS, "ENGINE": "serial", "STORE": str(folder / "store"), "RESULTS": str(folder / "results")}
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    profile.write_text(
+        "extends: smoke\nseeds: 1\nevaluation: {networks: 1, epochs: 1, factors: [1.0], looks: 1}\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "ddlib",
+        "paper",
+        str(profile),
+        "--notebook",
+        "04_initialisation",
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": PATHS,
+        "ENGINE": "serial",
+        "STORE": str(folder / "store"),
+        "RESULTS": str(folder / "results"),
+    }
+    both = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=200)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     monkeypatch.setenv("ENGINE", "serial")
-    alone = Paper(str(profile), tmp_path / "alone" / "store", tmp_path / "alone" / "results" / "tiny")
+    alone = Paper(
+        str(profile), tmp_path / "alone" / "store", tmp_path / "alone" / "results" / "tiny"
+    )
     alone.study("coresets")
     alone.keep_sets(studies.CORESETS)
-    left = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    expected = {file.relative_to(tmp_path / "alone"): file.read_bytes() for file in (tmp_path / "alone").rglob("*") if file.is_file() and file.parent.name != "notes"}
+    left = {
+        file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+    }
+    expected = {
+        file.relative_to(tmp_path / "alone"): file.read_bytes()
+        for file in (tmp_path / "alone").rglob("*")
+        if file.is_file() and file.parent.name != "notes"
+    }
     assert len(expected) > 20 and {file: left[file] for file in expected} == expected
-    (book,) = [nbformat.reads(content, as_version=4) for file, content in left.items() if file.suffix == ".ipynb"]
+    (book,) = [
+        nbformat.reads(content, as_version=4)
+        for file, content in left.items()
+        if file.suffix == ".ipynb"
+    ]
     nbformat.validate(book)
-    assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code") and not [file for file in left if file.name.startswith(".half-")]
+    assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code") and not [
+        file for file in left if file.name.startswith(".half-")
+    ]

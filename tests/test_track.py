@@ -2,11 +2,12 @@
 
 import pytest
 
-from ddlib import pipeline, track
 from ddlib.__main__ import main
-from ddlib.config import Data, Distillation, Expert, Network, Refusal, Selection
-from ddlib.pipeline import expert
-from ddlib.store import Store
+from ddlib.runs import stages as pipeline
+from ddlib.runs import track
+from ddlib.runs.stages import expert
+from ddlib.runs.store import Store
+from ddlib.settings import Data, Distillation, Expert, InputError, Network, Selection
 
 EXPERT = Expert(data=Data(name="digits"), network=Network(width=4, depth=1), epochs=2, lr=0.02)
 SET = Distillation(
@@ -19,13 +20,13 @@ MADE = (EXPERT, expert(EXPERT, 1), SET)
 def alone(tmp_path_factory):
     """A store that nobody watched being filled."""
     store = Store(tmp_path_factory.mktemp("alone"))
-    pipeline.fulfil([SET], store, workers=1)
+    pipeline.ensure([SET], store, workers=1)
     return store
 
 
 def watched(kind, store, monkeypatch):
     monkeypatch.setenv("TRACK", kind)
-    pipeline.fulfil([SET], store, workers=1)
+    pipeline.ensure([SET], store, workers=1)
 
 
 def test_a_tracker_is_told_all_and_changes_nothing(alone, tmp_path, monkeypatch):
@@ -45,11 +46,17 @@ def test_a_tracker_is_told_all_and_changes_nothing(alone, tmp_path, monkeypatch)
     monkeypatch.setitem(track.TRACKERS, "recorder", (Recorder, "json"))
     store = Store(tmp_path)
     watched("recorder", store, monkeypatch)
-    assert [(task, step) for task, step, _ in told] == [(one, e) for one in MADE[:2] for e in range(3)] + [(SET, i) for i in (1, 2, 3)]
+    assert [(task, step) for task, step, _ in told] == [
+        (one, e) for one in MADE[:2] for e in range(3)
+    ] + [(SET, i) for i in (1, 2, 3)]
     assert closed == list(MADE)
     curve = store.load(SET).record["curve"]
-    assert [numbers for task, _, numbers in told if task == SET] == curve and "validation_accuracy" in curve[-1]
-    assert "loss" not in told[0][2] and told[1][2]["loss"] > 0  # before its first epoch an expert has no loss
+    assert [
+        numbers for task, _, numbers in told if task == SET
+    ] == curve and "validation_accuracy" in curve[-1]
+    assert (
+        "loss" not in told[0][2] and told[1][2]["loss"] > 0
+    )  # before its first epoch an expert has no loss
     assert all(store.file(one).read_bytes() == alone.file(one).read_bytes() for one in MADE)
 
 
@@ -60,7 +67,9 @@ def test_the_real_ones(kind, alone, tmp_path, monkeypatch):
     watched(kind, store, monkeypatch)
     assert all(store.file(one).read_bytes() == alone.file(one).read_bytes() for one in MADE)
     left = [file for file in (tmp_path / "track" / kind).rglob("*") if file.is_file()]
-    assert {"tensorboard": "events.out", "mlflow": "validation_accuracy", "wandb": "run-"}[kind] in " ".join(file.name for file in left)
+    assert {"tensorboard": "events.out", "mlflow": "validation_accuracy", "wandb": "run-"}[
+        kind
+    ] in " ".join(file.name for file in left)
 
 
 def test_a_tracker_that_is_not_there_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
@@ -69,6 +78,6 @@ def test_a_tracker_that_is_not_there_is_refused_before_any_work(tmp_path, monkey
     assert main(["run", "main", "--profile", "smoke"]) == 2
     assert "TRACK=visdom: expected one of tensorboard, mlflow, wandb" in capsys.readouterr().err
     monkeypatch.setitem(track.TRACKERS, "visdom", (track.Silent, "a_package_of_no_name"))
-    with pytest.raises(Refusal, match="pip install a_package_of_no_name"):
+    with pytest.raises(InputError, match="pip install a_package_of_no_name"):
         track.chosen()
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -9,11 +9,14 @@ import torch
 from test_pipeline import ALL, EXPERT, ROWS, SET, START
 from test_pipeline import done as done  # a set-up that is of no profile
 
-from ddlib import config, locks, pipeline, store, studies, upkeep
+from ddlib import settings as config
 from ddlib.__main__ import main
-from ddlib.config import Distillation, key
-from ddlib.pipeline import expert
-from ddlib.store import Store
+from ddlib.runs import locks, store, studies
+from ddlib.runs import stages as pipeline
+from ddlib.runs import status as upkeep
+from ddlib.runs.stages import expert
+from ddlib.runs.store import Store
+from ddlib.settings import Distillation, key
 
 TINY = "extends: smoke\nseeds: 1\nevaluation: {networks: 1, epochs: 1, factors: [1.0], looks: 1}\n"
 
@@ -23,7 +26,11 @@ def filled(tmp_path_factory):
     """A folder with a small profile and a store that holds its coresets; to be copied."""
     home = tmp_path_factory.mktemp("filled")
     (home / "tiny.yaml").write_text(TINY)
-    pipeline.fulfil([run.settings for run in studies.coresets(config.profile(str(home / "tiny.yaml")))], Store(home / "store"), workers=1)
+    pipeline.ensure(
+        [run.settings for run in studies.coresets(config.profile(str(home / "tiny.yaml")))],
+        Store(home / "store"),
+        workers=1,
+    )
     return home
 
 
@@ -47,7 +54,11 @@ def home(filled, done, tmp_path, monkeypatch):
 
 
 def everything(folder):
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def names(made, tasks):
@@ -61,7 +72,10 @@ def cells(line):
 def test_status_tells_what_is_there_missing_damaged_begun_and_not_needed(home, capsys):
     made, profile = Store(home / "store"), config.profile(str(home / "tiny.yaml"))
     tasks, search = upkeep.tasks(profile)
-    (cut, *_), begun = [t for t in tasks if made.has(t) and t.stage == "selections"], next(t for t in tasks if isinstance(t, Distillation))
+    (cut, *_), begun = (
+        [t for t in tasks if made.has(t) and t.stage == "selections"],
+        next(t for t in tasks if isinstance(t, Distillation)),
+    )
     made.file(cut).write_bytes(made.file(cut).read_bytes()[:-1])
     made.checkpoint(begun, {"x": torch.ones(1)}, {"iteration": begun.iterations // 2})
     (made.root / "damaged").mkdir()
@@ -77,20 +91,36 @@ def test_status_tells_what_is_there_missing_damaged_begun_and_not_needed(home, c
         there = [made.file(t) for t in wanted if made.has(t)]
         damaged = int(stage == "selections")
         size = store.amount(sum(file.stat().st_size for file in there))
-        assert lines[stage] == [*map(str, (len(wanted), len(there) - damaged, len(wanted) - len(there) + damaged, damaged)), size]
+        assert lines[stage] == [
+            *map(
+                str,
+                (len(wanted), len(there) - damaged, len(wanted) - len(there) + damaged, damaged),
+            ),
+            size,
+        ]
     assert f"asks for {len(search)} tasks more, of which 0 are there" in said
     missing = [t for t in tasks if not made.has(t) or t == cut]
     seconds = sum(map(pipeline.work, missing)) - pipeline.work(begun) / 2
-    assert f"Missing: {len(missing)} tasks. Estimate, from their settings alone: {upkeep.engine.clock(seconds / 3)} in 3 processes" in said
-    assert f"A checkpoint: {pipeline.name(begun)}, iteration {begun.iterations // 2} of {begun.iterations}." in said
+    assert (
+        f"Missing: {len(missing)} tasks. Estimate, from their settings alone: {upkeep.engine.clock(seconds / 3)} in 3 processes"
+        in said
+    )
+    assert (
+        f"A checkpoint: {pipeline.name(begun)}, iteration {begun.iterations // 2} of {begun.iterations}."
+        in said
+    )
     assert f"Being made: that very task, by process {os.getpid()} on " in said
-    assert re.search(f"Damaged, and made again when it is asked for: {made.file(cut)}: .*not fully covered", said)
+    assert re.search(
+        f"Damaged, and made again when it is asked for: {made.file(cut)}: .*not fully covered", said
+    )
     assert f"Damaged and set aside in {made.root / 'damaged'}: 1 file, 1 kB." in said
     assert f"Not for this profile: {len(ALL)} files, " in said
 
 
 def test_status_of_a_whole_store(home, capsys, monkeypatch):
-    monkeypatch.setattr(studies, "asked", lambda profile: [run.settings for run in studies.coresets(profile)])
+    monkeypatch.setattr(
+        studies, "asked", lambda profile: [run.settings for run in studies.coresets(profile)]
+    )
     assert main(["status", str(home / "tiny.yaml")]) == 0
     said = capsys.readouterr().out
     assert "Nothing is missing." in said and "Damaged" not in said and "checkpoint" not in said
@@ -100,7 +130,9 @@ def test_status_of_a_whole_store(home, capsys, monkeypatch):
 def littered(home):
     """With a file of each other kind that `gc` removes, and one of each that it must not."""
     made = Store(home / "store")
-    of_tiny = made.file(next(studies.coresets(config.profile(str(home / "tiny.yaml")))).settings).name
+    of_tiny = made.file(
+        next(studies.coresets(config.profile(str(home / "tiny.yaml")))).settings
+    ).name
     for name, content in {
         "damaged/rows-1.safetensors": b"damaged",
         f"rows/.half-{key(ROWS)}.safetensors": b"half",
@@ -115,7 +147,12 @@ def littered(home):
         (made.root / name).parent.mkdir(parents=True, exist_ok=True)
         (made.root / name).write_bytes(content)
     os.utime(made.root / f"rows/.half-{key(ROWS)}.safetensors", (0, 0))
-    litter = {"damaged/rows-1.safetensors", f"rows/.half-{key(ROWS)}.safetensors", "locks/0123456789abcdef", f"checkpoints/{of_tiny}"}
+    litter = {
+        "damaged/rows-1.safetensors",
+        f"rows/.half-{key(ROWS)}.safetensors",
+        "locks/0123456789abcdef",
+        f"checkpoints/{of_tiny}",
+    }
     return made, litter | names(made, ALL)
 
 
@@ -135,8 +172,15 @@ def test_nothing_is_removed_without_a_yes(answer, littered, home, capsys, monkey
     assert everything(made.root) == before
     said = capsys.readouterr().out
     assert all(f"  {name}  " in said for name in litter)
-    assert f"{len(litter)} files, " in said and "The profile broken cannot be read" in said and "Removed" not in said
-    assert f"{made.file(EXPERT).relative_to(made.root)}  {pipeline.name(EXPERT)} · no profile needs it" in said
+    assert (
+        f"{len(litter)} files, " in said
+        and "The profile broken cannot be read" in said
+        and "Removed" not in said
+    )
+    assert (
+        f"{made.file(EXPERT).relative_to(made.root)}  {pipeline.name(EXPERT)} · no profile needs it"
+        in said
+    )
 
 
 def test_what_no_profile_needs_is_removed_and_nothing_else(littered, home, capsys, monkeypatch):
@@ -148,16 +192,24 @@ def test_what_no_profile_needs_is_removed_and_nothing_else(littered, home, capsy
     assert left == {name: content for name, content in before.items() if name not in litter}
     assert f"Removed {len(litter)} of {len(litter)} files, " in capsys.readouterr().out
     assert main(["gc", "--yes", str(home / "tiny.yaml")]) == 0
-    assert everything(made.root) == left and "holds nothing that no profile needs" in capsys.readouterr().out
+    assert (
+        everything(made.root) == left
+        and "holds nothing that no profile needs" in capsys.readouterr().out
+    )
 
 
 def test_only_the_librarys_profiles_count_where_none_is_named(home, capsys):
     made = Store(home / "store")
-    tiny, smoke = ({key(t) for t in upkeep.tasks(config.profile(name))[0]} for name in (str(home / "tiny.yaml"), "smoke"))
+    tiny, smoke = (
+        {key(t) for t in upkeep.tasks(config.profile(name))[0]}
+        for name in (str(home / "tiny.yaml"), "smoke")
+    )
     assert main(["gc", "--yes"]) == 0
     left = {name.split("/")[1].split(".")[0] for name in everything(made.root) if "/" in name}
     assert left and left <= smoke and not left & (tiny - smoke)
-    assert main(["gc", "--yes", "nowhere"]) == 2 and "no profile 'nowhere'" in capsys.readouterr().err
+    assert (
+        main(["gc", "--yes", "nowhere"]) == 2 and "no profile 'nowhere'" in capsys.readouterr().err
+    )
 
 
 def test_what_a_living_process_makes_or_reads_stays(littered, home, capsys, monkeypatch):
@@ -169,7 +221,9 @@ def test_what_a_living_process_makes_or_reads_stays(littered, home, capsys, monk
         meanwhile.__enter__()
         return "y"
 
-    meanwhile = locks.lock(made.root / "locks" / key(SET), "a set", [key(START), key(expert(EXPERT, 1))])
+    meanwhile = locks.lock(
+        made.root / "locks" / key(SET), "a set", [key(START), key(expert(EXPERT, 1))]
+    )
     monkeypatch.setattr("builtins.input", taken_meanwhile)
     with locks.lock(held, "rows"):
         assert main(["gc", str(home / "tiny.yaml")]) == 0
@@ -177,4 +231,6 @@ def test_what_a_living_process_makes_or_reads_stays(littered, home, capsys, monk
         meanwhile.__exit__(None, None, None)
     stay = names(made, [ROWS, SET, START, expert(EXPERT, 1)])
     assert stay <= left.keys() and not (litter - stay) & left.keys()
-    assert capsys.readouterr().out.count("Kept, for a living process uses it: ") == 3  # the rows were not even listed
+    assert (
+        capsys.readouterr().out.count("Kept, for a living process uses it: ") == 3
+    )  # the rows were not even listed

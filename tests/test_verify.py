@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from ddlib import press, verify
 from ddlib.__main__ import main
-from ddlib.config import PROFILES, key
-from ddlib.paper import STUDIES, Paper
-from ddlib.store import read, write
-from ddlib.verify import DIFFERENT, EQUAL, NEAR, NOT_KEPT, UNCHECKED
+from ddlib.paper import build as press
+from ddlib.paper import verify
+from ddlib.paper.paper import STUDIES, Paper
+from ddlib.paper.verify import DIFFERENT, EQUAL, NEAR, NOT_KEPT, UNCHECKED
+from ddlib.runs.store import read, write
+from ddlib.settings import PROFILES, key
 
 SAMPLED = "digits-ipc3.mtt.0.safetensors"  # the cheapest set under `smoke`
 SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
@@ -62,19 +63,40 @@ def test_a_printed_paper_verifies_and_stays_as_it_is(kept, tmp_path, monkeypatch
     assert main(["verify", "smoke"]) == 0
     said, progress = capsys.readouterr()
     assert "the same kind" in said and DIFFERENT not in said
-    for name in ("tables/claims", "figures/main", "rows/main.csv", "sets/digits-ipc1.ast.0.safetensors", "notebooks/09_paper.ipynb"):
+    for name in (
+        "tables/claims",
+        "figures/main",
+        "rows/main.csv",
+        "sets/digits-ipc1.ast.0.safetensors",
+        "notebooks/09_paper.ipynb",
+    ):
         assert f"\n{name} " in said
-    for name in ("rows/experts.csv", "rows/smoothness.csv", "rows/curves.csv", "rows/main.csv", f"sets/{SAMPLED}"):
-        assert any(line.startswith(f"{name}, made anew") and f" {EQUAL} " in line for line in said.splitlines()), said
+    for name in (
+        "rows/experts.csv",
+        "rows/smoothness.csv",
+        "rows/curves.csv",
+        "rows/main.csv",
+        f"sets/{SAMPLED}",
+    ):
+        assert any(
+            line.startswith(f"{name}, made anew") and f" {EQUAL} " in line
+            for line in said.splitlines()
+        ), said
     assert "made anew, about" in progress and "expert sgd 1 on digits" in progress
     assert files(kept) == before
-    assert {file.name for file in (tmp_path / "store").iterdir()} - {"locks"} == {"data", "store.json"}, "what is made anew stays out of the usual store"
+    assert {file.name for file in (tmp_path / "store").iterdir()} - {"locks"} == {
+        "data",
+        "store.json",
+    }, "what is made anew stays out of the usual store"
 
 
 def test_what_was_changed_by_hand_is_named_and_nothing_else(kept, capsys):
     table = kept / "tables/ablation.csv"
     table.write_text(table.read_text().replace("AST − ramp", "AST - ramp"))
-    edit_csv(kept / "rows/main.csv", raise_by("lr", 1e-9, lambda rows: rows.index == rows.index[rows.method == "AST"][3]))
+    edit_csv(
+        kept / "rows/main.csv",
+        raise_by("lr", 1e-9, lambda rows: rows.index == rows.index[rows.method == "AST"][3]),
+    )
     damaged = kept / "sets/digits-ipc3.ast.1.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-5] ^= 1
@@ -83,7 +105,9 @@ def test_what_was_changed_by_hand_is_named_and_nothing_else(kept, capsys):
     drawn.write_text(drawn.read_text().replace("</svg>", "<!-- mine --></svg>"))
     failed = kept / "notebooks/03_smoothness.ipynb"
     book = json.loads(failed.read_text())
-    next(cell for cell in book["cells"] if cell["cell_type"] == "code")["outputs"] = [{"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}]
+    next(cell for cell in book["cells"] if cell["cell_type"] == "code")["outputs"] = [
+        {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}
+    ]
     failed.write_text(json.dumps(book))
     (kept / "notebooks/01_data.ipynb").unlink()
     assert main(["verify", "smoke", "--quick"]) == 1
@@ -96,7 +120,13 @@ def test_what_was_changed_by_hand_is_named_and_nothing_else(kept, capsys):
         "notebooks/03_smoothness.ipynb",
     ]
     assert any(line.startswith("notebooks/01_data.ipynb") and NOT_KEPT in line for line in lines)
-    for part in (",AST,AST - ramp", ",AST,AST − ramp", "lr in line", "is damaged", "holds an error: ValueError"):
+    for part in (
+        ",AST,AST - ramp",
+        ",AST,AST − ramp",
+        "lr in line",
+        "is damaged",
+        "holds an error: ValueError",
+    ):
         assert any(part in line for line in lines), part
     assert not any("made anew" in line for line in lines)
 
@@ -109,8 +139,17 @@ def test_a_copy_of_another_notebook_than_todays_is_named_with_its_cell(tmp_path,
     for folder in (press.NOTEBOOKS, copies):
         folder.mkdir(parents=True)
     words, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    asked = [words("# Why?"), code('profile = "laptop"'), code("a = 1\nb = 2"), words("## What we saw")]
-    executed = [*asked[:2], code('profile = "smoke"', metadata={"tags": ["injected-parameters"]}), *asked[2:]]
+    asked = [
+        words("# Why?"),
+        code('profile = "laptop"'),
+        code("a = 1\nb = 2"),
+        words("## What we saw"),
+    ]
+    executed = [
+        *asked[:2],
+        code('profile = "smoke"', metadata={"tags": ["injected-parameters"]}),
+        *asked[2:],
+    ]
     changed = {
         "00_same": executed,
         "01_line": [*executed[:3], code("a = 1\nb = 3"), executed[4]],
@@ -118,7 +157,16 @@ def test_a_copy_of_another_notebook_than_todays_is_named_with_its_cell(tmp_path,
         "03_fewer": executed[:-1],
         "04_more": [*executed, code("c = 3")],
         "05_kind": [*executed[:3], words("a = 1\nb = 2"), executed[4]],
-        "06_failed": [*executed[:3], code("a = 1", outputs=[nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]), executed[4]],
+        "06_failed": [
+            *executed[:3],
+            code(
+                "a = 1",
+                outputs=[
+                    nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])
+                ],
+            ),
+            executed[4],
+        ],
         "07_gone": executed,
     }
     for name, cells in changed.items():
@@ -129,7 +177,10 @@ def test_a_copy_of_another_notebook_than_todays_is_named_with_its_cell(tmp_path,
     (copies / "09_broken.ipynb").write_text("{")
     found = {Path(one.artefact).stem: one for one in verify.executed(paper)}
     kinds = {name: one.verdict for name, one in found.items()}
-    assert kinds == dict.fromkeys([*changed, "09_broken"], DIFFERENT) | {"00_same": EQUAL, "08_new": NOT_KEPT}
+    assert kinds == dict.fromkeys([*changed, "09_broken"], DIFFERENT) | {
+        "00_same": EQUAL,
+        "08_new": NOT_KEPT,
+    }
     for name, said in {
         "01_line": "notebooks/01_line.ipynb: cell 3 line 2 reads 'b = 3', expected 'b = 2'; `make paper PROFILE=smoke` runs it again",
         "02_words": "cell 1 line 1 reads '# How?', expected '# Why?'",
@@ -156,7 +207,10 @@ def test_rows_that_do_not_agree_with_the_profile_or_with_one_another_are_named(n
     assert not differing(verify.agreeing(Paper("smoke")))
     edit_csv(kept / name, HARMS[name])
     expected = {"rows/main.csv", "rows/coresets.csv"} if name == "rows/main.csv" else {name}
-    assert differing(verify.agreeing(Paper("smoke"))) >= {name} and differing(verify.agreeing(Paper("smoke"))) <= expected
+    assert (
+        differing(verify.agreeing(Paper("smoke"))) >= {name}
+        and differing(verify.agreeing(Paper("smoke"))) <= expected
+    )
 
 
 def test_results_of_other_settings_are_found_and_named(kept, tmp_path):
@@ -166,19 +220,39 @@ def test_results_of_other_settings_are_found_and_named(kept, tmp_path):
     found = list(verify.agreeing(Paper(str(tmp_path / "smoke.yaml"))))
     assert differing(found) == {
         *(f"sets/digits-ipc1.ast.{seed}.safetensors" for seed in (0, 1)),
-        *(f"rows/{study}.csv" for study in ("main", "ablation", "scores", "curves", "following", "film")),
+        *(
+            f"rows/{study}.csv"
+            for study in ("main", "ablation", "scores", "curves", "following", "film")
+        ),
     }
     notes = {one.artefact: one.note for one in found}
-    assert "lr_images is 30.0 there, the profile asks for 31.0" in notes["sets/digits-ipc1.ast.0.safetensors"]
-    assert "2 of 26 results were made under other settings" in notes["rows/main.csv"] and "main, digits-ipc1, digits, AST, 1.0, 0," in notes["rows/main.csv"]
+    assert (
+        "lr_images is 30.0 there, the profile asks for 31.0"
+        in notes["sets/digits-ipc1.ast.0.safetensors"]
+    )
+    assert (
+        "2 of 26 results were made under other settings" in notes["rows/main.csv"]
+        and "main, digits-ipc1, digits, AST, 1.0, 0," in notes["rows/main.csv"]
+    )
 
 
 def test_a_past_search_may_be_of_another_format_but_not_of_other_candidates(kept):
     paper = Paper("smoke")
-    rows = [label | {"settings_key": "of another format"} for label, _ in STUDIES["tuning"].asks(paper.profile)]
+    rows = [
+        label | {"settings_key": "of another format"}
+        for label, _ in STUDIES["tuning"].asks(paper.profile)
+    ]
     assert verify.other_settings(paper.profile, "tuning", rows)[0] == UNCHECKED
-    assert verify.other_settings(paper.profile, "tuning", [*rows[1:], rows[0] | {"tried": "lr_images = 1"}])[0] == DIFFERENT
-    whole = [label | {"settings_key": key(settings)} for label, settings in STUDIES["tuning"].asks(paper.profile)]
+    assert (
+        verify.other_settings(
+            paper.profile, "tuning", [*rows[1:], rows[0] | {"tried": "lr_images = 1"}]
+        )[0]
+        == DIFFERENT
+    )
+    whole = [
+        label | {"settings_key": key(settings)}
+        for label, settings in STUDIES["tuning"].asks(paper.profile)
+    ]
     assert verify.other_settings(paper.profile, "tuning", whole) is None
 
 
@@ -189,7 +263,10 @@ def test_the_machine_is_written_down_and_another_is_told(kept, capsys):
     assert verify.same_kind(paper), "the number of cores changes no byte"
     (kept / "machine.json").write_text(json.dumps(about | {"processor": "Z80"}))
     capsys.readouterr()
-    assert not verify.same_kind(paper) and f"another kind (processor was Z80, is {about['processor']})" in capsys.readouterr().out
+    assert (
+        not verify.same_kind(paper)
+        and f"another kind (processor was Z80, is {about['processor']})" in capsys.readouterr().out
+    )
     (kept / "machine.json").unlink()
     assert not verify.same_kind(paper) and "not written down" in capsys.readouterr().out
 
@@ -202,7 +279,9 @@ def test_the_readme_is_held_to_the_tables(kept, tmp_path, monkeypatch):
     paper = Paper(str(tmp_path / "laptop.yaml"))
     assert verdicts(verify.readme(paper)) == {"README.md": DIFFERENT}
     press.fill_readme(paper)
-    assert verdicts(verify.readme(paper)) == {"README.md": EQUAL} and press.README.read_text().endswith("\n\nMore.\n")
+    assert verdicts(verify.readme(paper)) == {
+        "README.md": EQUAL
+    } and press.README.read_text().endswith("\n\nMore.\n")
     assert not list(verify.readme(Paper("smoke")))
 
 
@@ -210,9 +289,16 @@ def test_the_readme_is_held_to_the_tables(kept, tmp_path, monkeypatch):
 def anew(printed, tmp_path_factory):
     """The sample made anew here; and by processes that have no hand-written kernels, which round as another processor would."""
     made = []
-    for about in ({"ENGINE": "serial"}, {"ENGINE": "processes", "WORKERS": "2", "DDLIB_KERNELS": "0"}):
+    for about in (
+        {"ENGINE": "serial"},
+        {"ENGINE": "processes", "WORKERS": "2", "DDLIB_KERNELS": "0"},
+    ):
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in {"STORE": str(printed / "store"), "RESULTS": str(printed / "results"), **about}.items():
+            for name, value in {
+                "STORE": str(printed / "store"),
+                "RESULTS": str(printed / "results"),
+                **about,
+            }.items():
                 patch.setenv(name, value)
             folder = tmp_path_factory.mktemp("anew")
             held, fresh = Paper("smoke"), Paper("smoke", folder / "store", folder / "results")
@@ -229,7 +315,10 @@ def remade(fresh, alike):
 def test_a_sample_rounded_otherwise_is_near_and_not_equal(kept, anew):
     same, other = anew
     assert set(remade(same, True).values()) == {EQUAL}
-    assert set(remade(other, False).values()) <= {EQUAL, NEAR} and NEAR in remade(other, False).values()
+    assert (
+        set(remade(other, False).values()) <= {EQUAL, NEAR}
+        and NEAR in remade(other, False).values()
+    )
     assert DIFFERENT in remade(other, True).values(), "where bytes must be equal, near is not"
 
 
@@ -240,7 +329,9 @@ def with_images_of(other):
         paper = Paper("smoke")
         run, file = verify.sample(paper), kept / "sets" / SAMPLED
         held, wrong = read(file), read(kept / f"sets/digits-ipc3.{other}.safetensors")
-        write(file, run.settings.of, held.tensors | {"images": wrong.tensors["images"]}, held.record)
+        write(
+            file, run.settings.of, held.tensors | {"images": wrong.tensors["images"]}, held.record
+        )
 
     return harm
 
@@ -257,7 +348,15 @@ WRONG = {
     "experts": ("rows/experts.csv", in_rows("experts", raise_by("test_accuracy", -0.3))),
     "smoothness": ("rows/smoothness.csv", in_rows("smoothness", raise_by("step", 1.0))),
     "learned lr": ("rows/curves.csv", in_rows("curves", raise_by("lr", 0.1))),
-    "a row too few": ("rows/main.csv", in_rows("main", lambda rows: rows.drop(rows.index[(rows.method == "MTT") & (rows.cell == "digits-ipc3")][:1], inplace=True))),
+    "a row too few": (
+        "rows/main.csv",
+        in_rows(
+            "main",
+            lambda rows: rows.drop(
+                rows.index[(rows.method == "MTT") & (rows.cell == "digits-ipc3")][:1], inplace=True
+            ),
+        ),
+    ),
 }
 
 
@@ -268,7 +367,9 @@ def test_a_wrong_artefact_is_no_neighbour(name, harm, kept, anew):
     same, other = anew
     for fresh, alike in ((same, True), (other, False)):
         found = remade(fresh, alike)
-        assert {one for one, verdict in found.items() if verdict == DIFFERENT} == {f"{name}, made anew"}
+        assert {one for one, verdict in found.items() if verdict == DIFFERENT} == {
+            f"{name}, made anew"
+        }
 
 
 @pytest.mark.parametrize("profile", ["laptop", "laptop-full"])

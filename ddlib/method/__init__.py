@@ -1,0 +1,1 @@
+"""The method: tensors in, tensors out. Read it in this order: networks, functional, train, experts, smoothness, select, student, distill, evaluate."""

@@ -1,0 +1,131 @@
+"""Differentiable Siamese augmentation A (DSA; Zhao & Bilen 2021): draw first, then apply a pure function.
+
+One strategy a step, drawn from those that keep the data's labels; its parameters are drawn for each image.
+Every strategy is linear or affine in the pixels, so A passes gradients to the images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+CROP, CUTOUT, SCALE, ROTATE = 0.125, 0.5, 1.2, 15.0  # fraction, fraction, factor, degrees
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A strategy's name, and three numbers U(0, 1) for each image, (3, n)."""
+
+    strategy: str | None
+    u: Tensor
+
+
+def draw(n: int, strategies: Sequence[str], generator: torch.Generator) -> Draws:
+    """One step's augmentation of n images; no strategies: none."""
+    name = (
+        strategies[int(torch.randint(len(strategies), (), generator=generator))]
+        if strategies
+        else None
+    )
+    return Draws(name, torch.rand(3, n, generator=generator))
+
+
+def draws(
+    sizes: Sequence[int],
+    strategies: Sequence[str],
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> list[Draws]:
+    """As many steps of so many images each, drawn one after the other and brought to the device at once."""
+    steps = [draw(n, strategies, generator) for n in sizes]
+    u = torch.cat([step.u for step in steps], 1).to(device)
+    return [
+        Draws(step.strategy, part)
+        for step, part in zip(steps, u.split(list(sizes), 1), strict=True)
+    ]
+
+
+def apply(x: Tensor, draws: Draws) -> Tensor:
+    """A(x) for x (n, c, h, w), in the space in which the network sees it."""
+    return STRATEGIES[draws.strategy](x, draws.u.to(x.dtype)) if draws.strategy else x
+
+
+def color(x: Tensor, u: Tensor) -> Tensor:
+    """Brightness, then saturation (leaves grey images as they are), then contrast."""
+    brightness, saturation, contrast = u[:, :, None, None, None]
+    x = x + (brightness - 0.5) * BRIGHTNESS
+    grey = x.mean(1, keepdim=True)
+    x = (x - grey) * (saturation * SATURATION) + grey
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return (x - mean) * (contrast + CONTRAST) + mean
+
+
+def whole(u: Tensor, low: int, high: int) -> Tensor:
+    """Whole numbers low ... high inclusive from U(0, 1)."""
+    return (u * (high - low + 1)).floor().clamp(max=high - low).long() + low
+
+
+def crop(x: Tensor, u: Tensor) -> Tensor:
+    """Shift by up to an eighth of the size, zeros coming in."""
+    n, c, h, w = x.shape
+    pad_h, pad_w = int(h * CROP + 0.5), int(w * CROP + 0.5)
+    rows = whole(u[0], 0, 2 * pad_h)[:, None] + torch.arange(h, device=x.device)  # (n, h)
+    columns = whole(u[1], 0, 2 * pad_w)[:, None] + torch.arange(w, device=x.device)  # (n, w)
+    x = F.pad(x, (pad_w, pad_w, pad_h, pad_h))
+    x = x.gather(2, rows[:, None, :, None].expand(n, c, h, x.shape[3]))
+    return x.gather(3, columns[:, None, None, :].expand(n, c, h, w))
+
+
+def cutout(x: Tensor, u: Tensor) -> Tensor:
+    """A square of half the size set to zero, its centre anywhere."""
+    _, _, h, w = x.shape
+
+    def hidden(u: Tensor, size: int) -> Tensor:  # (n, size)
+        hole = int(size * CUTOUT + 0.5)
+        first = whole(u, 0, size - hole % 2)[:, None] - hole // 2
+        place = torch.arange(size, device=x.device)
+        return (place >= first) & (place < first + hole)
+
+    return x * ~(hidden(u[0], h)[:, :, None] & hidden(u[1], w)[:, None, :])[:, None]
+
+
+def flip(x: Tensor, u: Tensor) -> Tensor:
+    """Left and right exchanged, one time in two."""
+    return torch.where(u[0, :, None, None, None] < 0.5, x.flip(3), x)
+
+
+def warp(x: Tensor, matrix: Tensor) -> Tensor:
+    """Bilinear, zeros outside; matrix (n, 2, 2) takes places in the result to places in x."""
+    n = len(x)
+    theta = torch.cat([matrix, matrix.new_zeros(n, 2, 1)], 2)
+    return F.grid_sample(
+        x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False
+    )
+
+
+def scale(x: Tensor, u: Tensor) -> Tensor:
+    """Each axis by a factor of its own between 1 / 1.2 and 1.2."""
+    return warp(x, torch.diag_embed(u[:2].T * (SCALE - 1 / SCALE) + 1 / SCALE))
+
+
+def rotate(x: Tensor, u: Tensor) -> Tensor:
+    """By up to 15 degrees either way."""
+    angle = (u[0] - 0.5) * 2 * math.radians(ROTATE)
+    cos, sin = angle.cos(), angle.sin()
+    return warp(x, torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2))
+
+
+STRATEGIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "color": color,
+    "crop": crop,
+    "cutout": cutout,
+    "flip": flip,
+    "scale": scale,
+    "rotate": rotate,
+}

@@ -1,0 +1,1 @@
+"""The same derivatives, faster. Without this folder everything still runs."""

@@ -1,0 +1,1 @@
+"""From rows to print: tables, figures, claims, notebooks and their checks."""

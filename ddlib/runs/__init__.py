@@ -1,0 +1,1 @@
+"""Runs: which results are asked for, where they are made, and how they are kept."""
