@@ -1,0 +1,133 @@
+"""What all settings share: frozen, strict, named by a hash; errors in one message; named chance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
+from pydantic import SerializerFunctionWrapHandler as Handler
+
+FORMAT = 2  # part of every key: raise it when a change of code changes results
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class InputError(ValueError):
+    """Bad input: says what was found, what was expected and what to do."""
+
+
+class Settings(BaseModel):
+    """Frozen, strict and closed: an unknown key or a wrong type is an error.
+
+    `later` names fields that were added after the first keys were given. While such a field is None
+    it is left out of the key, so that older keys stay as they were.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    stage: ClassVar[str] = ""  # the store's folder for its results; empty: no stage of its own
+    words: ClassVar[str] = "settings"  # the title, a format of the settings `s`
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_blanks(self, fields: Handler) -> dict[str, Any]:
+        return {k: v for k, v in fields(self).items() if v is not None or k not in self.later}
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [(k, v) for k, v in super().__repr_args__() if v is not None or k not in self.later]
+
+    @property
+    def title(self) -> str:
+        """The task in a few words, for progress and errors."""
+        return self.words.format(s=self)
+
+    def needs(self) -> list[Settings]:
+        """Settings of the artefacts that this task reads."""
+        return []
+
+
+def key(settings: Settings) -> str:
+    """16 hexadecimal digits that name `settings`, in whatever order they were written.
+
+    Raises:
+        InputError: they name a folder or a buffer whose contents were not identified yet.
+    """
+    fields = settings.model_dump()
+    if place := _unidentified(fields):
+        raise InputError(
+            f"the contents of {place} are not identified yet: use datasets.identify or "
+            "mtt_format.identify on the settings before asking for a result"
+        )
+    text = json.dumps([FORMAT, settings.stage, fields], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _unidentified(fields: dict[str, Any]) -> str | None:
+    """The first folder or buffer in nested fields that lacks `contents`."""
+    if (place := fields.get("buffer") or fields.get("path")) and not fields.get("contents"):
+        return place
+    inner = (_unidentified(value) for value in fields.values() if isinstance(value, dict))
+    return next(filter(None, inner), None)
+
+
+def generator(*names: int | str) -> torch.Generator:
+    """A random generator for one use, named by that use: `generator(seed, "augment", step)`.
+
+    Adding a use shifts no other, and any step can be drawn without drawing those before it.
+    """
+    digest = hashlib.sha256(repr(names).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def require(holds: bool, fault: str) -> None:
+    """Refuse settings that do not go together."""
+    if not holds:
+        raise ValueError(fault)
+
+
+def validated(kind: type[Model], fields: Any, where: str) -> Model:
+    """`kind` from plain fields, or one InputError that lists every fault.
+
+    Raises:
+        InputError: unknown keys, wrong types, values out of range or that do not go together.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise _explained(error, where, kind) from None
+
+
+def _explained(error: ValidationError, where: str, kind: type[BaseModel]) -> InputError:
+    """Pydantic's findings as one message: where, what was found, what was expected, what to do."""
+    lines = []
+    for e in error.errors():
+        place = ".".join(str(p) for p in e["loc"]) or "settings"
+        found = "" if e["type"] in ("missing", "value_error") else f" (found {e['input']!r})"
+        advice = e["msg"].removeprefix("Value error, ")
+        if e["type"] == "extra_forbidden":
+            expected = ", ".join(_keys_at(kind, e["loc"]))
+            advice = f"unknown key: check its spelling, or remove it; expected one of {expected}"
+        lines.append(f"  {place}: {advice}{found}")
+    these = "this line" if len(lines) == 1 else "these lines"
+    return InputError(f"{where} cannot be used:\n" + "\n".join(lines) + f"\ncorrect {these}")
+
+
+def _models(annotation: Any) -> set[type[BaseModel]]:
+    """The models that a field's type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {model for inner in get_args(annotation) for model in _models(inner)}
+
+
+def _keys_at(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The keys that may stand beside the last of `place`, a path into `kind`."""
+    models = {kind}
+    for step in place[
+        :-1
+    ]:  # a step that names no field is a key of a mapping, or a form of a union
+        fields = [model.model_fields[step] for model in models if step in model.model_fields]
+        models = {model for field in fields for model in _models(field.annotation)} or models
+    return sorted({name for model in models for name in model.model_fields})
