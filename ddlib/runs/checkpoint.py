@@ -1,94 +1,156 @@
-"""What a kill may cost: a long task keeps its unfinished state every CHECKPOINT seconds, and the next run goes on from there to the same bytes.
+"""Checkpoints: experts and outer loops keep their state, so a killed run loses a minute at most.
 
-A state is a dict of tensors and of what JSON can hold; the names in it are those of one task's loops, which share no name. A loop asks for what was
-`left` under its names, and gives `keep(state)` the chance to keep what `state()` returns at the end of each of its turns.
+A state is a dict of tensors and of what JSON can hold. The next run goes on from it to the same
+bytes. Every epoch and outer iteration is also reported to the one hook, `on_step(task, step,
+numbers)`, which TRACK names: `tensorboard`, or a function of yours as `module:function`.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ddlib.runs.meter import Meter
-from ddlib.runs.store import Store
-from ddlib.settings import InputError, Settings
+from ddlib.base import InputError, Settings, key
+from ddlib.runs.store import Store, write
 
 INTERVAL = 60.0  # seconds
-SPENT = "spent"  # in a checkpoint: what its meter read; no loop has a name like it
+SPENT = "spent"  # in a checkpoint: what its runs took until then
 
 State = dict[str, Any]
+Hook = Callable[[Settings, int, Mapping[str, float]], object]
 
 
 def interval() -> float:
-    """Seconds of work that a kill may cost: the environment's CHECKPOINT, else 60.
+    """Seconds between two checkpoints: the environment's CHECKPOINT, else 60.
 
     Raises:
         InputError: not a number of seconds.
     """
     given = os.environ.get("CHECKPOINT") or str(INTERVAL)
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        raise InputError(
-            f"CHECKPOINT={given}: expected the seconds between two checkpoints of a task, 0 or more; leave it out for {INTERVAL:g}"
-        )
-    return seconds
+    with suppress(ValueError):
+        if 0 <= float(given) < math.inf:
+            return float(given)
+    raise InputError(
+        f"CHECKPOINT={given}: expected the seconds between two checkpoints of a task, 0 or more; "
+        f"leave it out for {INTERVAL:g}"
+    )
 
 
-class Keeper:
-    """Keeps the task of `settings` in its store; without a store nothing is kept, and nothing was left."""
+class Checkpoint:
+    """The unfinished state of the task of `settings`, kept in the store now and then."""
 
-    def __init__(self, store: Store | None = None, settings: Settings | None = None):
+    def __init__(self, store: Store, settings: Settings):
         self.store, self.settings = store, settings
         self.every, self.last = interval(), time.monotonic()
-        held = store.resume(settings) if store else None
-        self.past: State = {**held.record, **held.tensors} if held else {}
-        self.meter = Meter(self.past.pop(SPENT, None)) if store else None
+        past = store.resume(settings)
+        self.past: State = {**past.record, **past.tensors} if past else {}
+        self.before = self.past.pop(SPENT, None) or dict.fromkeys(
+            ("seconds", "processor_seconds"), 0.0
+        )
+        self.began, self.worked = time.monotonic(), time.process_time()
+        reset_peak()
 
     def left(self, *names: str) -> State | None:
-        """What an earlier run left under these names, to the first who asks; if one is missing, all that was left is forgotten."""
+        """What an earlier run left under these names; None if any of them is missing."""
         if not all(name in self.past for name in names):
-            self.past = {}
             return None
-        return {name: self.past.pop(name) for name in names}
+        return {name: self.past[name] for name in names}
 
     def __call__(self, state: Callable[[], State]) -> None:
-        """Keep it, if it is time."""
-        if self.store and time.monotonic() - self.last >= self.every:
+        """Keep `state()`, if it is time."""
+        if time.monotonic() - self.last >= self.every:
             self.now(state)
 
     def now(self, state: Callable[[], State]) -> None:
-        """Keep it."""
-        if self.store:
-            parts = state()
-            tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
-            record = {name: part for name, part in parts.items() if name not in tensors}
-            self.store.checkpoint(self.settings, tensors, record | {SPENT: self.meter.read()})
-            self.last = time.monotonic()
+        """Keep `state()`."""
+        parts = state()
+        tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        record = {name: part for name, part in parts.items() if name not in tensors}
+        file = self.store.checkpoint_file(self.settings)
+        write(file, self.settings, tensors, record | {SPENT: self.spent()})
+        self.last = time.monotonic()
 
-    def inside(self, outer: Callable[[], State]) -> Inside:
-        """For a loop inside this one: its state is kept together with what `outer()` returns."""
-        return Inside(self, outer)
+    def report(self, step: int, row: Mapping[str, Any]) -> None:
+        """Tell the hook the finite numbers of an epoch or an outer iteration."""
+        if on_step := hook(self.store.root):
+            numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
+            finite = {k: v for k, v in numbers.items() if math.isfinite(v)}
+            on_step(self.settings, step, finite)
 
-    def finish(self, tensors: dict[str, Tensor], record: dict) -> None:
-        """Save what the task made, and note what it cost; its unfinished state goes."""
-        self.store.finish(self.settings, tensors, record, self.meter.read())
+    def spent(self) -> dict:
+        """Seconds, processor seconds, most megabytes and number of the runs until now."""
+        peaks = [self.before.get("megabytes"), memory("VmHWM")]
+        return {
+            "seconds": self.before["seconds"] + time.monotonic() - self.began,
+            "processor_seconds": self.before["processor_seconds"]
+            + time.process_time()
+            - self.worked,
+            "megabytes": max((peak for peak in peaks if peak is not None), default=None),
+            "runs": self.before.get("runs", 0) + 1,
+        }
 
 
-class Inside:
-    """The keeper of a loop inside a loop."""
+def memory(line: str) -> float | None:
+    """Megabytes that the process holds (`VmRSS`) or held at most (`VmHWM`); None off Linux."""
+    with suppress(OSError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split(f"{line}:")[1].split()[0]) / 1024
+    return None
 
-    def __init__(self, keeper: Keeper | Inside, outer: Callable[[], State]):
-        self.keeper, self.outer = keeper, outer
-        self.left: Callable[..., State | None] = keeper.left
 
-    def __call__(self, state: Callable[[], State]) -> None:
-        """Keep it with the outer one's, if it is time."""
-        self.keeper(lambda: self.outer() | state())
+def reset_peak() -> None:
+    """Count the most memory that is held from now on, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+@cache
+def hook(store: Path) -> Hook | None:
+    """The function that TRACK names; None without TRACK.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    name = os.environ.get("TRACK") or ""
+    if not name:
+        return None
+    if name == "tensorboard":
+        return tensorboard(store / "tensorboard")
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"TRACK={name}: {error}; expected tensorboard, or module:function of a function "
+            "on_step(task, step, numbers)"
+        ) from None
+
+
+def tensorboard(folder: Path) -> Hook:
+    """Event files for `tensorboard --logdir store/tensorboard`, one run per task."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "TRACK=tensorboard, but tensorboard is not installed: pip install tensorboard, or "
+            "leave TRACK out"
+        ) from None
+    writers: dict[str, Any] = {}
+
+    def on_step(task: Settings, step: int, numbers: Mapping[str, float]) -> None:
+        name = f"{task.title} {key(task)}"
+        writer = writers.get(name) or writers.setdefault(name, SummaryWriter(str(folder / name)))
+        for what, number in numbers.items():
+            writer.add_scalar(what, number, step)
+        writer.flush()
+
+    return on_step

@@ -1,312 +1,231 @@
-"""The one file that joins the stages with the store: settings in, artefact out, whatever is missing made on the way.
+"""The stages: one class of settings and one function each, `make(settings, inputs, keep)`.
 
-Data -> Expert -> Selection -> Distillation or Condensation -> Evaluation; each names what it needs inside its own settings.
+A function is handed all that it reads: the data set, and the artefacts of `settings.needs()`. It
+returns tensors and a record, which `runs.run` keeps. So the way of a set is straight: data,
+experts, selection, outer loop, evaluation. A new stage is one class and one function, entered in
+`MAKE`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import closing, nullcontext, suppress
-from functools import cache, lru_cache, partial
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ddlib.data import datasets as data
-from ddlib.data import mtt_format as exchange
+from ddlib.base import InputError, Settings, key
+from ddlib.data import datasets, mtt_format
 from ddlib.data.datasets import Images
-from ddlib.method import networks
 from ddlib.method.condense import condense
-from ddlib.method.continual import learn
-from ddlib.method.distill import State, Step, begin, distil, inner_loss
-from ddlib.method.evaluate import evaluate, score, trained_on
+from ddlib.method.distill import State, Step, begin, distill
+from ddlib.method.evaluate import SyntheticSet, evaluate, score
 from ddlib.method.experts import Snapshot, imported, train_expert, trajectory
-from ddlib.method.fast import convnet as fused
-from ddlib.method.functional import FunctionalNetwork
-from ddlib.method.select import INITIAL
-from ddlib.method.student import walk
-from ddlib.method.train import Diverged
-from ddlib.runs import cost, engine, measure
-from ddlib.runs.checkpoint import Keeper, interval
-from ddlib.runs.shards import Shard, split
-from ddlib.runs.store import Absent, Artefact, Damaged, Store, sweep
-from ddlib.runs.track import Tracker, chosen, finite, tracked
+from ddlib.method.functional import FunctionalNetwork, network
+from ddlib.method.select import features, select
+from ddlib.method.student import follow
+from ddlib.method.train import Diverged, Epoch
+from ddlib.runs import engine
+from ddlib.runs.checkpoint import Checkpoint
+from ddlib.runs.store import Artefact
 from ddlib.settings import (
     Condensation,
-    Continual,
+    Count,
     Data,
     Distillation,
     Distilled,
     Evaluation,
     Expert,
-    Film,
-    Following,
+    Fraction,
     Imported,
-    InputError,
-    Measurement,
     Network,
+    OfSet,
     Selection,
-    Settings,
-    generator,
-    key,
 )
 
 FAINT = 1.5  # an imported expert that is not this many times as good as chance is doubted
 
 log = logging.getLogger("ddlib")
 
-
-def images(settings: Data, store: Store) -> Images:
-    """The data set, in the space in which networks see it, where tasks compute."""
-    return placed(data.load(settings, store.root), engine.device())
+Made = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and a record that JSON can hold
 
 
-@lru_cache(maxsize=2)
-def placed(real: Images, device: torch.device) -> Images:
-    """One copy a process; the CPU's is the one that was loaded."""
-    return real if device.type == "cpu" else real.on(device)
+class Following(OfSet):
+    """A student that goes an expert's whole way on a set and is never put back on its path."""
+
+    stage: ClassVar[str] = "followings"
+    words: ClassVar[str] = "following with {s.of.title}"
+    of: Distillation
+    network = property(lambda self: self.of.network)  # the student's
+
+    def needs(self) -> list[Settings]:
+        return [self.of, *self.of.needs()[1:]]  # the set, and its experts
 
 
-@cache
-def network(settings: Network, shape: tuple[int, int, int], classes: int) -> FunctionalNetwork:
-    """The network for these images, as a function of one vector."""
-    return fused.flat(networks.build(settings, shape, classes), settings.precision)
+class Film(OfSet):
+    """The images of a distillation on their way. Its outer loop runs again without checks."""
+
+    stage: ClassVar[str] = "films"
+    words: ClassVar[str] = "a film of {s.of.title}"
+    of: Distillation
+    frames: Count = 50  # after the start, evenly spaced, the last at the end
+    shown: Count = 10  # classes, the first ones; the first image of each
+    network = property(lambda self: self.of.network)  # the student's
+
+    def needs(self) -> list[Settings]:
+        return self.of.needs()
 
 
-def expert(settings: Expert | Imported, seed: int) -> Expert | Imported:
-    """The same recipe under another seed, or another trajectory of the same buffer."""
-    return settings.model_copy(update={"seed": seed})
+class Measurement(Settings):
+    """Memory and time of one outer gradient, taken once in a process of its own."""
+
+    stage: ClassVar[str] = "measurements"
+    words: ClassVar[str] = "measuring the {s.gradient} at N = {s.inner_steps}"
+    network: Network
+    data: Data
+    ipc: Count
+    gradient: Literal["adjoint", "unroll"]
+    inner_steps: Count
+    momentum: Fraction = 0.9
 
 
-def needs(settings: Settings) -> list[Settings]:
-    """The tasks whose artefacts this one reads."""
-    if isinstance(settings, Evaluation | Following):
-        return [settings.of]
-    if isinstance(settings, Distillation):
-        return [settings.start, *(expert(settings.experts, i) for i in range(settings.n_experts))]
-    if isinstance(settings, Film):
-        return needs(settings.of)
-    if isinstance(settings, Condensation):
-        return [settings.start]
-    if isinstance(settings, Selection) and settings.expert:
-        return [settings.expert]
-    if isinstance(settings, Continual) and settings.memory:
-        return [settings.memory]
-    return []
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage reads: the data set, where tasks compute, and artefacts by their settings."""
+
+    real: Images
+    artefacts: Mapping[Settings, Artefact]
+
+    def __getitem__(self, settings: Settings) -> Artefact:
+        return self.artefacts[settings]
+
+    def network(self, settings: Network) -> FunctionalNetwork:
+        """That network for images of the data set."""
+        return network(settings, self.real.shape, self.real.classes)
+
+    def space(self) -> dict[str, Tensor]:
+        """The data's whitening, which travels with a set."""
+        return {f"space.{name}": t for name, t in self.real.space.tensors().items()}
+
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """A tensor brought to where the data set is."""
+        return tensor.to(self.real.x_train.device)
 
 
-def of_data(made: Distilled | Selection) -> Data:
-    """What a set was made of."""
-    return made.start.data if isinstance(made, Distilled) else made.data
+def make_expert(settings: Expert, inputs: Inputs, keep: Checkpoint) -> Made:
+    """Train it: its trajectory, one row per epoch, and its smoothness."""
+    net, snapshots, last = inputs.network(settings.network), [], None
+    if past := keep.left("path", "rows", *Epoch.names(settings)):
+        pairs = zip(past["path"], past["rows"], strict=True)
+        snapshots = [Snapshot(row["epoch"], theta, row) for theta, row in pairs]
+        last = Snapshot(past["epoch"] + 1, past["path"][-1], {}, Epoch.of(past, settings))
+
+    def unfinished() -> dict:
+        path = torch.stack([snapshot.theta for snapshot in snapshots])
+        return {"path": path, "rows": [s.row for s in snapshots], **last.state.state()}
+
+    try:
+        for last in train_expert(settings, net, inputs.real, last):
+            snapshots.append(Snapshot(last.epoch, last.theta, last.row))  # the last state alone
+            keep.report(last.epoch, last.row)
+            if last.state:
+                keep(unfinished)
+    except Diverged:
+        if last and last.state:
+            keep.now(unfinished)
+        raise
+    path, rows, smooth = trajectory(snapshots)
+    return {"path": path}, {"rows": rows, "smoothness": smooth}
 
 
-def made_with(made: Distilled | Selection) -> Network | None:
-    """The network that a set was made with, or its images were picked with; none, where nothing looked at them."""
-    if isinstance(made, Distilled):
-        return made.network
-    return made.expert.network if made.expert else None
-
-
-def check(settings: Settings) -> None:
-    """Refuse before any work what only data and buffers can tell: more images a class than there are, more experts, or experts of another network."""
-    for inner in (settings, *needs(settings)):
-        if isinstance(inner, Imported) and inner.seed >= (
-            held := sum(n for _, n in exchange.count(inner.buffer, shapes(inner), inner.epochs))
-        ):
-            raise InputError(
-                f"{inner.buffer} holds {held} trajectories, but number {inner.seed} (from 0) is asked for: set n_experts to at most {held}"
-            )
-        if isinstance(inner, Selection) and inner.method not in ("noise", "all"):
-            most = data.per_class(inner.data)
-            if inner.ipc > most:
-                raise InputError(
-                    f"ipc = {inner.ipc}, but {inner.data.title} has {most} training images a class: choose an ipc of at most {most}"
-                )
-
-
-def shapes(settings: Expert | Imported) -> dict[str, torch.Size]:
-    """The parameters of an expert's network in order, by name."""
-    known = data.about(settings.data)
-    return network(settings.network, known.shape, len(known.class_names)).shapes
-
-
-def name(settings: Settings) -> str:
-    """A task in a few words, for progress and errors."""
-    if isinstance(settings, Imported):
-        return f"expert {settings.seed} of {settings.buffer} on {settings.data.title}"
-    if isinstance(settings, Expert):
-        return f"expert {settings.optimiser} {settings.seed} on {settings.data.title}"
-    if isinstance(settings, Selection):
-        return f"{settings.method} images, ipc {settings.ipc}, seed {settings.seed}, of {settings.data.title}"
-    if isinstance(settings, Distillation):
-        return f"distilling ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.title}"
-    if isinstance(settings, Condensation):
-        return f"{settings.method.upper()}, ipc {settings.start.ipc}, seed {settings.seed}, of {settings.start.data.title}"
-    if isinstance(settings, Following):
-        return f"following with {name(settings.of)}"
-    if isinstance(settings, Continual):
-        return f"tasks of {settings.data.title}, seed {settings.seed}, with {name(settings.memory) if settings.memory else 'no memory'}"
-    if isinstance(settings, Film):
-        return f"a film of {name(settings.of)}"
-    if isinstance(settings, Measurement):
-        return f"measuring the {settings.gradient} at N = {settings.inner_steps}"
-    assert isinstance(settings, Evaluation)
-    return f"{settings.network.architecture} on {name(settings.of)}"
-
-
-def work(settings: Settings) -> float:
-    """Predicted seconds."""
-    task: Any = settings.of if isinstance(settings, Evaluation | Following | Film) else settings
-    where = of_data(task) if isinstance(task, Distilled) else task.data
-    known = data.about(where)
-    classes, (_, h, w) = len(known.class_names), known.shape
-    return cost.work(settings, known.per_class * classes, classes, h * w)
-
-
-def make_expert(settings: Expert, store: Store) -> None:
-    """Train it, keep its trajectory, one row an epoch and its smoothness."""
-    real = images(settings.data, store)
-    flat = network(settings.network, real.shape, real.classes)
-    keep = Keeper(store, settings)
-    with tracked(settings, name(settings), store.root) as tracker:
-        path, rows, smooth = trajectory(told(train_expert(settings, flat, real, keep), tracker))
-    keep.finish({"path": path}, {"rows": rows, "smoothness": smooth})
-
-
-def told(snapshots: Iterable[Snapshot], tracker: Tracker) -> Iterator[Snapshot]:
-    """The same, each also told to a tracker."""
-    for snapshot in snapshots:
-        tracker.tell(snapshot.epoch, finite(snapshot.row))
-        yield snapshot
-
-
-def import_expert(settings: Imported, store: Store) -> None:
-    """Read its trajectory from the buffer, and keep what is kept of a trained one."""
-    real = images(settings.data, store)
-    flat = network(settings.network, real.shape, real.classes)
-    given = exchange.trajectory(
-        settings.buffer, settings.seed, flat.shapes, settings.epochs, settings.contents
-    )
-    path, rows, smooth = trajectory(imported(given, flat, real))
+def import_expert(settings: Imported, inputs: Inputs, keep: Checkpoint) -> Made:
+    """Read its trajectory from the buffer, and measure what is measured of a trained one."""
+    real, net = inputs.real, inputs.network(settings.network)
+    stored = mtt_format.trajectory(settings, net.shapes)
+    path, rows, smooth = trajectory(imported(stored, net, real))
     if rows[-1]["validation_accuracy"] < FAINT * max(
         1 / real.classes, rows[0]["validation_accuracy"]
     ):
         log.warning(
-            "%s classifies %.1f %% of the validation images at its end, hardly more than chance: was it trained on this data, in this space "
-            "(`data: {zca: true}`, or `space: mtt` for buffers of MTT's code)?",
-            name(settings),
+            "%s classifies %.1f %% of the validation images at its end, hardly more than chance: "
+            "was it trained on this data, in this space (`data: {zca: true}`, or `space: mtt` for "
+            "buffers of MTT's code)?",
+            settings.title,
             100 * rows[-1]["validation_accuracy"],
         )
-    store.save(settings, {"path": path}, {"rows": rows, "smoothness": smooth})
+    return {"path": path}, {"rows": rows, "smoothness": smooth}
 
 
-def make_selection(settings: Selection, store: Store) -> None:
-    """Pick IPC images a class, class after class."""
-    real = images(settings.data, store)
-    chance, keep = generator(settings.seed, "selection"), Keeper(store, settings)
-    if settings.method == "all":
-        x, y, taken = real.x_train, real.y_train, torch.arange(len(real.y_train))
-    elif settings.method == "noise":
-        y, taken = (
-            torch.arange(real.classes).repeat_interleave(settings.ipc),
-            torch.empty(0, dtype=torch.long),
-        )
-        x = torch.randn(len(y), *real.shape, generator=chance)
-    else:
-        taken = pick(settings, store, chance, keep)
-        x, y = real.x_train[taken], real.y_train[taken]
-    keep.finish({"images": x, "labels": y, "indices": taken} | space(real), {"lr": settings.lr})
+def make_selection(settings: Selection, inputs: Inputs, keep: Checkpoint) -> Made:
+    """Pick IPC images per class, class after class."""
+    seen = None
+    if settings.expert:
+        net = inputs.network(settings.expert.network)
+        theta = inputs[settings.expert].tensors["path"][-1].to(inputs.real.x_train)
+        seen = features(settings, net, theta, inputs.real)
+    x, y, indices = select(settings, inputs.real, seen)
+    return {"images": x, "labels": y, "indices": indices} | inputs.space(), {"lr": settings.lr}
 
 
-def pick(settings: Selection, store: Store, chance: torch.Generator, keep: Keeper) -> Tensor:
-    """Indices of IPC training images a class, class after class."""
-    real, way = images(settings.data, store), INITIAL[settings.method]
-    if settings.centres:
-        way = partial(way, centres=settings.centres)
-    seen = (features(settings, store) if settings.expert else real.x_train.flatten(1)).cpu()
-    taken: list[Tensor] = []
-    if held := keep.left("taken", "chance"):
-        taken = list(held["taken"].split(settings.ipc))
-        chance.set_state(held["chance"])
+class OuterLoop:
+    """An outer loop at work: its network, the classes (n,) of its images, and its state."""
 
-    def so_far() -> dict:
-        return {"taken": torch.cat(taken), "chance": chance.get_state()}
+    def __init__(self, settings: Distilled, inputs: Inputs):
+        self.settings, self.inputs = settings, inputs
+        self.network = inputs.network(settings.network)
+        start = inputs[settings.start].tensors
+        self.labels, images = (inputs.on_device(start[name]) for name in ("labels", "images"))
+        soft = None
+        if isinstance(settings, Distillation) and settings.labels:
+            # Soft labels start from the expert whose features pick the images of a study. DATM
+            # averages all experts that are right.
+            expert = settings.experts.at(settings.seed % settings.n_experts)
+            theta = inputs[expert].tensors["path"][expert.epochs].to(images)
+            soft = torch.cat([self.network.logits(theta, x) for x in images.split(250)])
+        self.state = begin(settings, images, soft)
 
-    for c in range(len(taken), real.classes):
-        mine = (real.y_train == c).nonzero().flatten().cpu()
-        if settings.method == "correct":
-            mine = mine[seen[mine].argmax(1) == c]
-            if len(mine) < settings.ipc:
-                raise InputError(
-                    f"the expert is right about {len(mine)} images of class {real.class_names[c]}, below ipc = {settings.ipc}: train it longer, or lower ipc"
-                )
-        taken.append(mine[way(seen[mine], settings.ipc, chance)])
-        keep(so_far)
-    return torch.cat(taken)
+    def resume(self, past: dict[str, Any]) -> None:
+        """Go on from the state that an earlier run left."""
+        parts = {name: past[name].to(t.device) for name, t in self.state.tensors().items()}
+        self.state = State(past["iteration"], **parts)
 
+    def unfinished(self) -> dict[str, Any]:
+        """The state, for a checkpoint."""
+        return self.state.tensors() | {"iteration": self.state.iteration}
 
-def space(real: Images) -> dict[str, Tensor]:
-    """The data's whitening, to travel with a set."""
-    return {f"space.{name}": t for name, t in real.space.tensors().items()}
+    def names(self) -> list[str]:
+        """What `unfinished` holds."""
+        return ["iteration", *self.state.tensors()]
 
+    def steps(self) -> Iterator[Step]:
+        """The outer iterations from the present state to the last."""
+        settings, real = self.settings, self.inputs.real
+        if isinstance(settings, Condensation):
+            every = condense(settings, self.network, real, self.labels, self.state)
+        else:
+            every = distill(
+                settings, self.network, self.segment, self.labels, real.strategies, self.state
+            )
+        while self.state.iteration < settings.iterations:
+            step = next(every)
+            self.state = step.state
+            yield step
 
-@torch.no_grad()
-def features(settings: Selection, store: Store) -> Tensor:
-    """What the fully trained expert makes of each training image, (n, d)."""
-    real = images(settings.data, store)
-    flat = network(settings.expert.network, real.shape, real.classes)
-    theta = get(settings.expert, store).tensors["path"][-1].to(real.x_train)
-    see = flat if settings.features == "logits" else flat.features
-    return torch.cat([see(theta, x) for x in real.x_train.split(250)])
+    def segment(self, expert: int, start: int, epochs: int) -> Tensor:
+        """Snapshots theta*_s ... theta*_{s+M} of an expert, read from disk without the rest."""
+        path = self.inputs[self.settings.experts.at(expert)].tensors["path"]
+        return path[start : start + epochs + 1]
 
-
-def make_set(settings: Distilled, store: Store) -> None:
-    """Run the outer loop; of the images at each check keep those that taught a fresh network best on the validation split."""
-    real, flat, labels, state = opening(settings, store)
-    keep = Keeper(store, settings)
-    with tracked(settings, name(settings), store.root) as tracker:
-        curve, history = outer_loop(
-            settings,
-            flat,
-            turns(settings, store, flat, labels, real),
-            state,
-            labels,
-            real,
-            keep,
-            tracker,
-        )
-    looked = [row for row in curve if "validation_accuracy" in row]
-    best = max(range(len(looked)), key=lambda i: looked[i]["validation_accuracy"])
-    tensors = {
-        "images": history["history"][best + 1],
-        "labels": labels,
-        "history": torch.stack(history["history"]),
-    } | space(real)
-    if "soft_history" in history:
-        tensors["soft"] = history["soft_history"][best + 1]
-    keep.finish(
-        tensors,
-        {"lr": looked[best]["lr"], "chosen_iteration": looked[best]["iteration"], "curve": curve},
-    )
-
-
-def opening(settings: Distilled, store: Store) -> tuple[Images, FunctionalNetwork, Tensor, State]:
-    """What an outer loop begins with: the real images, the network, the classes (n,) of the images that it starts from, and its first state."""
-    real = images(settings.start.data, store)
-    flat = network(settings.network, real.shape, real.classes)
-    start = get(settings.start, store)
-    labels, first = (start.tensors[name].to(real.x_train.device) for name in ("labels", "images"))
-    soft = (
-        expert_labels(settings, flat, first, store)
-        if isinstance(settings, Distillation) and settings.labels
-        else None
-    )
-    return real, flat, labels, begin(settings, first, soft)
+    def judged(self) -> dict[str, Tensor]:
+        """What is kept of the state at a check: the images, and the logits of soft labels."""
+        soft = self.state.labels
+        parts = {"history": self.state.kept.cpu()}
+        return parts if soft is None else parts | {"soft_history": soft.cpu()}
 
 
 def marks(iterations: int, number: int) -> set[int]:
@@ -314,247 +233,130 @@ def marks(iterations: int, number: int) -> set[int]:
     return {iterations * (i + 1) // number for i in range(number)} - {0}
 
 
-def expert_labels(
-    settings: Distillation, flat: FunctionalNetwork, first: Tensor, store: Store
-) -> Tensor:
-    """What a fully trained expert makes of the start images, logits (n, K): the one by whose features a study picks them. DATM averages all that are right."""
-    one = expert(settings.experts, settings.seed % settings.n_experts)
-    theta = rows_of(one, store)(one.epochs, one.epochs + 1)[0].to(first)
-    return torch.cat([flat.logits(theta, x) for x in first.split(250)])
+def make_set(settings: Distilled, inputs: Inputs, keep: Checkpoint) -> Made:
+    """Run the outer loop; keep the images of the check that scored best on validation images."""
+    loop = OuterLoop(settings, inputs)
+    checks, curve = marks(settings.iterations, settings.checks), []
+    history = {name: [part] for name, part in loop.judged().items()}
+    if past := keep.left("curve", *history, *loop.names()):
+        loop.resume(past)
+        curve, history = past["curve"], {name: list(past[name]) for name in history}
 
-
-def looked_at(state: State) -> dict[str, Tensor]:
-    """What is kept of a state at a look: the images, and the logits of soft labels."""
-    return {"history": state.kept.cpu()} | (
-        {} if state.labels is None else {"soft_history": state.labels.cpu()}
-    )
-
-
-def continued(state: State, held: dict[str, Any]) -> State:
-    """The state that an earlier run left, in place of the first."""
-    return State(
-        held["iteration"],
-        **{name: held[name].to(part.device) for name, part in state.tensors().items()},
-    )
-
-
-def turns(
-    settings: Distilled, store: Store, flat: FunctionalNetwork, labels: Tensor, real: Images
-) -> Callable[[State], Iterator[Step]]:
-    """The outer loop, to be begun from any of its states."""
-    if isinstance(settings, Condensation):
-        return partial(condense, settings, flat, real, labels)
-    paths = [rows_of(expert(settings.experts, i), store) for i in range(settings.n_experts)]
-    return partial(
-        distil, settings, flat, lambda i, s, m: paths[i](s, s + m + 1), labels, real.strategies
-    )
-
-
-def outer_loop(
-    settings: Distilled,
-    flat: FunctionalNetwork,
-    turns: Callable[[State], Iterator[Step]],
-    state: State,
-    labels: Tensor,
-    real: Images,
-    keep: Keeper,
-    tracker: Tracker,
-) -> tuple[list[dict], dict[str, list[Tensor]]]:
-    """From the first state: one row an iteration, with the validation accuracy where it was looked at, and what is kept of the start and of each look.
-
-    Raises:
-        Diverged: a number stopped being finite; the last good state is kept.
-    """
-    judge = Evaluation(of=settings.start, network=settings.network, epochs=settings.check_epochs)
-    checks = marks(settings.iterations, settings.checks)
-    curve, history = [], {name: [part] for name, part in looked_at(state).items()}
-    if held := keep.left("iteration", "curve", *history, *state.tensors()):
-        state = continued(state, held)
-        curve, history = held["curve"], {name: list(held[name]) for name in history}
-
-    def so_far() -> dict:
+    def unfinished() -> dict:
         stacked = {name: torch.stack(parts) for name, parts in history.items()}
-        return state.tensors() | stacked | {"iteration": state.iteration, "curve": curve}
-
-    def look() -> None:
-        if state.iteration in checks and "validation_accuracy" not in curve[-1]:
-            y = labels if state.labels is None else state.labels.softmax(1)
-            result = score(
-                judge,
-                flat,
-                state.kept,
-                y,
-                state.lr,
-                real,
-                seed=state.iteration,
-                test=False,
-                keep=keep.inside(so_far),
-            )
-            curve[-1]["validation_accuracy"] = result.validation
-            for name, part in looked_at(state).items():
-                history[name].append(part)
+        return loop.unfinished() | stacked | {"curve": curve}
 
     try:
-        look()  # a run that was killed while it looked looks first
-        steps = turns(state)
-        while state.iteration < settings.iterations:
-            step = next(steps)
+        for step in loop.steps():
             state = step.state
-            curve.append(
-                {
-                    "iteration": state.iteration,
-                    "loss": step.loss,
-                    "start": step.start,
-                    "lr": state.lr,
-                }
-            )
-            look()
-            tracker.tell(state.iteration, finite(curve[-1]))
-            keep(so_far)
+            row = {"iteration": state.iteration, "loss": step.loss, "start": step.start}
+            curve.append(row | {"lr": state.lr})
+            if state.iteration in checks:
+                curve[-1]["validation_accuracy"] = check(loop)
+                for name, part in loop.judged().items():
+                    history[name].append(part)
+            keep.report(state.iteration, curve[-1])
+            keep(unfinished)
     except Diverged:
-        keep.now(so_far)
+        keep.now(unfinished)
         raise
-    return curve, history
+    checked = [row for row in curve if "validation_accuracy" in row]
+    best = max(range(len(checked)), key=lambda i: checked[i]["validation_accuracy"])
+    tensors = {
+        "images": history["history"][best + 1],
+        "labels": loop.labels,
+        "history": torch.stack(history["history"]),
+        **inputs.space(),
+    }
+    if "soft_history" in history:
+        tensors["soft"] = history["soft_history"][best + 1]
+    lr, chosen = checked[best]["lr"], checked[best]["iteration"]
+    return tensors, {"lr": lr, "chosen_iteration": chosen, "curve": curve}
 
 
-def make_rows(settings: Evaluation, store: Store) -> None:
-    """Fresh networks on the set; one row each."""
-    held, keep = get(settings.of, store), Keeper(store, settings)
-    rows = judge(
-        settings,
-        held.tensors["images"],
-        trained_on(held, settings.labels == "hard"),
-        held.record["lr"],
-        store,
-        keep,
-    )
-    keep.finish({}, {"rows": rows})
+def check(loop: OuterLoop) -> float:
+    """The validation accuracy of one fresh network trained on the images as they are."""
+    settings, state = loop.settings, loop.state
+    how = Evaluation(of=settings.start, network=settings.network, epochs=settings.check_epochs)
+    labels = loop.labels if state.labels is None else state.labels.softmax(1)
+    images = SyntheticSet(state.kept, labels, state.lr)
+    seed = state.iteration
+    return score(how, loop.network, images, loop.inputs.real, seed, test=False).validation
+
+
+def make_rows(settings: Evaluation, inputs: Inputs, keep: Checkpoint) -> Made:
+    """Fresh networks on the set, one row each."""
+    synthetic = SyntheticSet.of(inputs[settings.of], settings.labels == "hard")
+    return {}, {"rows": judge(settings, synthetic, inputs.real)}
 
 
 def judge(
-    settings: Evaluation, x: Tensor, y: Tensor, lr: float, store: Store, keep: Keeper | None = None
+    settings: Evaluation,
+    synthetic: SyntheticSet,
+    real: Images,
+    done: Callable[[], None] = lambda: None,
 ) -> list[dict]:
-    """Fresh networks on images x with labels y, hard or soft, wherever these come from; one row each. Without a keeper, which a task has, it shows how far it is."""
-    real = images(of_data(settings.of), store)
-    flat = network(settings.network, real.shape, real.classes)
-    given = (settings, flat, x.to(real.x_train), y.to(real.y_train.device), lr, real)
-    if keep:
-        rows = evaluate(*given, keep)
-    else:
-        with closing(engine.Progress("judging the set", work(settings))) as progress:
-            rows = evaluate(
-                *given,
-                Watched(progress, cost.runs(settings, 2) * settings.epochs, "networks train on it"),
-            )
+    """Rows of fresh networks on any images; `done` is called after each network."""
+    net = network(settings.network, real.shape, real.classes)
+    rows = evaluate(settings, net, synthetic, real, done)
     return [row | {"settings_key": key(settings)} for row in rows]
 
 
-class Watched(Keeper):
-    """Keeps nothing, and shows how far a loop of so many turns at most is."""
-
-    def __init__(self, progress: engine.Progress, turns: float, text: str):
-        super().__init__()
-        self.progress, self.share, self.text = progress, progress.total / turns, text
-
-    def __call__(self, state: Callable[[], dict]) -> None:
-        """A turn is done."""
-        self.progress.advance(self.share, self.text)
-
-
-def make_following(settings: Following, store: Store) -> None:
-    """Per expert and epoch: |theta - theta*_e| / |theta*_0 - theta*_e| of a student started at theta*_0 and left to itself."""
-    of = settings.of
-    real, held, keep = images(of.start.data, store), get(of, store), Keeper(store, settings)
-    flat = network(of.experts.network, real.shape, real.classes)
-    epochs, each = of.start_epochs - 1 + of.matched_epochs, of.inner_steps // of.matched_epochs
-    long = of.model_copy(update={"inner_steps": epochs * each, "balance": False})
-    x, y = (
-        held.tensors[name].to(real.x_train.device)
-        for name in ("images", "soft" if "soft" in held.tensors else "labels")
-    )
-    rows, lr = [], torch.tensor(held.record["lr"], device=x.device)
-    if past := keep.left("rows", "theta", "b"):
-        rows, theta, b = past["rows"], past["theta"].to(x), past["b"].to(x)
-
-    def so_far() -> dict:
-        return {"rows": rows, "theta": theta, "b": b}
-
-    for i in range(len(rows) // epochs, of.n_experts):
-        target = rows_of(expert(of.experts, i), store)(0, epochs + 1).to(x)  # (epochs + 1, P)
-        loss = inner_loss(flat, y, long, real.strategies, 0, -1 - i)
-        for e in range(len(rows) % epochs + 1, epochs + 1):
-            if e == 1:
-                theta, b = target[0], torch.zeros_like(target[0])
-            theta, b = walk(
-                loss, theta, b, x, lr, range((e - 1) * each + 1, e * each + 1), of.momentum
-            )
-            error = float((theta - target[e]).norm() / (target[0] - target[e]).norm())
-            rows.append({"expert_seed": i, "epoch": e, "error": error})
-            keep(so_far)
-    keep.finish({}, {"rows": rows})
+def make_following(settings: Following, inputs: Inputs, keep: Checkpoint) -> Made:
+    """How far a student left to itself strays from each expert, one row per expert and epoch."""
+    of, artefact = settings.of, inputs[settings.of]
+    tensors = artefact.tensors
+    images = inputs.on_device(tensors["images"])
+    labels = inputs.on_device(tensors["soft" if "soft" in tensors else "labels"])
+    lr = torch.tensor(artefact.record["lr"], device=images.device)
+    net, strategies, rows = inputs.network(of.network), inputs.real.strategies, []
+    for i in range(of.n_experts):
+        path = inputs[of.experts.at(i)].tensors["path"]
+        rows += follow(of, net, (images, labels, lr), strategies, path, i)
+    return {}, {"rows": rows}
 
 
-def make_continual(settings: Continual, store: Store) -> None:
-    """One network through all tasks; one row a task and each before it."""
-    real, keep = images(settings.data, store), Keeper(store, settings)
-    flat = network(settings.network, real.shape, real.classes)
-    held = get(settings.memory, store).tensors if settings.memory else None
-    memory = held and {name: held[name].to(real.x_train.device) for name in ("images", "labels")}
-    keep.finish({}, {"rows": learn(settings, flat, real, memory, keep)})
+def make_film(settings: Film, inputs: Inputs, keep: Checkpoint) -> Made:
+    """The first image of each class shown, at the start and at each frame.
 
-
-def make_film(settings: Film, store: Store) -> None:
-    """Run the outer loop of a distillation again and keep the first image of each class shown, at the start and at each frame; no set is read or judged.
-
-    Rows: how far from the start a frame is, the root mean square over its pixels, in pixels of [0, 1].
+    Rows: how far from the start a frame is, the root mean square over its pixels of [0, 1].
     """
-    of = settings.of
-    real, flat, labels, state = opening(of, store)
-    keep = Keeper(store, settings)
-    wanted, first = (
-        marks(of.iterations, settings.frames),
-        slice(0, settings.shown * of.start.ipc, of.start.ipc),
-    )  # images lie class after class
-    frames = [state.kept[first].cpu()]
-    if held := keep.left("iteration", "frames", *state.tensors()):
-        state, frames = continued(state, held), list(held["frames"])
-
-    def so_far() -> dict:
-        return state.tensors() | {"iteration": state.iteration, "frames": torch.stack(frames)}
-
-    steps = turns(of, store, flat, labels, real)(state)
-    while state.iteration < of.iterations:
-        state = next(steps).state
-        if state.iteration in wanted:
-            frames.append(state.kept[first].cpu())
-        keep(so_far)
-    seen = [real.space.leave(frame) for frame in frames]
+    of, loop = settings.of, OuterLoop(settings.of, inputs)
+    frames_at = marks(of.iterations, settings.frames)
+    first = slice(0, settings.shown * of.ipc, of.ipc)  # images lie class after class
+    frames = [loop.state.kept[first].cpu()]
+    if past := keep.left("frames", *loop.names()):
+        loop.resume(past)
+        frames = list(past["frames"])
+    for step in loop.steps():
+        if step.state.iteration in frames_at:
+            frames.append(step.state.kept[first].cpu())
+        keep(lambda: loop.unfinished() | {"frames": torch.stack(frames)})
+    pixels = [inputs.real.space.leave(frame) for frame in frames]
     rows = [
-        {"iteration": t, "moved": float((x - seen[0]).square().mean().sqrt())}
-        for t, x in zip([0, *sorted(wanted)], seen, strict=True)
+        {"iteration": t, "moved": float((x - pixels[0]).square().mean().sqrt())}
+        for t, x in zip([0, *sorted(frames_at)], pixels, strict=True)
     ]
-    keep.finish(
-        {"frames": torch.stack(frames), "labels": labels[first]} | space(real), {"rows": rows}
-    )
+    tensors = {"frames": torch.stack(frames), "labels": loop.labels[first]}
+    return tensors | inputs.space(), {"rows": rows}
 
 
-def make_measurement(settings: Measurement, store: Store) -> None:
-    """In a fresh process, whose peak memory is its own, with PyTorch's memory settings: a heap that keeps what is freed would hide what is live."""
-    known = data.about(settings.data)
+def make_measurement(settings: Measurement, inputs: Inputs, keep: Checkpoint) -> Made:
+    """In a fresh process, whose peak memory is its own and whose heap is PyTorch's."""
+    from ddlib.runs import plan  # which counts the stages, so it is imported late
+
+    known = datasets.about(settings.data)
+    measure = partial(plan.outer_gradient, settings, known.shape, len(known.class_names))
+    # A heap that keeps what is freed, as tasks have, would hide what is live.
+    spawn = get_context("spawn")
     with (
-        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=engine.watched) as pool,
+        ProcessPoolExecutor(1, mp_context=spawn, initializer=engine.watched) as pool,
         engine.nameless(),
     ):
-        store.save(
-            settings,
-            {},
-            pool.submit(
-                measure.outer_gradient, settings, known.shape, len(known.class_names)
-            ).result(),
-        )
+        return {}, pool.submit(measure).result()
 
 
-MAKE: dict[type[Settings], Callable[[Any, Store], None]] = {
+MAKE: dict[type[Settings], Callable[[Any, Inputs, Checkpoint], Made]] = {
     Expert: make_expert,
     Imported: import_expert,
     Selection: make_selection,
@@ -562,115 +364,29 @@ MAKE: dict[type[Settings], Callable[[Any, Store], None]] = {
     Condensation: make_set,
     Evaluation: make_rows,
     Following: make_following,
-    Continual: make_continual,
     Film: make_film,
     Measurement: make_measurement,
 }
+KINDS = tuple(MAKE)
 
 
-def settled(fields: dict) -> Settings:
+def make(settings: Settings, inputs: Inputs, keep: Checkpoint) -> Made:
+    """What the task of `settings` makes of its inputs."""
+    return MAKE[type(settings)](settings, inputs, keep)
+
+
+def settings_of(fields: dict[str, Any]) -> Any:
     """The settings that an artefact says it was made under.
 
     Raises:
-        InputError: no task has such.
+        InputError: no stage has such settings.
     """
-    for kind in MAKE:
-        with suppress(ValueError):  # of another kind
+    for kind in KINDS:
+        try:
             return kind(**fields)
+        except ValueError:  # of another kind
+            continue
     raise InputError(
-        f"settings of {', '.join(fields) or 'nothing'} are of no task that this library knows: expected those of an artefact that it made"
+        f"settings of {', '.join(fields) or 'nothing'} belong to no stage that this library knows: "
+        "expected those of an artefact that it made"
     )
-
-
-def get(settings: Settings, store: Store) -> Artefact:
-    """The artefact of `settings`: read if it is there and sound, else made, with all that it needs; what another process is on is waited for."""
-
-    def make() -> None:
-        check(settings)
-        for other in needs(settings):
-            if not store.has(other):
-                get(other, store)
-        MAKE[type(settings)](settings, store)
-
-    return store.kept(settings, name(settings), make, needs(settings))
-
-
-def spent(settings: Settings, store: Store) -> dict:
-    """What making it cost, and what making the experts that it reads did, by their notes; None where a note is lacking."""
-    note = store.note(settings) or {}
-    taught = [
-        store.note(other) for other in needs(settings) if isinstance(other, Expert | Imported)
-    ]
-    experts = sum(one["seconds"] for one in taught) if all(taught) else None
-    return {
-        name: note.get(name) for name in ("seconds", "processor_seconds", "megabytes", "runs")
-    } | {"experts_seconds": experts}
-
-
-def rows_of(settings: Expert | Imported, store: Store) -> Callable[[int, int], Tensor]:
-    """`(first, last) -> rows first ... last - 1` of an expert's path, read from disk without the rest; what is damaged is made again first."""
-    try:
-        return store.rows_of(settings)
-    except (Absent, Damaged):
-        get(settings, store)
-    return store.rows_of(settings)
-
-
-def task(settings: Settings, root: Path) -> None:
-    """`get` for another process."""
-    get(settings, Store(root))
-
-
-def missing(wanted: Iterable[Settings], store: Store | None) -> dict[Settings, list[Settings]]:
-    """All tasks that `wanted` still asks for, each with what it needs; without a store, all that it ever asks for."""
-    found: dict[Settings, list[Settings]] = {}
-
-    def visit(settings: Settings) -> None:
-        if settings in found or (store and store.has(settings)):
-            return
-        check(settings)
-        found[settings] = needs(settings)
-        for other in found[settings]:
-            visit(other)
-
-    for settings in wanted:
-        visit(settings)
-    return found
-
-
-def ensure(
-    wanted: Iterable[Settings],
-    store: Store,
-    progress: engine.Progress | None = None,
-    workers: int | None = None,
-    pool: Executor | None = None,
-    shard: tuple[int, int] | None = None,
-) -> None:
-    """Make everything that `wanted` needs and the store lacks, side by side, with progress and time left; as shard (i, n), the i-th part of n."""
-    interval()  # a wrong CHECKPOINT stops here, before any work
-    chosen()  # and a wrong TRACK
-    wanted = list(wanted)
-    sweep(store.root)
-    tasks, member = missing(wanted, store), None
-    if shard:
-        owner = split(missing(wanted, None), shard[1], work)
-        tasks = missing([t for t in tasks if owner[t] == shard[0]], store)
-        member = Shard(*shard, owner, store.root, store.has, name)
-    with member or nullcontext():
-        for where in {
-            s.data for s in tasks if isinstance(s, Expert | Imported | Selection | Continual)
-        }:
-            images(
-                where, store
-            )  # one process builds the data set, the rest read it; a missing one stops here, before any work
-        engine.run(
-            tasks,
-            partial(task, root=store.root.resolve()),
-            work,
-            name,
-            progress,
-            workers,
-            pool,
-            member,
-            store.busy,
-        )

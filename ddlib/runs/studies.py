@@ -1,138 +1,43 @@
-"""Which runs each table and figure needs, as data: a method is a start, the experts it follows if any, and switches.
+"""Studies: the artefacts behind each table and figure, and the rows that are read from them.
 
-MTT is AST with its switches off and SGD experts; a coreset is a start with nothing after it; the ceiling is a "selection" of everything.
+A new study is one entry of `STUDIES`: `asks` names the artefacts, each with the first columns of
+its rows, and `lines` reads the rows from an artefact's record. A table or figure is then a function
+of those rows in `ddlib.paper`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ddlib.base import InputError, Settings
 from ddlib.method.student import EXACT
-from ddlib.settings import (
-    Cell,
-    Condensation,
-    Continual,
-    Distillation,
-    Distilled,
-    Evaluation,
-    Expert,
-    Film,
-    Following,
-    Group,
-    Imported,
-    InputError,
-    Measurement,
-    Network,
-    Profile,
-    Selection,
-    Settings,
-    validated,
+from ddlib.runs.methods import (
+    CEILING,
+    CORESETS,
+    FEATURES,
+    GROUPS,
+    RANDOM,
+    distillation,
+    evaluation,
+    everything,
+    known,
+    recipe,
+    selection,
+    synthetic,
 )
+from ddlib.runs.profile import Cell, Group, Profile
+from ddlib.runs.stages import Film, Following, Measurement
+from ddlib.settings import Distillation, Distilled, Evaluation, Expert, Imported
 
-FEATURES = "momentum"  # the recipe whose expert shows the coresets their features
-
-
-@dataclass(frozen=True)
-class Method:
-    """`start` names an initialisation; `recipe` the experts followed, or none; `switches` are fields of Distillation, of Condensation without a recipe, and of
-    Selection without either.
-    """
-
-    start: str
-    recipe: str | None = None
-    switches: dict[str, Any] = field(default_factory=dict)
-    tuned_as: str | None = None  # whose tuned numbers it takes where a cell has none of its own
-    distils: bool = True  # a coreset does not
-
-
-INNER_MOMENTUM = 0.9
-CORESETS = {
-    "random": Method("real", distils=False),
-    "herding": Method("herding", distils=False),
-    "k-center": Method("k_center", distils=False),
-    "k-means": Method("representative", distils=False),
-}
-CONDENSED = {  # as published, but for what depends on the IPC, which Condensation knows: arXiv 2006.05929, 2102.08259 and 2110.04181 by their authors' code
-    "DC": Method("noise", switches={"method": "dc", "lr_images": 0.1, "iterations": 1000}),
-    "DSA": Method("real", switches={"method": "dsa", "lr_images": 0.1, "iterations": 1000}),
-    "DM": Method("real", switches={"method": "dm", "lr_images": 1.0, "iterations": 20000}),
-}
-MTT = Method("real", "sgd", {"momentum": 0.0}, "MTT")
-AST = Method(
-    "representative",
-    "ast",
-    {"momentum": INNER_MOMENTUM, "balance": True, "perturbation": 1.0, "intermediate": "equal"},
-    "AST",
-)
-DISTILLED = {
-    "MTT": MTT,
-    "MTT + inner momentum": Method("real", "sgd", {"momentum": INNER_MOMENTUM}),
-    "MTT, strong experts": Method("real", "momentum", {"momentum": 0.0}),
-    "AST": AST,
-}
-TESLA = Method("real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, "TESLA")
-RIVALS = {  # published switches, which a cell's tuned numbers may change; what depends on its length (start window, decay) stands there
-    "FTD": Method(
-        "real", "ftd", {"momentum": 0.0, "ema": 0.9995}
-    ),  # arXiv 2211.11004; decay: its authors' scripts
-    "TESLA": TESLA,  # arXiv 2211.10586
-    "TESLA + soft labels": replace(
-        TESLA, switches=TESLA.switches | {"labels": "expert"}
-    ),  # its authors use them on ImageNet-1K alone
-    "DATM": Method(
-        "correct", "ftd", {"momentum": 0.0, "labels": "learned", "lr_labels": 2.0}
-    ),  # arXiv 2310.05773; lr: its authors' settings, CIFAR-10, IPC 10
-}
-
-
-def changed(method: Method, **switches: Any) -> Method:
-    """A method with these switches changed."""
-    return replace(method, switches=method.switches | switches)
-
-
-COMPOSED = {  # AST with a part of a rival
-    "AST + soft labels": changed(AST, labels="learned", lr_labels=2.0),
-    "AST, FTD experts": replace(AST, recipe="ftd"),
-}
-MINUS = {  # an ingredient of AST taken away
-    "AST − ramp": replace(AST, recipe="momentum_penalty"),
-    "AST − penalty": replace(AST, recipe="momentum_ramp"),
-    "AST − representative start": replace(AST, start="real"),
-    "AST − balanced loss": changed(AST, balance=False),
-    "AST − intermediate matching": changed(AST, intermediate="none"),
-    "AST − weight perturbation": changed(AST, perturbation=0.0),
-    "AST − inner momentum": changed(AST, momentum=0.0),
-}
-CONTROLS = {  # AST with other experts
-    "AST, unsmoothed experts": replace(AST, recipe="momentum"),
-    "AST, SGD experts": replace(AST, recipe="sgd"),
-    "AST, lr-matched experts": replace(AST, recipe="momentum_lr_matched"),
-    "AST, lr warm-up for the ramp": replace(AST, recipe="momentum_warmup_penalty"),
-}
-PLUS = {  # an ingredient of AST given to MTT, which has its inner momentum in DISTILLED
-    "MTT, AST experts": replace(MTT, recipe="ast"),
-    "MTT + representative start": replace(MTT, start="representative"),
-    "MTT + balanced loss": changed(MTT, balance=True),
-    "MTT + intermediate matching": changed(MTT, intermediate="equal"),
-    "MTT + weight perturbation": changed(MTT, perturbation=1.0),
-}
-METHODS = CORESETS | CONDENSED | DISTILLED | RIVALS | COMPOSED | MINUS | CONTROLS | PLUS
-GROUPS = {  # what the ablation may ask for by name; a profile adds groups of its own
-    "AST minus one": Group(base="AST", methods=tuple(MINUS)),
-    "controls": Group(base="AST", methods=tuple(CONTROLS)),
-    "MTT plus one": Group(
-        base="MTT", methods=("MTT + inner momentum", "MTT, strong experts", *PLUS)
-    ),
-    "AST with a rival's part": Group(base="AST", methods=tuple(COMPOSED)),
-}
-CEILING = "full data"
+Ask = tuple[dict[str, Any], Settings]  # the first columns of an artefact's rows, and its settings
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation and what to call it in a row."""
+    """One evaluation, and what its rows are called."""
 
     study: str
     cell: str
@@ -148,150 +53,15 @@ class Run:
             "cell": self.cell,
             "data": cell.data.name,
             "method": self.method,
-            "ipc": cell.ipc,
+            "ipc": None if self.method == CEILING and self.study in RUNS else cell.ipc,
             "distil_seed": self.distil_seed,
+            **self.place,
         }
 
 
-def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | Imported:
-    """The expert of that recipe on the cell's data; a recipe that names a `buffer` imports it."""
-    if name not in profile.recipes:
-        raise InputError(
-            f"no expert recipe '{name}' in the profile: expected one of {', '.join(profile.recipes)}; add it under `recipes`"
-        )
-    fields = {
-        "data": cell.data.model_dump(),
-        "network": profile.network.model_dump(),
-        **profile.recipes[name],
-        "seed": seed,
-    }
-    kind: type[Expert | Imported] = Imported if "buffer" in fields else Expert
-    return validated(kind, fields, f"recipe {name}")
-
-
-def selection(
-    profile: Profile, cell: Cell, method: str, seed: int, eyes: str = FEATURES, **changes: Any
-) -> Selection:
-    """A start, or a coreset; each seed looks through the eyes of another expert of the recipe `eyes`; `changes` are fields of Selection."""
-    looks = (
-        recipe(profile, cell, eyes, seed % profile.n_experts)
-        if method in ("correct", "representative", "herding", "k_center")
-        else None
-    )
-    fields = {
-        "data": cell.data,
-        "method": method,
-        "ipc": cell.ipc,
-        "expert": looks,
-        "lr": cell.coreset_lr,
-        "seed": seed,
-    }
-    return validated(Selection, fields | changes, f"'{method}' images")
-
-
-def distillation(profile: Profile, name: str, method: str, seed: int, **changes: Any) -> Distilled:
-    """The settings of a method on a cell: what the cell's methods share, what was tuned for this one, its switches, `changes`."""
-    every = methods(profile)
-    cell, how = profile.cells[name], known(profile, method)
-    tuned = method if method in cell.tuned else how.tuned_as or method
-    if tuned not in cell.tuned:
-        raise InputError(
-            f"cell {name} has no tuned settings for '{tuned}': add them under cells.{name}.tuned, or remove '{method}' from its methods"
-        )
-    kind: type[Distillation | Condensation] = Distillation if how.recipe else Condensation
-    shared = {
-        field: value
-        for field, value in cell.student.items()
-        if field in kind.model_fields or field not in Distillation.model_fields
-    }
-    fields = shared | how.switches | cell.tuned[tuned]
-    own, theirs = (one.switches.get("momentum", 0.0) for one in (how, every[tuned]))
-    if tuned != method and own != theirs:  # keep N a / (1 - mu), the student's reach
-        reach = (1 - own) / (1 - theirs)
-        fields |= {"a0": fields["a0"] * reach, "lr_lr": fields["lr_lr"] * reach**2}
-    fields |= changes
-    start = fields.pop("init", how.start)
-    given = {
-        "start": selection(profile, cell, start, seed, how.recipe or FEATURES).model_dump(),
-        "seed": seed,
-    }
-    if how.recipe:
-        given |= {
-            "experts": recipe(profile, cell, how.recipe).model_dump(),
-            "n_experts": profile.n_experts,
-        }
-    else:
-        given |= {"network": profile.network.model_dump()}
-    return validated(kind, given | fields, f"'{method}' on {name}")
-
-
-def methods(profile: Profile) -> dict[str, Method]:
-    """Those that the library knows, and the profile's own: `start` and `recipe` change what they name, other fields are switches.
-
-    Raises:
-        InputError: one is a variant of nothing that is known.
-    """
-    every = dict(METHODS)
-    for name, fields in profile.variants.items():
-        of = fields.get("of")
-        if of not in every or name in METHODS:
-            fault = (
-                "has the name of a method that is known already"
-                if name in METHODS
-                else f"is `of` {of}"
-            )
-            raise InputError(
-                f"variant '{name}' {fault}: expected a name of its own, and `of` one of {'; '.join(every)}\ncorrect it under `variants`"
-            )
-        base, switches = (
-            every[of],
-            {
-                field: value
-                for field, value in fields.items()
-                if field not in ("of", "start", "recipe")
-            },
-        )
-        taken = {field: fields[field] for field in ("start", "recipe") if field in fields}
-        every[name] = replace(changed(base, **switches), tuned_as=base.tuned_as or of, **taken)
-    return every
-
-
-def known(profile: Profile, method: str) -> Method:
-    """The method of that name, or a refusal."""
-    every = methods(profile)
-    if method not in every:
-        raise InputError(
-            f"no method '{method}': expected one of {'; '.join(every)}\ncorrect its name where the profile lists methods"
-        )
-    return every[method]
-
-
-def of(profile: Profile, name: str, method: str, seed: int) -> Distilled | Selection:
-    """The set that a method makes on a cell."""
-    how = known(profile, method)
-    if not how.distils:
-        return selection(profile, profile.cells[name], how.start, seed, **how.switches)
-    return distillation(profile, name, method, seed)
-
-
-def evaluation(
-    profile: Profile,
-    name: str,
-    made: Distilled | Selection,
-    network: Network | None = None,
-    **changes: Any,
-) -> Evaluation:
-    """How a set of that cell is judged."""
-    fields = profile.evaluation | profile.cells[name].evaluation | changes
-    network = network or profile.network
-    return validated(
-        Evaluation, {"of": made, "network": network, **fields}, f"evaluation on {name}"
-    )
-
-
-def seeds(profile: Profile, name: str) -> range:
+def seeds(profile: Profile, cell_name: str) -> range:
     """The distillation seeds of a cell."""
-    return range(profile.cells[name].seeds or profile.seeds)
+    return range(profile.cells[cell_name].seeds or profile.seeds)
 
 
 def main(profile: Profile) -> Iterator[Run]:
@@ -299,21 +69,11 @@ def main(profile: Profile) -> Iterator[Run]:
     for name, cell in profile.cells.items():
         for method in cell.methods:
             for seed in seeds(profile, name):
-                yield Run(
-                    "main",
-                    name,
-                    method,
-                    seed,
-                    evaluation(profile, name, of(profile, name, method, seed)),
-                )
-        everything = Selection(data=cell.data, method="all", lr=profile.ceiling.lr)
-        yield Run(
-            "main",
-            name,
-            CEILING,
-            0,
-            evaluation(profile, name, everything, **profile.ceiling.evaluation),
-        )
+                of = synthetic(profile, name, method, seed)
+                yield Run("main", name, method, seed, evaluation(profile, name, of))
+        of = everything(cell, profile.ceiling.lr)
+        judged = evaluation(profile, name, of, **profile.ceiling.evaluation)
+        yield Run("main", name, CEILING, 0, judged)
 
 
 def coresets(profile: Profile) -> Iterator[Run]:
@@ -331,214 +91,44 @@ def groups(profile: Profile) -> dict[str, Group]:
     """
     if unknown := [name for name in profile.ablation.groups if name not in GROUPS]:
         raise InputError(
-            f"no group '{unknown[0]}': expected one of {', '.join(GROUPS)}; correct ablation.groups, or add the group under ablation.more"
+            f"no group '{unknown[0]}': expected one of {', '.join(GROUPS)}; correct "
+            "ablation.groups, or add the group under ablation.more"
         )
     return {name: GROUPS[name] for name in profile.ablation.groups} | profile.ablation.more
 
 
 def ablation(profile: Profile) -> Iterator[Run]:
-    """Group by group what differs from its base in one thing; each base stands in the first group that it is the base of."""
-    begun = set()
-    for group, one in groups(profile).items():
-        name = one.cell or profile.ablation.cell
-        for method in (one.base, *one.methods):
-            if (name, method) in begun:
+    """Group by group, what differs from its base in one thing.
+
+    A base stands in the first group that it is the base of.
+    """
+    done = set()
+    for group_name, group in groups(profile).items():
+        cell = group.cell or profile.ablation.cell
+        for method in (group.base, *group.methods):
+            if (cell, method) in done:
                 continue
-            begun |= {(name, one.base)}
-            for seed in seeds(profile, name)[: one.seeds]:
-                judged = evaluation(
-                    profile,
-                    name,
-                    of(profile, name, method, seed),
-                    networks=profile.ablation.networks,
-                )
-                yield Run(
-                    "ablation", name, method, seed, judged, {"group": group, "base": one.base}
-                )
+            done |= {(cell, group.base)}
+            for seed in seeds(profile, cell)[: group.seeds]:
+                of = synthetic(profile, cell, method, seed)
+                judged = evaluation(profile, cell, of, networks=profile.ablation.networks)
+                place = {"group": group_name, "base": group.base}
+                yield Run("ablation", cell, method, seed, judged, place)
 
 
 def cross_architecture(profile: Profile) -> Iterator[Run]:
     """Sets made with the profile's network, judged by others."""
     cross = profile.cross_architecture
-    for name in cross.cells:
+    for cell in cross.cells:
         for method in cross.methods:
-            for seed in seeds(profile, name)[: cross.seeds]:
-                made = of(profile, name, method, seed)
+            for seed in seeds(profile, cell)[: cross.seeds]:
+                of = synthetic(profile, cell, method, seed)
                 for network in cross.networks:
-                    yield Run(
-                        "cross_architecture",
-                        name,
-                        method,
-                        seed,
-                        evaluation(profile, name, made, network, **cross.evaluation),
-                    )
+                    judged = evaluation(profile, cell, of, network, **cross.evaluation)
+                    yield Run("cross_architecture", cell, method, seed, judged)
 
 
-def scores(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """What the robust scores of the main cell's methods are made of: each set, and random images of its size, judged with augmentation and without, soft labels
-    also by the classes alone; the ceiling.
-    """
-    name, cell = next(iter(profile.cells.items()))
-    for method in dict.fromkeys(["random", *cell.methods]):
-        for seed in seeds(profile, name):
-            made = of(profile, name, method, seed)
-            run = Run("scores", name, method, seed, evaluation(profile, name, made))
-            yield run, {"augmented": True, "labels": "own"}
-            plain = evaluation(
-                profile, name, made, strategies=(), networks=profile.ablation.networks
-            )
-            yield replace(run, settings=plain), {"augmented": False, "labels": "own"}
-            if isinstance(made, Distilled) and made.labels:
-                yield (
-                    replace(run, settings=evaluation(profile, name, made, labels="hard")),
-                    {"augmented": True, "labels": "hard"},
-                )
-    for run in main(profile):
-        if (run.cell, run.method) == (name, CEILING):
-            yield replace(run, study="scores"), {"augmented": True, "labels": "own"}
-
-
-MEMORIES = (
-    "random",
-    "k-means",
-    "DM",
-    "AST",
-)  # random real images, representative ones, and sets distilled without experts and along them
-NOTHING = "no memory"
-
-
-def distils_there(profile: Profile, cell: Cell, method: str) -> bool:
-    """Whether the cell has tuned settings for a method that needs some; coresets need none."""
-    how = known(profile, method)
-    return not how.distils or bool({method, how.tuned_as} & cell.tuned.keys())
-
-
-def continual(profile: Profile) -> Iterator[tuple[dict[str, Any], Continual]]:
-    """A network that learns the classes task by task with each method's set as its memory, seed by seed; beside them with none, and with all real images.
-
-    On the first cell whose sets other architectures judge. Every memory is learned with in the same way, at the ceiling's lr and batch.
-    """
-    name, full = profile.cross_architecture.cells[0], profile.ceiling
-    cell = profile.cells[name]
-    how = {
-        "data": cell.data,
-        "network": profile.network,
-        "lr": full.lr,
-        "batch": full.evaluation.get("batch", 256),
-    }
-    for method in (NOTHING, *(m for m in MEMORIES if distils_there(profile, cell, m)), CEILING):
-        for seed in seeds(profile, name):
-            kept = {NOTHING: None, CEILING: Selection(data=cell.data, method="all", lr=full.lr)}
-            memory = kept[method] if method in kept else of(profile, name, method, seed)
-            label = {
-                "cell": name,
-                "data": cell.data.name,
-                "method": method,
-                "ipc": None if method in kept else cell.ipc,
-                "seed": seed,
-            }
-            yield (
-                label,
-                validated(
-                    Continual,
-                    {**how, "memory": memory, "seed": seed},
-                    f"continual learning on {name}",
-                ),
-            )
-
-
-def pool(profile: Profile) -> dict[str, Network]:
-    """A dozen networks to choose from, by name: the profile's ConvNet, narrower and shallower ones, and one small network of each other kind."""
-    width, others = profile.network.width, {"alexnet": 2, "vgg11": 4, "resnet18": 8, "vit": 2}
-    convnets = [
-        Network(width=max(1, width // part), depth=depth)
-        for depth in range(1, profile.network.depth + 1)
-        for part in (4, 2, 1)
-    ]
-    small = [
-        Network.model_validate({"architecture": kind, "width": max(2, width // part)})
-        for kind, part in others.items()
-    ]
-    return {
-        f"{one.architecture} {one.width}{f' × {one.depth}' if one.architecture == 'convnet' else ''}": one
-        for one in (*convnets, *small)
-    }
-
-
-def architectures(profile: Profile) -> Iterator[tuple[dict[str, Any], Evaluation]]:
-    """Each network of the pool trained on random real images, on as many distilled ones, and on all real images for half the ceiling's epochs; no lr is chosen."""
-    name, cross = profile.cross_architecture.cells[0], profile.cross_architecture
-    cell, full = profile.cells[name], profile.ceiling
-    everything = Selection(data=cell.data, method="all", lr=full.lr)
-    half = full.evaluation | {
-        "epochs": max(1, full.evaluation.get("epochs", 2) // 2),
-        "networks": cross.evaluation.get("networks", 1),
-    }
-    methods = [method for method in ("random", "AST") if distils_there(profile, cell, method)]
-    sets = [
-        (method, seed, of(profile, name, method, seed), cross.evaluation)
-        for method in methods
-        for seed in seeds(profile, name)[: cross.seeds]
-    ]
-    for method, seed, made, how in (*sets, (CEILING, 0, everything, half)):
-        for words, network in pool(profile).items():
-            label = {
-                "cell": name,
-                "data": cell.data.name,
-                "method": method,
-                "ipc": None if method == CEILING else cell.ipc,
-                "distil_seed": seed,
-            }
-            yield label | {"network": words}, evaluation(profile, name, made, network, **how)
-
-
-def tuning(profile: Profile) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Candidates, each with what was tried; judged on the validation split only, under seeds that no table uses."""
-    for trial in profile.tuning:
-        for method, candidates in trial.candidates.items():
-            for tried in candidates:
-                for seed in range(1000, 1000 + trial.seeds):
-                    made = distillation(profile, trial.cell, method, seed, **trial.budget, **tried)
-                    judged = evaluation(
-                        profile, trial.cell, made, **trial.evaluation, networks=2, test=False
-                    )
-                    yield (
-                        Run(
-                            "tuning", trial.cell, method, seed, judged, {"choosing": trial.choosing}
-                        ),
-                        tried,
-                    )
-
-
-def experts(profile: Profile) -> Iterator[tuple[str, str, Expert | Imported]]:
-    """(data, recipe, expert): every recipe on the main cell's data; on the others those that a method follows."""
-    first = next(iter(profile.cells.values())).data
-    seen = set()
-    for cell in profile.cells.values():
-        followed = {FEATURES, *(known(profile, m).recipe for m in cell.methods)} - {None}
-        for name in profile.recipes:
-            if cell.data == first or name in followed:
-                for seed in range(profile.n_experts):
-                    settings = recipe(profile, cell, name, seed)
-                    if settings not in seen:
-                        seen.add(settings)
-                        yield cell.data.name, name, settings
-
-
-def followings(profile: Profile) -> Iterator[tuple[Run, Following]]:
-    """A student that is left to itself on each set of the ablation that follows experts, on its first cell."""
-    for run in ablation(profile):
-        if run.cell == profile.ablation.cell and isinstance(run.settings.of, Distillation):
-            yield run, Following(of=run.settings.of)
-
-
-def film(profile: Profile) -> Film:
-    """AST's images at the first seed on the main cell, on their way."""
-    filmed: Any = distillation(profile, next(iter(profile.cells)), "AST", 0)
-    return Film(of=filmed)
-
-
-RUNS = {
+RUNS: dict[str, Callable[[Profile], Iterator[Run]]] = {
     "coresets": coresets,
     "main": main,
     "ablation": ablation,
@@ -546,51 +136,204 @@ RUNS = {
 }
 
 
+def of_runs(study: str) -> Callable[[Profile], Iterator[Ask]]:
+    """Each evaluation of a study in RUNS."""
+
+    def asks(profile: Profile) -> Iterator[Ask]:
+        for run in RUNS[study](profile):
+            yield run.label(profile.cells[run.cell]), run.settings
+
+    return asks
+
+
+def scores(profile: Profile) -> Iterator[Ask]:
+    """What the robust scores of the main cell's methods are made of.
+
+    Each set, and random images of its size, judged with augmentation and without; sets with soft
+    labels also by their classes alone; the ceiling.
+    """
+    name = profile.main_cell
+    cell = profile.cells[name]
+    for method in dict.fromkeys([RANDOM, *cell.methods]):
+        for seed in seeds(profile, name):
+            of = synthetic(profile, name, method, seed)
+            variants: list[tuple[dict, dict]] = [
+                ({"augmented": True, "labels": "own"}, {}),
+                (
+                    {"augmented": False, "labels": "own"},
+                    {"strategies": (), "networks": profile.ablation.networks},
+                ),
+            ]
+            if isinstance(of, Distilled) and of.labels:
+                variants.append(({"augmented": True, "labels": "hard"}, {"labels": "hard"}))
+            for columns, changes in variants:
+                judged = evaluation(profile, name, of, **changes)
+                yield Run("scores", name, method, seed, judged).label(cell) | columns, judged
+    for run in main(profile):
+        if (run.cell, run.method) == (name, CEILING):
+            label = replace(run, study="scores").label(cell)
+            yield label | {"augmented": True, "labels": "own"}, run.settings
+
+
+def experts(profile: Profile) -> Iterator[Ask]:
+    """Every recipe on the main cell's data; on other data the recipes that a method follows."""
+    first = profile.cells[profile.main_cell].data
+    seen: set[Expert | Imported] = set()
+    for cell in profile.cells.values():
+        followed = {FEATURES, *(known(profile, method).recipe for method in cell.methods)}
+        for name in profile.recipes:
+            if cell.data == first or name in followed:
+                for seed in range(profile.n_experts):
+                    settings = recipe(profile, cell, name, seed)
+                    if settings not in seen:
+                        seen.add(settings)
+                        label = {"data": cell.data.name, "recipe": name, "expert_seed": seed}
+                        yield label, settings
+
+
+def distilled_sets(profile: Profile) -> Iterator[Ask]:
+    """Each distilled set of the main study and of the ablation."""
+    for study in (main, ablation):
+        for run in study(profile):
+            if isinstance(run.settings.of, Distilled):
+                label = run.label(profile.cells[run.cell])
+                yield {k: v for k, v in label.items() if k not in run.place}, run.settings.of
+
+
+def followings(profile: Profile) -> Iterator[Ask]:
+    """A student left to itself on each set of the ablation's first cell that follows experts."""
+    for run in ablation(profile):
+        of = run.settings.of
+        if run.cell == profile.ablation.cell and isinstance(of, Distillation):
+            label = {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}
+            yield label, Following(of=of)
+
+
+def film(profile: Profile) -> Film:
+    """AST's images at the first seed on the main cell, on their way."""
+    of: Any = distillation(profile, profile.main_cell, "AST", 0)
+    return Film(of=of)
+
+
+def filmed(profile: Profile) -> Iterator[Ask]:
+    """The one set that is filmed; none, where AST is not tuned for the main cell."""
+    if "AST" not in profile.cells[profile.main_cell].tuned:
+        return
+    label = {"cell": profile.main_cell, "method": "AST", "distil_seed": 0}
+    yield label, film(profile)
+
+
+def tuning(profile: Profile) -> Iterator[Ask]:
+    """Candidates of the search, judged on the validation split alone, under seeds of their own."""
+    for trial in profile.tuning:
+        for method, candidates in trial.candidates.items():
+            for tried in candidates:
+                words = ", ".join(
+                    f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}"
+                    for k, v in tried.items()
+                )
+                for seed in range(1000, 1000 + trial.seeds):
+                    changes = trial.budget | tried
+                    of = distillation(profile, trial.cell, method, seed, **changes)
+                    how = trial.evaluation | {"networks": 2, "test": False}
+                    judged = evaluation(profile, trial.cell, of, **how)
+                    run = Run("tuning", trial.cell, method, seed, judged)
+                    yield (
+                        run.label(profile.cells[trial.cell])
+                        | {"choosing": trial.choosing, "tried": words or "as it is"}
+                        | {"iterations": of.iterations},
+                        judged,
+                    )
+
+
 def measurements(profile: Profile) -> list[Measurement]:
-    """Each form of the exact gradient of the outer loop on the main cell's data, over inner loops from a quarter of its length to twice it."""
-    cell = next(iter(profile.cells.values()))
-    most = cell.student.get("inner_steps", Distillation.model_fields["inner_steps"].default) * 2
+    """Each exact gradient on the main data, for inner loops of a quarter to twice the length."""
+    cell = profile.cells[profile.main_cell]
+    default = Distillation.model_fields["inner_steps"].default
+    most = cell.student.get("inner_steps", default) * 2
     lengths = sorted({max(2, most // 8), max(3, most // 4), most // 2, most})
     return [
-        Measurement(network=profile.network, data=cell.data, ipc=10, gradient=form, inner_steps=n)
+        Measurement(
+            network=profile.network, data=cell.data, ipc=10, gradient=form, inner_steps=steps
+        )
         for form in EXACT
-        for n in lengths
+        for steps in lengths
     ]
 
 
-def everything(profile: Profile) -> list[Settings]:
-    """All that a paper needs, settled before any work: a fault anywhere in the profile shows here."""
-    elsewhere = [one.cell for one in groups(profile).values() if one.cell]
-    for name in (
-        profile.ablation.cell,
-        *elsewhere,
-        *profile.cross_architecture.cells,
-        *(trial.cell for trial in profile.tuning),
-    ):
+AT_THE_END = ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")
+
+
+def rows(record: dict) -> list[Row]:
+    """One row per network of an evaluation, or per epoch of an expert or of what follows one."""
+    return record["rows"]
+
+
+def curve(record: dict) -> list[Row]:
+    """One row per outer iteration."""
+    return record["curve"]
+
+
+def whole_path(record: dict) -> list[Row]:
+    """One row per expert: its path as a whole, and how good it is at the end."""
+    return [record["smoothness"] | {name: record["rows"][-1][name] for name in AT_THE_END}]
+
+
+def cost(record: dict) -> list[Row]:
+    """One row per set: its learned lr, its outer iterations, and what making it took."""
+    return [{"lr": record["lr"], "iterations": len(record["curve"]), **record["spent"]}]
+
+
+@dataclass(frozen=True)
+class Study:
+    """`asks(profile)` gives the artefacts of a study, `lines(record)` the rows of each.
+
+    Rows that are `measured` also read what was noted while the artefact was made, under "spent":
+    they differ from run to run.
+    """
+
+    asks: Callable[[Profile], Iterable[Ask]]
+    lines: Callable[[dict], list[Row]]
+    measured: bool = False
+
+
+STUDIES = {
+    **{study: Study(of_runs(study), rows) for study in RUNS},
+    "experts": Study(experts, rows),
+    "smoothness": Study(experts, whole_path),
+    "curves": Study(distilled_sets, curve),
+    "costs": Study(distilled_sets, cost, measured=True),
+    "scores": Study(scores, rows),
+    "following": Study(followings, rows),
+    "film": Study(filmed, rows),
+    "tuning": Study(tuning, rows),
+}
+
+
+def check(profile: Profile) -> list[Settings]:
+    """The experts and evaluations that a paper needs, settled before any work.
+
+    Raises:
+        InputError: anything in the profile that cannot be run.
+    """
+    cells = [group.cell for group in groups(profile).values() if group.cell]
+    cells += [profile.ablation.cell, *profile.cross_architecture.cells]
+    for name in (*cells, *(trial.cell for trial in profile.tuning)):
         if name not in profile.cells:
             raise InputError(
-                f"the profile names a cell '{name}': expected one of {', '.join(profile.cells)}; correct the name, or add the cell under `cells`"
+                f"the profile names a cell '{name}': expected one of {', '.join(profile.cells)}; "
+                "correct the name, or add the cell under `cells`"
             )
-    for method in {m for cell in profile.cells.values() for m in cell.methods}:
-        known(profile, method)
-    return [e for _, _, e in experts(profile)] + [
-        run.settings for runs in RUNS.values() for run in runs(profile)
-    ]
+    return asked(profile, ["experts", *RUNS])
 
 
-def asked(profile: Profile) -> list[Settings]:
-    """All that the notebooks ever ask for under a profile: the studies, and what one of them shows beside."""
-    name, cell = next(iter(profile.cells.items()))
-    shown = [selection(profile, cell, "representative", 0), distillation(profile, name, "AST", 0)]
-    judged = (run.settings for run, _ in scores(profile))
-    reused = (settings for _, settings in (*continual(profile), *architectures(profile)))
-    followed = (following for _, following in followings(profile))
-    return [
-        *everything(profile),
-        *followed,
-        *judged,
-        *reused,
-        *shown,
-        film(profile),
-        *measurements(profile),
-    ]
+def asked(profile: Profile, names: Iterable[str]) -> list[Settings]:
+    """The artefacts that the rows of these studies are read from."""
+    return [settings for name in names for _, settings in STUDIES[name].asks(profile)]
+
+
+def everything_asked(profile: Profile) -> list[Settings]:
+    """All that the notebooks ask for under a profile; not the search for settings."""
+    shown = selection(profile, profile.cells[profile.main_cell], "representative", 0)
+    studies = (name for name in STUDIES if name != "tuning")
+    return [*check(profile), *asked(profile, studies), shown, *measurements(profile)]

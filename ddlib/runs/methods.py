@@ -1,0 +1,287 @@
+"""What each method is, as data: a start, the experts it follows if any, and switches.
+
+MTT is AST with its switches off and SGD experts. A coreset is a start with nothing after it. The
+ceiling is a "selection" of all images.
+
+The numbers of a run are found in one order: **default < cell < method < tuned < call**. The default
+is that of the settings' class; the cell gives what its methods share (`student`); the method its
+switches; `tuned` what was chosen for it on the validation split of that cell; the call what its
+caller says. `origins` tells which of them each number came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ddlib.base import InputError, validated
+from ddlib.data import mtt_format
+from ddlib.runs.profile import Cell, Group, Profile
+from ddlib.settings import (
+    NEED_EXPERT,
+    AnySet,
+    Condensation,
+    Distillation,
+    Distilled,
+    Evaluation,
+    Expert,
+    Imported,
+    Network,
+    Selection,
+)
+
+FEATURES = "momentum"  # the recipe of the experts whose features the coresets use
+INNER_MOMENTUM = 0.9
+RANDOM, CEILING = "random", "full data"
+
+
+@dataclass(frozen=True)
+class Method:
+    """`start` names a selection; `recipe` the experts that are followed, or none.
+
+    `switches` are fields of Distillation; of Condensation, where no expert is followed; of
+    Selection, where nothing is distilled.
+    """
+
+    start: str
+    recipe: str | None = None
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    tuned_as: str | None = None  # whose tuned numbers it takes where a cell has none of its own
+    distils: bool = True  # a coreset does not
+
+    def but(self, **switches: Any) -> Method:
+        """The same method with these switches changed."""
+        return replace(self, switches={**self.switches, **switches})
+
+
+CORESETS = {
+    RANDOM: Method("real", distils=False),
+    "herding": Method("herding", distils=False),
+    "k-center": Method("k_center", distils=False),
+    "k-means": Method("representative", distils=False),
+}
+# As published in arXiv 2006.05929, 2102.08259 and 2110.04181, by their authors' code; what depends
+# on the IPC is in settings.Condensation.
+CONDENSED = {
+    "DC": Method("noise", switches={"method": "dc", "lr_images": 0.1, "iterations": 1000}),
+    "DSA": Method("real", switches={"method": "dsa", "lr_images": 0.1, "iterations": 1000}),
+    "DM": Method("real", switches={"method": "dm", "lr_images": 1.0, "iterations": 20000}),
+}
+MTT = Method("real", "sgd", {"momentum": 0.0}, "MTT")
+AST = Method(
+    "representative",
+    "ast",
+    {"momentum": INNER_MOMENTUM, "balance": True, "perturbation": 1.0, "intermediate": "equal"},
+    "AST",
+)
+DISTILLED = {
+    "MTT": MTT,
+    "MTT + inner momentum": Method("real", "sgd", {"momentum": INNER_MOMENTUM}),
+    "MTT, strong experts": Method("real", "momentum", {"momentum": 0.0}),
+    "AST": AST,
+}
+# Published switches, which a cell's tuned numbers may change. What depends on the length of a run
+# (start window, decay of the average) is tuned per cell.
+RIVALS = {
+    # arXiv 2211.11004; decay: its authors' scripts
+    "FTD": Method("real", "ftd", {"momentum": 0.0, "ema": 0.9995}),
+    "TESLA": Method("real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, "TESLA"),  # 2211.10586
+    # arXiv 2310.05773; lr_labels: its authors' settings for CIFAR-10 at IPC 10
+    "DATM": Method("correct", "ftd", {"momentum": 0.0, "labels": "learned", "lr_labels": 2.0}),
+}
+COMPOSED = {  # AST with a part of a rival
+    "AST + soft labels": AST.but(labels="learned", lr_labels=2.0),
+    "AST, FTD experts": replace(AST, recipe="ftd"),
+}
+MINUS = {  # an ingredient of AST taken away
+    "AST − ramp": replace(AST, recipe="momentum_penalty"),
+    "AST − penalty": replace(AST, recipe="momentum_ramp"),
+    "AST − representative start": replace(AST, start="real"),
+    "AST − balanced loss": AST.but(balance=False),
+    "AST − intermediate matching": AST.but(intermediate="none"),
+    "AST − weight perturbation": AST.but(perturbation=0.0),
+    "AST − inner momentum": AST.but(momentum=0.0),
+}
+CONTROLS = {  # AST with other experts
+    "AST, unsmoothed experts": replace(AST, recipe="momentum"),
+    "AST, SGD experts": replace(AST, recipe="sgd"),
+    "AST, lr-matched experts": replace(AST, recipe="momentum_lr_matched"),
+    "AST, lr warm-up for the ramp": replace(AST, recipe="momentum_warmup_penalty"),
+}
+PLUS = {  # an ingredient of AST given to MTT; its inner momentum is in DISTILLED
+    "MTT, AST experts": replace(MTT, recipe="ast"),
+    "MTT + representative start": replace(MTT, start="representative"),
+    "MTT + balanced loss": MTT.but(balance=True),
+    "MTT + intermediate matching": MTT.but(intermediate="equal"),
+    "MTT + weight perturbation": MTT.but(perturbation=1.0),
+}
+METHODS = CORESETS | CONDENSED | DISTILLED | RIVALS | COMPOSED | MINUS | CONTROLS | PLUS
+GROUPS = {  # what an ablation may ask for by name; a profile adds groups of its own
+    "AST minus one": Group(base="AST", methods=tuple(MINUS)),
+    "controls": Group(base="AST", methods=tuple(CONTROLS)),
+    "MTT plus one": Group(
+        base="MTT", methods=("MTT + inner momentum", "MTT, strong experts", *PLUS)
+    ),
+    "AST with a rival's part": Group(base="AST", methods=tuple(COMPOSED)),
+}
+
+
+def methods(profile: Profile) -> dict[str, Method]:
+    """The library's methods, and the profile's own variants of them.
+
+    Raises:
+        InputError: a variant of nothing that is known, or one that takes a known name.
+    """
+    every = dict(METHODS)
+    for name, fields in profile.variants.items():
+        of = fields.get("of")
+        if of not in every or name in METHODS:
+            fault = f"is `of` {of}" if name not in METHODS else "has the name of a known method"
+            raise InputError(
+                f"variant '{name}' {fault}: expected a name of its own, and `of` one of "
+                f"{'; '.join(every)}\ncorrect it under `variants`"
+            )
+        places = {key: fields[key] for key in ("start", "recipe") if key in fields}
+        switches = {k: v for k, v in fields.items() if k not in ("of", "start", "recipe")}
+        base = every[of]
+        tuned_as = base.tuned_as or of
+        every[name] = replace(base.but(**switches), tuned_as=tuned_as, **places)
+    return every
+
+
+def known(profile: Profile, method: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    every = methods(profile)
+    if method not in every:
+        raise InputError(
+            f"no method '{method}': expected one of {'; '.join(every)}\ncorrect its name where the "
+            "profile lists methods"
+        )
+    return every[method]
+
+
+def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | Imported:
+    """The expert of that recipe on the cell's data; a recipe with a `buffer` imports it."""
+    if name not in profile.recipes:
+        raise InputError(
+            f"no expert recipe '{name}' in the profile: expected one of "
+            f"{', '.join(profile.recipes)}; add it under `recipes`"
+        )
+    shared = {"data": cell.data.model_dump(), "network": profile.network.model_dump()}
+    fields = {**shared, **profile.recipes[name], "seed": seed}
+    if "buffer" in fields:
+        return mtt_format.identify(validated(Imported, fields, f"recipe {name}"))
+    return validated(Expert, fields, f"recipe {name}")
+
+
+def selection(
+    profile: Profile, cell: Cell, method: str, seed: int, experts: str = FEATURES, **changes: Any
+) -> Selection:
+    """A start, or a coreset. Each seed uses the features of another expert of that recipe."""
+    seen = recipe(profile, cell, experts, seed % profile.n_experts)
+    fields = {
+        "data": cell.data,
+        "method": method,
+        "ipc": cell.ipc,
+        "expert": seen if method in NEED_EXPERT else None,
+        "lr": cell.coreset_lr,
+        "seed": seed,
+    }
+    return validated(Selection, fields | changes, f"'{method}' images")
+
+
+def layers(
+    profile: Profile, cell_name: str, method: str, changes: Mapping[str, Any]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """(origin, fields) from the cell to the call: each overrides those before it.
+
+    Raises:
+        InputError: the cell has no tuned numbers for the method.
+    """
+    every, cell, how = methods(profile), profile.cells[cell_name], known(profile, method)
+    tuned = method if method in cell.tuned else how.tuned_as or method
+    if tuned not in cell.tuned:
+        raise InputError(
+            f"cell {cell_name} has no tuned settings for '{tuned}': add them under "
+            f"cells.{cell_name}.tuned, or remove '{method}' from its methods"
+        )
+    kind = Distillation if how.recipe else Condensation
+    shared = {
+        name: value
+        for name, value in cell.student.items()
+        if name in kind.model_fields or name not in Distillation.model_fields
+    }
+    found = [
+        ("cell", shared),
+        ("method", how.switches),
+        (f"tuned for {tuned}", cell.tuned[tuned]),
+    ]
+    if tuned != method:
+        momentum = {name: every[name].switches.get("momentum", 0.0) for name in (method, tuned)}
+        if momentum[method] != momentum[tuned]:
+            # the student's reach N a / (1 - mu) stays what it was tuned to be
+            reach = (1 - momentum[method]) / (1 - momentum[tuned])
+            numbers = {**shared, **how.switches, **cell.tuned[tuned]}
+            scaled = {"a0": numbers["a0"] * reach, "lr_lr": numbers["lr_lr"] * reach**2}
+            found.append((f"tuned for {tuned}, scaled to this inner momentum", scaled))
+    return [*found, ("call", changes)]
+
+
+def distillation(
+    profile: Profile, cell_name: str, method: str, seed: int, **changes: Any
+) -> Distilled:
+    """The settings of a distilling method on a cell."""
+    fields: dict[str, Any] = {}
+    for _, layer in layers(profile, cell_name, method, changes):
+        fields |= layer
+    cell, how = profile.cells[cell_name], known(profile, method)
+    start = selection(
+        profile, cell, fields.pop("init", how.start), seed, how.recipe or FEATURES
+    ).model_dump()
+    place = f"'{method}' on {cell_name}"
+    if how.recipe:
+        experts = recipe(profile, cell, how.recipe).model_dump()
+        given = {"experts": experts, "n_experts": profile.n_experts}
+        return validated(Distillation, {"start": start, "seed": seed, **given, **fields}, place)
+    given = {"network": profile.network.model_dump()}
+    return validated(Condensation, {"start": start, "seed": seed, **given, **fields}, place)
+
+
+def origins(profile: Profile, cell_name: str, method: str) -> list[tuple[str, Any, str]]:
+    """(field, value, origin) of each number in force for a method on a cell."""
+    settings = synthetic(profile, cell_name, method, 0)
+    source = dict.fromkeys(type(settings).model_fields, "default")
+    if isinstance(settings, Distilled):
+        for name, layer in layers(profile, cell_name, method, {}):
+            source |= dict.fromkeys(layer, name)
+        source |= dict.fromkeys(("start", "experts", "network"), "method") | {
+            "n_experts": "profile"
+        }
+    return [(name, getattr(settings, name), source[name]) for name in type(settings).model_fields]
+
+
+def synthetic(profile: Profile, cell_name: str, method: str, seed: int) -> AnySet:
+    """The set that a method makes on a cell: distilled, or a coreset."""
+    how = known(profile, method)
+    if how.distils:
+        return distillation(profile, cell_name, method, seed)
+    return selection(profile, profile.cells[cell_name], how.start, seed, **how.switches)
+
+
+def everything(cell: Cell, lr: float) -> Selection:
+    """All training images of a cell, as the ceiling uses them."""
+    return Selection(data=cell.data, method="all", lr=lr)
+
+
+def evaluation(
+    profile: Profile, cell_name: str, of: AnySet, network: Network | None = None, **changes: Any
+) -> Evaluation:
+    """How a set of that cell is judged."""
+    fields = profile.evaluation | profile.cells[cell_name].evaluation | changes
+    given = {"of": of, "network": network or profile.network, **fields}
+    return validated(Evaluation, given, f"evaluation on {cell_name}")
