@@ -29,7 +29,6 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     stage: ClassVar[str] = ""  # the store's folder for its results; empty: no stage of its own
-    words: ClassVar[str] = "settings"  # the title, a format of the settings `s`
     later: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
@@ -39,12 +38,18 @@ class Settings(BaseModel):
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         return [(k, v) for k, v in super().__repr_args__() if v is not None or k not in self.later]
 
+
+class Task(Settings):
+    """Settings of a stage: what one artefact of the store depends on."""
+
+    words: ClassVar[str]  # the title, a format of the settings `s`
+
     @property
     def title(self) -> str:
         """The task in a few words, for progress and errors."""
         return self.words.format(s=self)
 
-    def needs(self) -> list[Settings]:
+    def needs(self) -> list[Task]:
         """Settings of the artefacts that this task reads."""
         return []
 

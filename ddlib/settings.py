@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ddlib.base import FORMAT, InputError, Settings, generator, key, require, validated
+from ddlib.base import FORMAT, InputError, Settings, Task, generator, key, require, validated
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -67,7 +67,7 @@ class Network(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: automatic mixed precision
 
 
-class OnData(Settings):
+class OnData(Task):
     """A network on a data set."""
 
     data: Data
@@ -148,7 +148,7 @@ AnyExpert = Annotated[
 NEED_EXPERT = ("correct", "representative", "herding", "k_center")  # selections that use features
 
 
-class Selection(Settings):
+class Selection(Task):
     """Images to start from, or to train on as they are (a coreset)."""
 
     stage: ClassVar[str] = "selections"
@@ -184,11 +184,11 @@ class Selection(Settings):
         """The network whose features are used, if any."""
         return self.expert.network if self.expert else None
 
-    def needs(self) -> list[Settings]:
+    def needs(self) -> list[Task]:
         return [self.expert] if self.expert else []
 
 
-class OuterLoop(Settings):
+class OuterLoop(Task):
     """What every outer loop has: a start, and images that are moved from there."""
 
     stage: ClassVar[str] = "sets"
@@ -295,7 +295,7 @@ class Distillation(OuterLoop):
 
     network = property(lambda self: self.experts.network)  # the student's
 
-    def needs(self) -> list[Settings]:
+    def needs(self) -> list[Task]:
         return [self.start, *(self.experts.at(i) for i in range(self.n_experts))]
 
 
@@ -355,7 +355,7 @@ class Condensation(OuterLoop):
         """The lr to train on the images with: the start's."""
         return self.start.lr
 
-    def needs(self) -> list[Settings]:
+    def needs(self) -> list[Task]:
         return [self.start]
 
 
@@ -363,7 +363,7 @@ Distilled = Distillation | Condensation  # all that an outer loop makes
 AnySet = Distillation | Condensation | Selection
 
 
-class OfSet(Settings):
+class OfSet(Task):
     """A task about one set."""
 
     @property
@@ -371,7 +371,7 @@ class OfSet(Settings):
         """The data that the set stands for."""
         return self.of.data  # type: ignore[attr-defined]
 
-    def needs(self) -> list[Settings]:
+    def needs(self) -> list[Task]:
         return [self.of]  # type: ignore[attr-defined]
 
 

@@ -19,14 +19,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ddlib.base import InputError, Settings, key
+from ddlib.base import InputError, Task, key
 from ddlib.runs.store import Store, write
 
 INTERVAL = 60.0  # seconds
 SPENT = "spent"  # in a checkpoint: what its runs took until then
 
 State = dict[str, Any]
-Hook = Callable[[Settings, int, Mapping[str, float]], object]
+Hook = Callable[[Task, int, Mapping[str, float]], object]
 
 
 def interval() -> float:
@@ -48,7 +48,7 @@ def interval() -> float:
 class Checkpoint:
     """The unfinished state of the task of `settings`, kept in the store now and then."""
 
-    def __init__(self, store: Store, settings: Settings):
+    def __init__(self, store: Store, settings: Task):
         self.store, self.settings = store, settings
         self.every, self.last = interval(), time.monotonic()
         past = store.resume(settings)
@@ -146,7 +146,7 @@ def tensorboard(folder: Path) -> Hook:
         ) from None
     writers: dict[str, Any] = {}
 
-    def on_step(task: Settings, step: int, numbers: Mapping[str, float]) -> None:
+    def on_step(task: Task, step: int, numbers: Mapping[str, float]) -> None:
         name = f"{task.title} {key(task)}"
         writer = writers.get(name) or writers.setdefault(name, SummaryWriter(str(folder / name)))
         for what, number in numbers.items():

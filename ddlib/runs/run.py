@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ddlib.base import InputError, Settings
+from ddlib.base import InputError, Task
 from ddlib.data import datasets, mtt_format
 from ddlib.data.datasets import Images
 from ddlib.files import sweep
@@ -37,7 +37,7 @@ def _placed(real: Images, device: torch.device) -> Images:
     return real if device.type == "cpu" else real.on(device)
 
 
-def get(settings: Settings, store: Store) -> Artefact:
+def get(settings: Task, store: Store) -> Artefact:
     """The artefact of `settings`: read if it is there and sound, else made.
 
     What another process is making is waited for.
@@ -57,7 +57,7 @@ def get(settings: Settings, store: Store) -> Artefact:
     return store.kept(settings, fill)
 
 
-def check(settings: Settings) -> None:
+def check(settings: Task) -> None:
     """Refuse before any work what only data and buffers can tell.
 
     Raises:
@@ -81,7 +81,7 @@ def shapes(settings: Expert | Imported) -> dict[str, torch.Size]:
     return network(settings.network, known.shape, len(known.class_names)).shapes
 
 
-def spent(settings: Settings, store: Store) -> dict:
+def spent(settings: Task, store: Store) -> dict:
     """What making an artefact and its experts took, as noted; None where a note is lacking."""
     note = store.note(settings) or {}
     notes = [
@@ -92,14 +92,14 @@ def spent(settings: Settings, store: Store) -> dict:
     return {name: note.get(name) for name in names} | {"experts_seconds": experts}
 
 
-def missing(wanted: Iterable[Settings], store: Store | None) -> dict[Settings, list[Settings]]:
+def missing(wanted: Iterable[Task], store: Store | None) -> dict[Task, list[Task]]:
     """All tasks that `wanted` still asks for, each with what it needs.
 
     Without a store: all that it ever asks for.
     """
-    tasks: dict[Settings, list[Settings]] = {}
+    tasks: dict[Task, list[Task]] = {}
 
-    def visit(settings: Settings) -> None:
+    def visit(settings: Task) -> None:
         if settings in tasks or (store and store.has(settings)):
             return
         check(settings)
@@ -112,13 +112,13 @@ def missing(wanted: Iterable[Settings], store: Store | None) -> dict[Settings, l
     return tasks
 
 
-def _task(settings: Settings, root: Path) -> None:
+def _task(settings: Task, root: Path) -> None:
     """`get` in another process."""
     get(settings, Store(root))
 
 
 def ensure(
-    wanted: Iterable[Settings],
+    wanted: Iterable[Task],
     store: Store,
     progress: Progress | None = None,
     workers: int | None = None,

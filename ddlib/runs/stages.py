@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ddlib.base import InputError, Settings, key
+from ddlib.base import InputError, Task, key
 from ddlib.data import datasets, mtt_format
 from ddlib.data.datasets import Images
 from ddlib.method.condense import condense
@@ -63,7 +63,7 @@ class Following(OfSet):
     of: Distillation
     network = property(lambda self: self.of.network)  # the student's
 
-    def needs(self) -> list[Settings]:
+    def needs(self) -> list[Task]:
         return [self.of, *self.of.needs()[1:]]  # the set, and its experts
 
 
@@ -77,11 +77,11 @@ class Film(OfSet):
     shown: Count = 10  # classes, the first ones; the first image of each
     network = property(lambda self: self.of.network)  # the student's
 
-    def needs(self) -> list[Settings]:
+    def needs(self) -> list[Task]:
         return self.of.needs()
 
 
-class Measurement(Settings):
+class Measurement(Task):
     """Memory and time of one outer gradient, taken once in a process of its own."""
 
     stage: ClassVar[str] = "measurements"
@@ -99,9 +99,9 @@ class Inputs:
     """What a stage reads: the data set, where tasks compute, and artefacts by their settings."""
 
     real: Images
-    artefacts: Mapping[Settings, Artefact]
+    artefacts: Mapping[Task, Artefact]
 
-    def __getitem__(self, settings: Settings) -> Artefact:
+    def __getitem__(self, settings: Task) -> Artefact:
         return self.artefacts[settings]
 
     def network(self, settings: Network) -> FunctionalNetwork:
@@ -130,8 +130,9 @@ def make_expert(settings: Expert, inputs: Inputs, keep: Checkpoint) -> Made:
         return {"path": path, "rows": [s.row for s in snapshots], **last.state.state()}
 
     try:
-        for last in train_expert(settings, net, inputs.real, last):
-            snapshots.append(Snapshot(last.epoch, last.theta, last.row))  # the last state alone
+        for snapshot in train_expert(settings, net, inputs.real, last):
+            last = snapshot  # of the others the state, which a device may hold, is let go
+            snapshots.append(Snapshot(last.epoch, last.theta, last.row))
             keep.report(last.epoch, last.row)
             if last.state:
                 keep(unfinished)
@@ -356,7 +357,7 @@ def make_measurement(settings: Measurement, inputs: Inputs, keep: Checkpoint) ->
         return {}, pool.submit(measure).result()
 
 
-MAKE: dict[type[Settings], Callable[[Any, Inputs, Checkpoint], Made]] = {
+MAKE: dict[type[Task], Callable[[Any, Inputs, Checkpoint], Made]] = {
     Expert: make_expert,
     Imported: import_expert,
     Selection: make_selection,
@@ -370,7 +371,7 @@ MAKE: dict[type[Settings], Callable[[Any, Inputs, Checkpoint], Made]] = {
 KINDS = tuple(MAKE)
 
 
-def make(settings: Settings, inputs: Inputs, keep: Checkpoint) -> Made:
+def make(settings: Task, inputs: Inputs, keep: Checkpoint) -> Made:
     """What the task of `settings` makes of its inputs."""
     return MAKE[type(settings)](settings, inputs, keep)
 

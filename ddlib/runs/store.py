@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddlib.base import FORMAT, InputError, Settings, key
+from ddlib.base import FORMAT, InputError, Task, key
 from ddlib.files import (
     Absent,
     Damaged,
@@ -44,7 +44,7 @@ class Artefact:
     settings: dict
 
 
-def write(file: Path, settings: Settings, tensors: dict[str, Tensor], record: dict) -> None:
+def write(file: Path, settings: Task, tensors: dict[str, Tensor], record: dict) -> None:
     """Save an artefact under exactly this name."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     versions = {
@@ -106,7 +106,7 @@ def read(file: Path | str) -> Artefact:
     return Artefact(tensors, about["record"], about["settings"])
 
 
-def checked(file: Path, settings: Settings) -> Artefact:
+def checked(file: Path, settings: Task) -> Artefact:
     """The artefact in `file`, made under exactly these settings.
 
     Raises:
@@ -161,15 +161,15 @@ class Store:
                 f"{FORMAT}: name another folder (STORE=...) or delete it"
             )
 
-    def file(self, settings: Settings) -> Path:
+    def file(self, settings: Task) -> Path:
         """Where the artefact of `settings` is or will be."""
         return self.root / settings.stage / f"{key(settings)}.safetensors"
 
-    def has(self, settings: Settings) -> bool:
+    def has(self, settings: Task) -> bool:
         """Whether it is there."""
         return self.file(settings).exists()
 
-    def load(self, settings: Settings) -> Artefact:
+    def load(self, settings: Task) -> Artefact:
         """What the task of `settings` made.
 
         Raises:
@@ -178,18 +178,18 @@ class Store:
         """
         return checked(self.file(settings), settings)
 
-    def kept(self, settings: Settings, make: Callable[[], object]) -> Artefact:
+    def kept(self, settings: Task, make: Callable[[], object]) -> Artefact:
         """The artefact of `settings`. Where it is absent or damaged, one process makes it."""
         load = partial(checked, settings=settings)
         return kept(self.root, self.file(settings), settings.title, load, make)
 
-    def busy(self, settings: Settings) -> bool:
+    def busy(self, settings: Task) -> bool:
         """Whether a living process is making it."""
         return locked(self.root, key(settings))
 
     def save(
         self,
-        settings: Settings,
+        settings: Task,
         tensors: dict[str, Tensor],
         record: dict,
         spent: dict | None = None,
@@ -200,11 +200,11 @@ class Store:
             write_whole(self.note_file(settings), json.dumps(spent).encode())
         self.checkpoint_file(settings).unlink(missing_ok=True)
 
-    def checkpoint_file(self, settings: Settings) -> Path:
+    def checkpoint_file(self, settings: Task) -> Path:
         """Where the state of the unfinished task is kept."""
         return self.root / "checkpoints" / f"{key(settings)}.safetensors"
 
-    def resume(self, settings: Settings) -> Artefact | None:
+    def resume(self, settings: Task) -> Artefact | None:
         """The checkpoint of an unfinished task, if there is a sound one."""
         try:
             return checked(self.checkpoint_file(settings), settings)
@@ -214,11 +214,11 @@ class Store:
             set_aside(self.root, error)
             return None
 
-    def note_file(self, settings: Settings) -> Path:
+    def note_file(self, settings: Task) -> Path:
         """What the artefact cost is noted beside it, for that differs from run to run."""
         return self.root / "notes" / f"{key(settings)}.json"
 
-    def note(self, settings: Settings) -> dict | None:
+    def note(self, settings: Task) -> dict | None:
         """What making the artefact took, all its runs together; None where it was not noted."""
         try:
             note = json.loads(self.note_file(settings).read_bytes())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ddlib.base import InputError, Settings
+from ddlib.base import InputError, Task
 from ddlib.method.student import EXACT
 from ddlib.runs.methods import (
     CEILING,
@@ -31,7 +31,7 @@ from ddlib.runs.profile import Cell, Group, Profile
 from ddlib.runs.stages import Film, Following, Measurement
 from ddlib.settings import Distillation, Distilled, Evaluation, Expert, Imported
 
-Ask = tuple[dict[str, Any], Settings]  # the first columns of an artefact's rows, and its settings
+Ask = tuple[dict[str, Any], Task]  # the first columns of an artefact's rows, and its settings
 Row = dict[str, Any]
 
 
@@ -310,7 +310,7 @@ STUDIES = {
 }
 
 
-def check(profile: Profile) -> list[Settings]:
+def check(profile: Profile) -> list[Task]:
     """The experts and evaluations that a paper needs, settled before any work.
 
     Raises:
@@ -327,12 +327,12 @@ def check(profile: Profile) -> list[Settings]:
     return asked(profile, ["experts", *RUNS])
 
 
-def asked(profile: Profile, names: Iterable[str]) -> list[Settings]:
+def asked(profile: Profile, names: Iterable[str]) -> list[Task]:
     """The artefacts that the rows of these studies are read from."""
     return [settings for name in names for _, settings in STUDIES[name].asks(profile)]
 
 
-def everything_asked(profile: Profile) -> list[Settings]:
+def everything_asked(profile: Profile) -> list[Task]:
     """All that the notebooks ask for under a profile; not the search for settings."""
     shown = selection(profile, profile.cells[profile.main_cell], "representative", 0)
     studies = (name for name in STUDIES if name != "tuning")
