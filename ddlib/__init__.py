@@ -31,8 +31,8 @@ A few words that a newcomer needs (docs/glossary.md has all of them):
     student        a network trained on the synthetic images, from a snapshot of an expert
     inner loop     the student's N steps with learning rate a
     outer loop     steps on the synthetic images and on a that reduce the matching loss
-    matching loss  the squared distance of the student's end from the expert's, over the squared
-                   distance that the expert went
+    matching loss  the squared distance of the student's end from the expert's snapshot, over that
+                   of the student's start
     recipe         how experts are trained
     coreset        real images used as they are
     cell           one data set at one IPC
