@@ -1,8 +1,9 @@
-"""Settings of the book: Sphinx builds it from docs/ and from the results that lie beside its pages.
+"""Settings of the book: Sphinx builds it from docs/ and the results that lie beside its pages.
 
-`make book` copies docs/ and results/<profile>/{notebooks, tables, figures, claims.md} into one folder and
-runs Sphinx there. Nothing is executed, and no page needs the network: formulas are MathML, which browsers
-draw themselves, fonts are the reader's own, and the index of the search is a local script.
+`make book` copies docs/ and, of results/<profile>/, notebooks, tables, figures and claims.md into
+one folder and runs Sphinx there. Nothing is executed, and no page needs the network: formulas are
+MathML, which browsers draw themselves, fonts are the reader's own, and the search's index is a
+local script.
 """
 
 import re
