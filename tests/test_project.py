@@ -1,4 +1,4 @@
-"""The project around the library: one dependency list, and committed tables that are functions of committed rows."""
+"""The project around the library: one list of dependencies; committed tables follow from rows."""
 
 import io
 import json
@@ -10,19 +10,15 @@ import tomllib
 from pathlib import Path
 
 import bench
-import nbformat
 import pandas as pd
 import pytest
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddlib.paper import build as press
 from ddlib.paper import tables
 from ddlib.paper.results import NoRows, Results
 
 HOME = Path(__file__).parent.parent
-README = (HOME / "README.md").read_text()
-CITED = yaml.safe_load((HOME / "CITATION.cff").read_text())
 LAPTOP = Results(HOME / "results/laptop")
 
 
@@ -64,83 +60,6 @@ def test_the_lock_pins_every_dependency():
     assert {name.split(">")[0].lower() for name in wanted} <= locked
 
 
-def test_the_readme_has_its_markers():
-    for part in ("paper", "verbs", "full", "cells", "bench"):
-        start, end = f"<!-- {part}:start -->", f"<!-- {part}:end -->"
-        assert README.count(start) == README.count(end) == 1 and README.index(start) < README.index(
-            end
-        )
-
-
-def test_the_readmes_map_names_every_notebook_and_no_other():
-    """In order, each by the question that its title asks, or the first half of it."""
-    mapped = re.findall(r"^\| (.+)\? \| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) \|$", README, re.M)
-    assert [(name, link) for _, name, link in mapped] == [
-        (file.stem, file.stem) for file in press.notebooks()
-    ]
-    assert set(re.findall(r"\(notebooks/([^)]+)\)", README)) == {
-        file.name for file in press.notebooks()
-    }
-    for question, name, _ in mapped:
-        title = (
-            nbformat.read(press.NOTEBOOKS / f"{name}.ipynb", as_version=4)
-            .cells[0]
-            .source.splitlines()[0]
-        )
-        assert title.removeprefix("# ").startswith(question.split(",")[0]), f"{name} asks {title!r}"
-
-
-def test_every_file_that_the_readme_links_is_there():
-    links = set(re.findall(r"\]\(([^)#\s]+)\)", README))
-    assert links and not [
-        link for link in links if "://" not in link and not (HOME / link).exists()
-    ]
-
-
-def test_the_readmes_floors_name_every_module_once():
-    named = re.findall(r"`(\w+)`", README[README.index("| floor | modules |") :].split("\n\n")[0])
-    assert sorted(named) == sorted(file.stem for file in (HOME / "ddlib").glob("[a-z]*.py"))
-
-
-def test_version_and_licence_are_the_same_wherever_they_stand():
-    project = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
-    newest = re.search(r"^## \[(\d\S*)\] - (\S+)$", (HOME / "CHANGELOG.md").read_text(), re.M)
-    assert (
-        project["version"] == CITED["version"] == newest[1] and CITED["date-released"] == newest[2]
-    )
-    assert f"Version {project['version']}}}" in README, "the README's citation"
-    assert project["license"] == CITED["license"] == "MIT" and (
-        HOME / "LICENSE"
-    ).read_text().startswith("MIT License\n")
-
-
-def test_the_citation_file_says_what_its_format_asks_for():
-    """Of CFF 1.2.0: its required fields, people or entities as authors, and the paper as the README has it."""
-    assert (
-        CITED["cff-version"] == "1.2.0"
-        and CITED["type"] == "software"
-        and CITED["message"]
-        and CITED["title"]
-    )
-    (paper,) = CITED["references"]
-    assert (
-        {"type", "title", "authors"} <= paper.keys()
-        and paper["url"] in README
-        and f"title  = {{{paper['title']}}}" in README
-    )
-    for work in (CITED, paper):
-        assert work["authors"] and all(
-            author.keys() in ({"name"}, {"family-names", "given-names"})
-            for author in work["authors"]
-        )
-    assert (
-        " and ".join(
-            f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]
-        )
-        in README
-    )
-
-
 @pytest.mark.skipif(not LAPTOP.has_rows("main"), reason="the laptop paper was not printed yet")
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_committed_tables_follow_from_committed_rows(name):
@@ -155,7 +74,7 @@ def test_committed_tables_follow_from_committed_rows(name):
 
 
 @pytest.mark.skipif(not (bench.RESULTS / "bench.csv").exists(), reason="the bench was not run yet")
-def test_the_readmes_sentence_on_speed_follows_from_the_bench():
+def test_the_guides_sentence_on_speed_follows_from_the_bench():
     table = pd.read_csv(bench.RESULTS / "bench.csv")
     assert list(table.columns[:7]) == [
         "work",
@@ -166,7 +85,7 @@ def test_the_readmes_sentence_on_speed_follows_from_the_bench():
         "fraction_of_limit",
         "threads",
     ]
-    assert bench.sentence(table) in README
+    assert bench.sentence(table) in (HOME / "docs/speed_and_memory.md").read_text()
     rates = table.unit.isin(["images/s", "tasks/s"])
     expected = (table.ours / table.plain).where(rates, table.plain / table.ours)
     pd.testing.assert_series_equal(table.ratio, expected, check_names=False, rtol=2e-3)
@@ -185,7 +104,8 @@ class Convolutions(TorchDispatchMode):
         return function(*given, **(options or {}))
 
 
-COUNTED = [  # work, and the convolutions that plain PyTorch saves: nobody asks for the gradient of theta_0
+# Work, and the convolutions that plain PyTorch saves: the gradient of theta_0 is not needed
+COUNTED = [
     (bench.expert(bench.GREY, 8, 4, False)[1], 0),
     (bench.expert(bench.COLOUR, 8, 4, True)[1], 0),
     (bench.iteration(1, 3)[1], bench.DEPTH),

@@ -1,0 +1,129 @@
+"""The README, the guide and the citation: short, complete, in agreement with the project."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+HOME = Path(__file__).parent.parent
+README = (HOME / "README.md").read_text()
+PAGES = [HOME / "README.md", HOME / "CHANGELOG.md", *sorted((HOME / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((HOME / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CITED = yaml.safe_load((HOME / "CITATION.cff").read_text())
+PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
+BLOCKS = {
+    "README.md": ("picture", "paper", "api"),
+    "docs/paper_cells.md": ("cells",),
+    "docs/speed_and_memory.md": ("bench",),
+}
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+    assert len(README.split()) <= 1800
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_pages_have_their_markers(page):
+    text = (HOME / page).read_text()
+    assert tuple(re.findall(r"<!-- (\w+):start -->", text)) == BLOCKS[page]
+    for part in BLOCKS[page]:
+        start, end = f"<!-- {part}:start -->", f"<!-- {part}:end -->"
+        assert text.count(start) == text.count(end) == 1
+        assert text.index(start) < text.index(end)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(HOME)))
+def test_every_relative_link_leads_somewhere(page):
+    """To a file that exists and, where it names one, to a heading of that page."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name} links {target}"
+        if anchor:
+            assert anchor in headings(file), f"{page.name} links {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_notebook_table_names_every_notebook():
+    """In order, each by the question that its title asks, or the first half of it."""
+    row = (
+        r"^\| (.+)\? \| \[(\w+)\]\(results/laptop/notebooks/\2\.ipynb\)"
+        r" \| \[source\]\(notebooks/\2\.ipynb\) \|$"
+    )
+    listed = re.findall(row, README, re.M)
+    assert [name for _, name in listed] == [file.stem for file in NOTEBOOKS]
+    for (question, name), file in zip(listed, NOTEBOOKS, strict=True):
+        title = nbformat.read(file, as_version=4).cells[0].source.splitlines()[0]
+        assert title.removeprefix("# ").startswith(question.split(",")[0]), f"{name}: {title!r}"
+
+
+def test_the_tree_names_what_is_there():
+    """Every folder and file at the top of ddlib, the fast folder of the method, and top folders."""
+    tree = re.search(r"```text\n(ddlib/\n.*?)```", README, re.S)[1]
+    named = [re.match(r"( *)(\S+)", line).groups() for line in tree.splitlines()]
+    inside = sorted(name for indent, name in named if len(indent) == 2)
+    package = HOME / "ddlib"
+    files = [file.name for file in package.glob("[a-z]*.py")]
+    folders = [f"{file.parent.name}/" for file in package.glob("*/__init__.py")]
+    assert inside == sorted(files + folders)
+    assert [name for indent, name in named if len(indent) == 4] == ["fast/"]
+    for name in (name for indent, name in named if not indent):
+        assert (HOME / name).is_dir(), name
+
+
+def test_the_api_pages_describe_every_module():
+    """Each once; package markers and the command line aside."""
+    text = "".join(page.read_text() for page in PAGES)
+    described = re.findall(r"automodule:: ddlib\.(\S+)", text)
+    files = [file.relative_to(HOME / "ddlib") for file in (HOME / "ddlib").rglob("[a-z]*.py")]
+    assert sorted(described) == sorted(".".join(file.with_suffix("").parts) for file in files)
+
+
+def test_every_page_of_the_guide_is_in_its_contents():
+    contents = (HOME / "docs/index.md").read_text() + (HOME / "docs/api.md").read_text()
+    for page in (HOME / "docs").rglob("*.md"):
+        name = page.relative_to(HOME / "docs").with_suffix("").as_posix()
+        assert name == "index" or re.search(rf"^{name}$", contents, re.M), name
+
+
+def test_the_accuracies_under_the_picture_are_those_of_the_summary():
+    block = README.split("<!-- picture:start -->")[1].split("<!-- picture:end -->")[0]
+    table = pd.read_csv(HOME / "results/laptop/tables/summary.csv").set_index("method")
+    column = next(name for name in table if name.endswith("-ipc1"))  # the first cell: the picture's
+    for method in ("k-means", "AST"):
+        assert table.loc[method, column] in block
+
+
+def test_version_and_licence_are_the_same_everywhere():
+    newest = re.search(r"^## \[(\d\S*)\] - (\S+)$", (HOME / "CHANGELOG.md").read_text(), re.M)
+    assert PROJECT["version"] == CITED["version"] == newest[1]
+    assert CITED["date-released"] == newest[2]
+    assert f"Version {PROJECT['version']}}}" in README, "the README's citation"
+    assert PROJECT["license"] == CITED["license"] == "MIT"
+    assert (HOME / "LICENSE").read_text().startswith("MIT License\n")
+
+
+def test_the_citation_file_is_valid_and_names_the_paper():
+    """CFF 1.2.0: required fields, authors as people or entities, the paper as in the README."""
+    assert CITED["cff-version"] == "1.2.0" and CITED["type"] == "software"
+    assert CITED["message"] and CITED["title"]
+    (paper,) = CITED["references"]
+    assert {"type", "title", "authors"} <= paper.keys() and paper["url"] in README
+    assert f"title  = {{{paper['title']}}}" in README
+    for work in (CITED, paper):
+        kinds = ({"name"}, {"family-names", "given-names"})
+        assert work["authors"] and all(author.keys() in kinds for author in work["authors"])
+    names = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert " and ".join(names) in README
