@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -31,12 +29,6 @@ from pydantic import (
 
 PROFILES = Path(__file__).parent / "runs" / "profiles"
 FORMAT = 2  # part of every key: raise it when a change of code changes results
-DECODING = (
-    2  # part of the key of a folder of one's own: raise it when its images come out otherwise
-)
-PARTS = ("train", "val", "test")
-ENDING = 17 << 20  # bytes; an archive's list of entries takes less
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # in capitals too
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -78,9 +70,32 @@ class Settings(BaseModel):
 
 
 def key(settings: Settings) -> str:
-    """16 hexadecimal digits that name `settings`, whatever the order in which they were written."""
+    """16 hexadecimal digits that name `settings`, whatever the order in which they were written.
+
+    Raises:
+        InputError: they name a folder or a buffer, but not its contents.
+    """
+    if files := _unidentified(settings):
+        raise InputError(
+            f"settings name {files} but not its `contents`, which results depend on: "
+            "fill them in with ddlib.data.datasets.identify, of a buffer mtt_format.identify"
+        )
     text = json.dumps([FORMAT, settings.stage, settings.model_dump()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _unidentified(value: Any) -> str | None:
+    """A folder or buffer somewhere in a value whose contents are not known yet."""
+    if isinstance(value, dict | list | tuple):
+        inside = value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(_unidentified, inside)), None)
+    if not isinstance(value, Settings):
+        return None
+    if isinstance(value, Data | Imported):
+        files = value.path if isinstance(value, Data) else value.buffer
+        if files is not None and value.contents is None:
+            return files
+    return _unidentified(vars(value))
 
 
 def generator(*names: int | str) -> torch.Generator:
@@ -104,7 +119,7 @@ class Data(Settings):
     )
     size: Count | None = None  # side of its images in pixels, once they are cut square
     contents: str | None = (
-        None  # its `listing`, taken when left out: with other files it is other data, under another key
+        None  # its `listing`, which datasets.identify fills in: other files are other data
     )
     space: Literal["mtt"] | None = (
         None  # not ours but that of MTT's code, which its experts and images are in
@@ -128,94 +143,12 @@ class Data(Settings):
             raise ValueError(
                 f"data 'folder' lacks {' and '.join(lacking)}: expected `path`, where the images lie, and `size`, their side in pixels"
             )
-        if self.contents is None:
-            self.__dict__["contents"] = listing(Path(self.path))  # frozen from here on
         return self
 
     @property
     def title(self) -> str:
         """What people call it: a folder of one's own by its own name."""
         return Path(self.path).name if self.path else self.name
-
-
-def parts_in(folder: Path) -> dict[str, Path]:
-    """Where the parts of a folder of one's own lie, each with a folder a class: in train, val and test, if any of these is there; else all of it is to train."""
-    return {part: folder / part for part in PARTS if (folder / part).is_dir()} or {"train": folder}
-
-
-def pictures(folder: Path) -> list[Path]:
-    """The images that lie in `folder` itself, by name."""
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".")
-    )
-
-
-def listing(folder: Path) -> str:
-    """16 hexadecimal digits that name the images of a folder by relative path and size in bytes, and the way in which they are decoded.
-
-    Raises:
-        ValueError: there are none.
-    """
-    files = [
-        file
-        for part in parts_in(folder).values()
-        for home in sorted(part.glob("*/"))
-        for file in pictures(home)
-    ]
-    if not files:
-        raise ValueError(
-            f"no images in {folder.absolute()}: expected <class>/* or train/<class>/*, with names that end in {', '.join(PICTURES)}; correct `path`"
-        )
-    text = json.dumps(
-        [DECODING, [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]]
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def buffer_files(path: Path) -> list[Path]:
-    """The files of a buffer: `path` itself, or the replay_buffer_<n>.pt in it, by number.
-
-    Raises:
-        InputError: there are none.
-    """
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(
-                f"no buffer {path.absolute()}: expected a replay_buffer_<n>.pt, or the folder of several; correct `buffer`"
-            )
-        return [path]
-    numbered = {
-        int(found[1]): file
-        for file in path.iterdir()
-        if (found := re.fullmatch(r"replay_buffer_([0-9]+)\.pt", file.name))
-    }
-    if not numbered:
-        raise InputError(f"no replay_buffer_<n>.pt in {path.absolute()}: correct `buffer`")
-    return [numbered[n] for n in sorted(numbered)]
-
-
-def fingerprint(buffer: Path) -> str:
-    """16 hexadecimal digits that name a buffer's contents, by names, sizes and how each file ends: there a `.pt` archive lists the checksums of all that it holds."""
-    text = json.dumps(
-        [
-            (
-                file.name,
-                (about := file.stat()).st_size,
-                _ending(file, about.st_size, about.st_mtime_ns),
-            )
-            for file in buffer_files(buffer)
-        ]
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1024)
-def _ending(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as held:
-        held.seek(max(0, size - ENDING))
-        return hashlib.sha256(held.read(ENDING)).hexdigest()
 
 
 class Network(Settings):
@@ -283,7 +216,7 @@ class Imported(Settings):
     buffer: str  # a replay_buffer_<n>.pt, or the folder of several
     epochs: Count = 50  # E; the buffer holds E + 1 snapshots of each
     contents: str | None = (
-        None  # the buffer's `fingerprint`, taken when left out: with other contents it is another expert, under another key
+        None  # its `fingerprint`, which mtt_format.identify fills in: others are other experts
     )
     seed: int = 0  # which trajectory, from 0
 
@@ -293,8 +226,6 @@ class Imported(Settings):
             raise ValueError(
                 f"a buffer of {self.network.architecture} cannot be imported: only a convnet's parameters are known to mean the same there; set `network`"
             )
-        if self.contents is None:
-            self.__dict__["contents"] = fingerprint(Path(self.buffer))  # frozen from here on
         return self
 
 
