@@ -1,152 +1,299 @@
-"""What we share with MTT and its successors: expert buffers and distilled images, as `.pt` files in the form that its code writes; checked and read, and written.
+"""Expert buffers and distilled sets in the form of MTT and its successors, as `.pt` files.
 
-A buffer is a list of trajectories, a trajectory a list of E + 1 epochs, an epoch a list of the network's parameters. MTT's ConvNet lists them as ours does:
-for each block the convolution's weight and bias and the norm's, then the linear map's, in the same shapes, so theta is their concatenation. Only on grey
-images do the two differ (MTT pads those of 28 x 28 pixels to 32 x 32), and there the shapes tell. E epochs, P parameters, n images, c x h x w pixels, K classes.
+A buffer is a list of trajectories, a trajectory a list of E + 1 epochs, an epoch a list of the
+network's parameters. MTT's ConvNet lists them as ours does, in the same shapes: of each block the
+convolution's weight and bias and the norm's, then the linear map's; theta is their concatenation.
+Only on grey images do the two differ (MTT pads 28 x 28 pixels to 32 x 32), and the shapes tell.
+A stranger's file is loaded by a child process first, `reader`, with little memory and time: only
+one that proved to be harmless is loaded here. P parameters, n images, c x h x w pixels, K classes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddlib.data.foreign import Outline, outline, read_foreign, words
-from ddlib.runs.store import whole
-from ddlib.settings import InputError, buffer_files, fingerprint
+from ddlib.files import whole
+from ddlib.settings import Imported, InputError
 
-PER_FILE = 10  # trajectories a file of those we write, as MTT does
+PER_FILE = 10  # trajectories per file that is written, as MTT does
+ENDING = 17 << 20  # bytes; an archive's list of entries takes less
+SECONDS = 60  # of processor time that the child may take per file; of clock time ten times that
+EXPECTED = (
+    "expected what torch.save has written since PyTorch 1.6, of tensors, lists, dicts, numbers and "
+    "strings alone: download or copy it again, or have its owner save the tensors again"
+)
 
 Shapes = Mapping[str, Sequence[int]]  # the network's parameters in order, by name
+_sound: set[tuple[Path, int, int]] = set()  # files that proved to be: path, size, time of change
+
+
+def identify(settings: Imported) -> Imported:
+    """The same settings, with the buffer's `contents` as they are now filled in.
+
+    Raises:
+        InputError: there is no such buffer.
+    """
+    if settings.contents is not None:
+        return settings
+    return settings.model_copy(update={"contents": fingerprint(Path(settings.buffer))})
+
+
+def buffer_files(path: Path) -> list[Path]:
+    """The files of a buffer: `path` itself, or the replay_buffer_<n>.pt in it, by number.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(
+                f"no buffer {path.absolute()}: expected a replay_buffer_<n>.pt, "
+                "or the folder of several; correct `buffer`"
+            )
+        return [path]
+    matches = {
+        file: re.fullmatch(r"replay_buffer_([0-9]+)\.pt", file.name) for file in path.iterdir()
+    }
+    numbered = {int(match[1]): file for file, match in matches.items() if match}
+    if not numbered:
+        raise InputError(f"no replay_buffer_<n>.pt in {path.absolute()}: correct `buffer`")
+    return [numbered[n] for n in sorted(numbered)]
+
+
+def fingerprint(buffer: Path) -> str:
+    """16 hexadecimal digits that name a buffer's contents, by names, sizes and endings of files.
+
+    A `.pt` archive ends with a list of the checksums of all that it holds.
+    """
+    known = [(file, *_stamp(file)) for file in buffer_files(buffer)]
+    text = json.dumps([(file.name, size, _ending(file, size, time)) for file, size, time in known])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _ending(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as content:
+        content.seek(max(0, size - ENDING))
+        return hashlib.sha256(content.read(ENDING)).hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    about = file.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+def prove(*files: Path) -> None:
+    """Have a child process load the files, unless they have proved harmless before.
+
+    Raises:
+        InputError: one is missing, harmful, damaged or no `.pt` file; the first of them is named.
+    """
+    for file in files:
+        if not file.exists():
+            raise InputError(f"no file {file}: check the path")
+        if not file.is_file() or not file.stat().st_size:
+            what = "a folder" if file.is_dir() else "empty" if file.is_file() else "no plain file"
+            raise InputError(f"{file} is {what}, expected a .pt file: name another, or {EXPECTED}")
+    new = {file: (file, *_stamp(file)) for file in files}
+    new = {file: stamp for file, stamp in new.items() if stamp not in _sound}
+    if not new:
+        return
+    # -P: the modules beside the script hide none of the same name
+    command = [sys.executable, "-P", str(Path(__file__).with_name("reader.py")), str(SECONDS)]
+    slim = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        child = subprocess.run(
+            [*command, *(str(file.absolute()) for file in new)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=os.environ | slim,
+            timeout=10 * SECONDS * len(new),
+        )
+        output, status = child.stdout, child.returncode
+    except subprocess.TimeoutExpired as expired:
+        output, status = (expired.stdout or b"").decode(), -signal.SIGXCPU
+    lines = output.splitlines()
+    for file, line in zip(new, [*lines, ""], strict=False):
+        if line != "sound":
+            raise InputError(f"{file} {_fault(line, status)}; {EXPECTED}")
+        _sound.add(new[file])
+
+
+def _fault(line: str, status: int) -> str:
+    """What is wrong with a file, by the child's last words or the way it ended."""
+    if status == 3:
+        return line
+    if -status in (signal.SIGXCPU, signal.SIGKILL):
+        return f"is not read within {SECONDS} s, so it was stopped"
+    name = signal.Signals(-status).name if status < 0 else f"status {status}"
+    return f"crashes the process that reads it ({name})"
+
+
+def read_foreign(file: Path) -> Any:
+    """What a `.pt` file holds, its tensors mapped, not in memory: copy what you keep.
+
+    Their numbers are not checked yet: see `checksums`.
+
+    Raises:
+        InputError: as `prove`.
+    """
+    prove(file)
+    return torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
+
+
+def checksums(file: Path) -> None:
+    """Refuse a `.pt` file of which a number is not the one that was written."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        damaged = str(error)
+    if damaged:
+        raise InputError(
+            f"{file} is damaged (the checksum of {damaged} differs): copy or download it again; "
+            "if it was saved without checksums, save it again with them"
+        )
+
+
+def words(value: Any) -> str:
+    """A value of a file in a few words."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} of {value.dtype}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(repr(k)[:40] for k in list(value)[:5])}"
+    length = f" of {len(value)}" if hasattr(value, "__len__") else ""
+    return f"a {type(value).__name__}{length}"
 
 
 def check_buffer(file: Path, tree: Any, shapes: Shapes, epochs: int) -> None:
-    """Refuse an `outline` that is no list of trajectories of this network: names the first trajectory, epoch and parameter that does not fit."""
+    """Refuse what is no list of trajectories of this network; names the first value that differs."""
     if not isinstance(tree, list | tuple) or not tree:
         raise InputError(
-            f"{file} holds {words(tree)}, expected a list of trajectories as MTT's buffer.py saves it"
+            f"{file} holds {words(tree)}, expected a list of trajectories "
+            "as MTT's buffer.py saves it"
         )
     for t, trajectory in enumerate(tree):
         if not isinstance(trajectory, list | tuple) or len(trajectory) != epochs + 1:
             raise InputError(
-                f"{file}: trajectory {t} is {words(trajectory)}, expected a list of E + 1 = {epochs + 1} epochs: set `epochs` to what the buffer holds"
+                f"{file}: trajectory {t} is {words(trajectory)}, expected a list of "
+                f"E + 1 = {epochs + 1} epochs: set `epochs` to what the buffer holds"
             )
         for e, parameters in enumerate(trajectory):
-            where = f"{file}: trajectory {t}, epoch {e}"
+            place = f"{file}: trajectory {t}, epoch {e}"
             if not isinstance(parameters, list | tuple) or len(parameters) != len(shapes):
                 raise InputError(
-                    f"{where} is {words(parameters)}, expected a list of {len(shapes)} parameters ({', '.join(shapes)}): set `network` to the buffer's"
+                    f"{place} is {words(parameters)}, expected a list of {len(shapes)} parameters "
+                    f"({', '.join(shapes)}): set `network` to the buffer's"
                 )
-            for p, (found, (name, shape)) in enumerate(
-                zip(parameters, shapes.items(), strict=True)
-            ):
-                if (
-                    not isinstance(found, Outline)
-                    or found.shape != tuple(shape)
-                    or found.dtype != torch.float32
-                ):
+            for p, (name, shape) in enumerate(shapes.items()):
+                expected = f"{tuple(shape)} of torch.float32"
+                if not isinstance(parameters[p], Tensor) or words(parameters[p]) != expected:
                     raise InputError(
-                        f"{where}, parameter {p} ({name}) is {words(found)}, expected {tuple(shape)} of torch.float32: "
-                        "set `network` (width, depth) and `data` to those that the buffer was made with"
+                        f"{place}, parameter {p} ({name}) is {words(parameters[p])}, expected "
+                        f"{expected}: set `network` (width, depth) and `data` to those that the "
+                        "buffer was made with"
                     )
 
 
 @lru_cache(maxsize=64)
 def _counted(
-    file: Path,
-    size: int,
-    changed: int,
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    epochs: int,
+    file: Path, stamp: tuple[int, int], shapes: tuple[tuple[str, tuple], ...], epochs: int
 ) -> int:
-    tree = outline(file)
+    tree = read_foreign(file)
     check_buffer(file, tree, dict(shapes), epochs)
     return len(tree)
 
 
 def count(buffer: Path | str, shapes: Shapes, epochs: int) -> list[tuple[Path, int]]:
-    """How many trajectories of this network each file of a buffer holds, all of them checked; from outlines alone.
+    """How many trajectories of this network each file of a buffer holds; no number is read.
 
     Raises:
         InputError: a file that is not sound, or does not fit.
     """
-    same, found = tuple((name, tuple(shape)) for name, shape in shapes.items()), []
-    for file in buffer_files(Path(buffer)):
-        about = file.stat()
-        found.append((file, _counted(file, about.st_size, about.st_mtime_ns, same, epochs)))
-    return found
+    same, files = (
+        tuple((k, tuple(shape)) for k, shape in shapes.items()),
+        buffer_files(Path(buffer)),
+    )
+    prove(*files)
+    return [(file, _counted(file, _stamp(file), same, epochs)) for file in files]
 
 
 def trajectory(
     buffer: Path | str, index: int, shapes: Shapes, epochs: int, contents: str
 ) -> Tensor:
-    """Trajectory `index` of a buffer as theta*_0 ... theta*_E, (E + 1, P); those of a folder count on from file to file.
+    """Trajectory `index` of a buffer as theta*_0 ... theta*_E, (E + 1, P), counted over its files.
 
     Raises:
-        InputError: not so many; other contents than those named; numbers that are not finite, or an epoch that moves nothing.
+        InputError: there are fewer, or it has other contents than those named; numbers are not
+            finite, or an epoch moves nothing.
     """
     if (now := fingerprint(Path(buffer))) != contents:
         raise InputError(
-            f"{buffer} has changed: its contents are {now}, expected {contents}. Put the files back, or leave `contents` out to work with those there now"
+            f"{buffer} has changed: its contents are {now}, expected {contents}. Put the files "
+            "back, or leave `contents` out to work with those there now"
         )
     places = [(file, i) for file, n in count(buffer, shapes, epochs) for i in range(n)]
     if index >= len(places):
         raise InputError(
-            f"{buffer} holds {len(places)} trajectories, but number {index} (from 0) is asked for: set n_experts to at most {len(places)}"
+            f"{buffer} holds {len(places)} trajectories, but number {index} (from 0) is asked "
+            f"for: set n_experts to at most {len(places)}"
         )
     file, i = places[index]
-    epoch_lists = read_foreign(file, lambda tree: check_buffer(file, tree, shapes, epochs))[i]
-    path = torch.stack(
-        [torch.cat([p.detach().reshape(-1) for p in parameters]) for parameters in epoch_lists]
-    )  # (E + 1, P)
-    if not (good := path.isfinite()).all():
-        e, where = (~good).nonzero()[0].tolist()
-        p, name = next(
-            (p, name)
-            for p, name in enumerate(shapes)
-            if where < sum(prod(s) for s in list(shapes.values())[: p + 1])
-        )
+    checksums(file)
+    snapshots = read_foreign(file)[i]
+    path = torch.stack([torch.cat([p.detach().reshape(-1) for p in some]) for some in snapshots])
+    if not path.isfinite().all():
+        fits = [(e, p) for e, some in enumerate(snapshots) for p in range(len(some))]
+        e, p = next((e, p) for e, p in fits if not snapshots[e][p].isfinite().all())
         raise InputError(
-            f"{file}: trajectory {i}, epoch {e}, parameter {p} ({name}) has numbers that are not finite: take this trajectory out, its training failed"
+            f"{file}: trajectory {i}, epoch {e}, parameter {p} ({list(shapes)[p]}) has numbers "
+            "that are not finite: take this trajectory out, its training failed"
         )
     for e in range(epochs):
         if torch.equal(path[e], path[e + 1]):
             raise InputError(
-                f"{file}: trajectory {i} is the same at epochs {e} and {e + 1}, expected an expert that moves: its snapshots may not have been cloned"
+                f"{file}: trajectory {i} is the same at epochs {e} and {e + 1}, expected an "
+                "expert that moves: its snapshots may not have been cloned"
             )
     return path
 
 
 def write_buffer(folder: Path, paths: Iterable[Tensor], shapes: Shapes) -> list[Path]:
-    """Trajectories (E + 1, P) as replay_buffer_0.pt, replay_buffer_1.pt ..., ten a file; what `trajectory` reads back, number by number."""
-    sizes = [prod(s) for s in shapes.values()]
-    held: list[list[list[Tensor]]] = []
+    """Write trajectories (E + 1, P) as replay_buffer_0.pt ..., ten per file, for `trajectory`."""
+    sizes = [prod(shape) for shape in shapes.values()]
     files: list[Path] = []
+    trajectories: list[list[list[Tensor]]] = []
 
-    def keep() -> None:
-        files.append(save(folder / f"replay_buffer_{len(files)}.pt", held))
-        held.clear()
+    def parameters(theta: Tensor) -> list[Tensor]:
+        parts = zip(theta.split(sizes), shapes.values(), strict=True)
+        return [p.view(*shape).clone() for p, shape in parts]
+
+    def write() -> None:
+        files.append(save(folder / f"replay_buffer_{len(files)}.pt", trajectories))
+        trajectories.clear()
 
     for path in paths:
-        held.append(
-            [
-                [
-                    p.view(*shape).clone()
-                    for p, shape in zip(theta.split(sizes), shapes.values(), strict=True)
-                ]
-                for theta in path
-            ]
-        )
-        if len(held) == PER_FILE:
-            keep()
-    if held:
-        keep()
+        trajectories.append([parameters(theta) for theta in path])
+        if len(trajectories) == PER_FILE:
+            write()
+    if trajectories:
+        write()
     return files
 
 
@@ -157,17 +304,16 @@ def save(file: Path, content: Any) -> Path:
     return file
 
 
-@dataclass(frozen=True)
-class Loose:
-    """A distilled set as others keep it: images (n, c, h, w) in a space that they do not name, labels (n,) or probabilities (n, K), the learned lr if it is kept."""
+class LoadedSet(NamedTuple):
+    """A distilled set of a stranger's, in a space that it does not name."""
 
-    images: Tensor
-    labels: Tensor
-    lr: float | None
+    images: Tensor  # (n, c, h, w)
+    labels: Tensor  # (n,), or probabilities (n, K)
+    lr: float | None  # the learned one, if it is kept
 
 
 def beside(file: Path, what: str) -> Path | None:
-    """labels_best.pt for images_best.pt, if it lies there; images_zca_best.pt (MTT's images in pixels) has the same labels."""
+    """labels_best.pt for images_best.pt or images_zca_best.pt (MTT's in pixels), if it is there."""
     if not file.name.startswith("images_"):
         return None
     other = file.with_name(f"{what}_{file.name.removeprefix('images_').removeprefix('zca_')}")
@@ -175,131 +321,114 @@ def beside(file: Path, what: str) -> Path | None:
 
 
 def has_lr(file: Path) -> bool:
-    """Whether images come with the lr to train on them with: in their file, or in lr_*.pt beside it."""
-    tree = outline(file)
+    """Whether images come with an lr: in their file, or in lr_*.pt beside it."""
+    tree = read_foreign(file)
     return (isinstance(tree, dict) and "lr" in tree) or beside(file, "lr") is not None
 
 
 def read_set(
     file: Path | str, labels: Path | None, shape: tuple[int, int, int], classes: int, most: int
-) -> Loose:
-    """Images and labels from a `.pt` file: a dict {"images", "labels", "lr"}, or a tensor, whose labels and lr lie in files of their own.
+) -> LoadedSet:
+    """Images, labels and lr of a `.pt` file: a dict of the three, or a tensor beside the others.
 
-    At most `most` images (as many as train a network in full) of this (c, h, w), hard labels 0 ... K - 1 or soft ones (n, K): probabilities
-    where each row is one, else logits, as DATM's code keeps them.
+    At most `most` images (as many as train a network in full) of this (c, h, w); hard labels
+    0 ... K - 1, or soft ones (n, K): probabilities where each row is one, else logits (as DATM's).
 
     Raises:
-        InputError: an unsound file; no labels; another shape, number or type; labels out of range, or none of a class; numbers that are not finite.
+        InputError: an unsound file; no labels; another shape, number or type; labels out of range,
+            or none of a class; numbers that are not finite.
     """
     file = Path(file)
-
-    def fits(tree: Any) -> None:
-        found = tree.get("images") if isinstance(tree, dict) else tree
-        if not isinstance(found, Outline):
-            raise InputError(
-                f'{file} holds {_keys(tree)}, expected a tensor of images, or a dict with "images" and perhaps "labels" and "lr"'
-            )
-        n, *rest = found.shape or (0,)
-        if tuple(rest) != tuple(shape) or not 0 < n <= most or not found.dtype.is_floating_point:
-            raise InputError(
-                f"{file}: images are {words(found)}, expected {('n', *shape)} of torch.float32 with n from 1 to {most}: "
-                "choose the data set that they were made of (--data)"
-            )
-
-    held = read_foreign(file, fits)
-    images = (held["images"] if isinstance(held, dict) else held).detach().float().clone()
-    if not images.isfinite().all():
-        n = int((~images.isfinite()).flatten(1).any(1).sum())
+    lr_file, labels_file = beside(file, "lr"), labels or beside(file, "labels")
+    prove(file, *filter(None, (lr_file, labels_file)))
+    tree = read_foreign(file)
+    inside = tree if isinstance(tree, dict) else {"images": tree}
+    images = inside.get("images")
+    if not isinstance(images, Tensor):
         raise InputError(
-            f"{file}: {n} of {len(images)} images have numbers that are not finite: its distillation failed; take an earlier one"
+            f"{file} holds {words(tree)}, expected a tensor of images, "
+            'or a dict with "images" and perhaps "labels" and "lr"'
         )
-    inside = isinstance(held, dict)
-    if labels is None and inside and "labels" in held:
-        y = _labels(file, len(images), classes, "labels")
-    elif (found := labels or beside(file, "labels")) is not None:
-        y = _labels(found, len(images), classes, None)
+    n = len(images) if images.dim() else 0
+    if images.shape[1:] != shape or not 0 < n <= most or not images.is_floating_point():
+        raise InputError(
+            f"{file}: images are {words(images)}, expected {('n', *shape)} of torch.float32 with "
+            f"n from 1 to {most}: choose the data set that they were made of (--data)"
+        )
+    checksums(file)
+    images = images.detach().float().clone()
+    if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
+        raise InputError(
+            f"{file}: {bad} of {n} images have numbers that are not finite: "
+            "its distillation failed; take an earlier one"
+        )
+    if labels is None and "labels" in inside:
+        y = _labels(file, inside["labels"], n, classes)
+    elif labels_file is not None:
+        checksums(labels_file)
+        y = _labels(labels_file, read_foreign(labels_file), n, classes)
     else:
         raise InputError(
-            f"{file} holds no labels and labels_*.pt does not lie beside it: name their file with --labels"
+            f"{file} holds no labels and labels_*.pt does not lie beside it: "
+            "name their file with --labels"
         )
-    lr = _number(file, held["lr"]) if inside and "lr" in held else None
-    if lr is None and (found := beside(file, "lr")) is not None:
-        lr = _number(found, read_foreign(found))
-    return Loose(images, y, lr)
+    if "lr" in inside:
+        return LoadedSet(images, y, _number(file, inside["lr"]))
+    if lr_file is None:
+        return LoadedSet(images, y, None)
+    checksums(lr_file)
+    return LoadedSet(images, y, _number(lr_file, read_foreign(lr_file)))
 
 
-def _keys(tree: Any) -> str:
-    return (
-        f"a dict of {', '.join(repr(k[:40]) for k in list(tree)[:5] if isinstance(k, str))}"
-        if isinstance(tree, dict)
-        else words(tree)
-    )
-
-
-def _labels(file: Path, n: int, classes: int, key: str | None) -> Tensor:
+def _labels(file: Path, y: Any, n: int, classes: int) -> Tensor:
     """Hard labels (n,), int64, or soft ones (n, K), float32, each row a probability."""
-
-    def part(tree: Any) -> Any:
-        return tree[key] if key else tree
-
-    def fits(tree: Any) -> None:
-        found = part(tree)
-        if (
-            isinstance(found, Outline)
-            and found.shape == (n, classes)
-            and found.dtype.is_floating_point
-        ):
-            return
-        if (
-            not isinstance(found, Outline)
-            or found.shape != (n,)
-            or found.dtype.is_floating_point
-            or found.dtype == torch.bool
-        ):
-            raise InputError(
-                f"{file}: labels are {words(found)}, expected ({n},) of torch.int64, one for each image, or soft ones, ({n}, {classes}) of torch.float32: "
-                "give the file of these images' labels as --labels"
-            )
-
-    y = part(read_foreign(file, fits)).detach()
-    if y.dim() == 2:
-        return _soft(file, y.float().clone())
+    soft = isinstance(y, Tensor) and y.shape == (n, classes) and y.is_floating_point()
+    hard = isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point()
+    if not soft and (not hard or y.dtype == torch.bool):
+        raise InputError(
+            f"{file}: labels are {words(y)}, expected ({n},) of torch.int64, one for each image, "
+            f"or soft ones, ({n}, {classes}) of torch.float32: "
+            "give the file of these images' labels as --labels"
+        )
+    if soft:
+        return _soft(file, y.detach().float().clone())
     y = y.long().clone()
     if int(y.min()) < 0 or int(y.max()) >= classes:
         raise InputError(
-            f"{file}: labels reach from {int(y.min())} to {int(y.max())}, expected 0 to {classes - 1}: choose the data set that they were made of (--data)"
+            f"{file}: labels reach from {int(y.min())} to {int(y.max())}, expected 0 to "
+            f"{classes - 1}: choose the data set that they were made of (--data)"
         )
     if lacking := (y.bincount(minlength=classes) == 0).nonzero().flatten().tolist():
         raise InputError(
-            f"{file}: no image of class {lacking[0]} ({len(lacking)} of {classes} classes have none), expected one of each at least: complete the set"
+            f"{file}: no image of class {lacking[0]} ({len(lacking)} of {classes} classes have "
+            "none), expected one of each at least: complete the set"
         )
     return y
 
 
 def _soft(file: Path, y: Tensor) -> Tensor:
-    """Probabilities, or what they are of logits."""
-    if wrong := int((~y.isfinite()).any(1).sum()):
+    """Probabilities, as they are or made of logits."""
+    if bad := int((~y.isfinite()).any(1).sum()):
         raise InputError(
-            f"{file}: {wrong} of {len(y)} soft labels have numbers that are not finite, expected probabilities or logits: take those of an earlier iteration"
+            f"{file}: {bad} of {len(y)} soft labels have numbers that are not finite, "
+            "expected probabilities or logits: take those of an earlier iteration"
         )
-    return (
-        y
-        if bool((y >= 0).all()) and torch.allclose(y.sum(1), y.new_ones(len(y)), atol=1e-4)
-        else y.softmax(1)
-    )
+    are = bool((y >= 0).all()) and torch.allclose(y.sum(1), y.new_ones(len(y)), atol=1e-4)
+    return y if are else y.softmax(1)
 
 
-def _number(file: Path, found: Any) -> float:
+def _number(file: Path, value: Any) -> float:
     """A positive number, or a tensor of one."""
-    single = isinstance(found, int | float) or (isinstance(found, Tensor) and found.numel() == 1)
-    return positive(float(found) if single else float("nan"), f"{file}: its lr")
+    single = isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+    return positive(float(value) if single else float("nan"), f"{file}: its lr")
 
 
 def positive(value: float, what: str) -> float:
     """The number, if it can be an lr."""
     if not 0 < value < float("inf"):
         raise InputError(
-            f"{what} is {value}, expected a positive number, the lr that was learned with the images: give it with --lr"
+            f"{what} is {value}, expected a positive number, "
+            "the lr that was learned with the images: give it with --lr"
         )
     return value
 
@@ -307,17 +436,15 @@ def positive(value: float, what: str) -> float:
 def write_set(
     folder: Path, images: Tensor, labels: Tensor, lr: float, form: str = "mtt"
 ) -> list[Path]:
-    """images_best.pt and labels_best.pt (hard labels, or the logits of soft ones) as MTT names them, and lr_best.pt: the learned lr as a tensor of one number.
+    """images_best.pt, labels_best.pt (hard, or logits) and lr_best.pt (one number), as MTT's.
 
-    In the form of DD-Ranking: images.pt class after class, for it takes the labels of hard-labelled sets to lie so; labels.pt; lr.pt, a plain number.
+    In the form of DD-Ranking images.pt, class after class, for it takes hard labels to lie so,
+    labels.pt, and lr.pt, a plain number.
     """
+    tensors: dict[str, Any] = {"images": images.clone(), "labels": labels.clone()}
     if form == "mtt":
-        contents: dict[str, Any] = {
-            "images": images.clone(),
-            "labels": labels.clone(),
-            "lr": torch.tensor(lr, dtype=torch.float64),
-        }
-        return [save(folder / f"{name}_best.pt", content) for name, content in contents.items()]
+        tensors |= {"lr": torch.tensor(lr, dtype=torch.float64)}
+        return [save(folder / f"{name}_best.pt", value) for name, value in tensors.items()]
     order = labels.argsort(stable=True) if labels.dim() == 1 else torch.arange(len(labels))
-    contents = {"images": images[order].float(), "labels": labels[order], "lr": lr}
-    return [save(folder / f"{name}.pt", content) for name, content in contents.items()]
+    tensors = {"images": images[order].float(), "labels": labels[order], "lr": lr}
+    return [save(folder / f"{name}.pt", value) for name, value in tensors.items()]

@@ -28,15 +28,15 @@ from types import ModuleType
 from typing import Generic
 
 import torch
-from tqdm.auto import tqdm
 
+from ddlib.files import Full
+from ddlib.progress import Progress
+from ddlib.progress import clock as clock
 from ddlib.runs.cluster import Ray
 from ddlib.runs.shards import Shard, Task
-from ddlib.runs.store import Full
 from ddlib.settings import InputError
 
 KEEP_MEMORY = 1 << 30  # bytes that the allocator keeps between steps
-PRIOR = 100.0  # seconds of predicted work after which the run's own speed counts for more than the prediction
 RETRIES = 2  # times that a task is done again after its process was killed
 POLL = 2.0  # seconds between two looks at the other shards
 ENGINES = ("serial", "processes", "ray")
@@ -148,69 +148,8 @@ def nameless() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def clock(seconds: float) -> str:
-    """1 h 02 min, 3 min 20 s, 12 s."""
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    return (
-        f"{hours} h {minutes:02} min"
-        if hours
-        else f"{minutes} min {left:02} s"
-        if minutes
-        else f"{left} s"
-    )
-
-
 class Lost(RuntimeError):
     """A task's process was killed again and again: says which task, and the likely cause."""
-
-
-class Progress:
-    """What is done and how long the rest takes, in seconds of predicted work: a bar where someone watches, a line now and then in a log."""
-
-    def __init__(self, title: str, total: float, workers: int = 1, every: float = 15.0):
-        self.title, self.total, self.workers, self.every = title, total, workers, every
-        self.done, self.began, self.spoke = 0.0, time.monotonic(), time.monotonic()
-        self.watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = (
-            tqdm(
-                total=round(total),
-                bar_format="{desc} |{bar}| {percentage:.0f} % {postfix}",
-                leave=False,
-            )
-            if self.watched
-            else None
-        )
-
-    def left(self) -> float:
-        """Seconds to go: the rest of the predicted work, at the pace predicted at first and measured later."""
-        pace = (time.monotonic() - self.began + PRIOR / self.workers) / (self.done + PRIOR)
-        return pace * (self.total - self.done)
-
-    def advance(self, work: float, text: str) -> None:
-        """`text` is done, and was predicted to be `work`."""
-        self.done += work
-        left = clock(self.left())
-        if self.bar is not None:
-            self.bar.set_description_str(f"{self.title} · {text}" if self.title else text)
-            self.bar.set_postfix_str(f"{left} left")
-            self.bar.update(round(self.done) - self.bar.n)
-        elif time.monotonic() - self.spoke > self.every or self.done >= self.total - 1e-9:
-            self.spoke = time.monotonic()
-            print(
-                " · ".join(
-                    filter(
-                        None, (self.title, f"{self.done / self.total:4.0%}", f"{left} left", text)
-                    )
-                ),
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self.bar is not None:
-            self.bar.close()
 
 
 class Here(Executor):
