@@ -229,32 +229,31 @@ class Network(Settings):
     )
 
 
-class Expert(Settings):
-    """One expert network: its recipe, and the seed of its initialisation, batches and augmentation."""
+class OnData(Settings):
+    """A network on a data set."""
 
-    stage: ClassVar[str] = "experts"
-    later: ClassVar[tuple[str, ...]] = ("sharpness", "sharpness_alpha")
     data: Data
     network: Network = Network()
+
+
+class Recipe(Settings):
+    """How to train a network; the defaults are those of the experts."""
+
     optimiser: Literal["sgd", "momentum", "adam"] = "momentum"
     lr: Positive = 0.003
     weight_decay: Size = 0.001
     batch: Count = 256
     epochs: Count = 50  # E
     drop: Positive = 0.6  # lr factor after epoch index E // 2 + 1, where the optimiser restarts
-    ramp: Literal["none", "loss", "lr"] = (
-        "none"  # clipping loss; "lr" is its control, a plain warm-up
-    )
+    ramp: Literal["none", "loss", "lr"] = "none"  # clipping loss; "lr": its control, a warm-up
     ramp_epochs: Count = 10  # epochs until the factor, 0.5 at first, is 1
     penalty: Literal["none", "per_pixel", "per_sample"] = "none"
     penalty_weight: Size = 2.0  # lambda
     penalty_target: Size = 1.0  # the norm that the penalty pulls towards
-    sharpness: Positive | None = (
-        None  # rho: the gradient is taken so far uphill (FTD's experts; its authors' code: 0.01)
-    )
-    sharpness_alpha: Positive | None = (
-        None  # alpha: how much of g's part orthogonal to that gradient is taken away (GSAM; FTD's authors' code: 0.4)
-    )
+    # rho: the gradient is taken this far uphill (FTD's experts; the authors' code: 0.01)
+    sharpness: Positive | None = None
+    # alpha: how much of the orthogonal part of the gradient is removed (GSAM; FTD's code: 0.4)
+    sharpness_alpha: Positive | None = None
     strategies: Annotated[tuple[Strategy, ...], Field(strict=False)] = (
         "color",
         "crop",
@@ -263,13 +262,21 @@ class Expert(Settings):
         "scale",
         "rotate",
     )
+
+
+class Expert(Recipe, OnData):
+    """One expert network: its recipe, and the seed of its start, batches and augmentation."""
+
+    stage: ClassVar[str] = "experts"
+    later: ClassVar[tuple[str, ...]] = ("sharpness", "sharpness_alpha")
     seed: int = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.sharpness_alpha is not None and self.sharpness is None:
             raise ValueError(
-                f"sharpness_alpha = {self.sharpness_alpha:g} without `sharpness`, whose steps it corrects: set `sharpness`, or leave it out"
+                f"sharpness_alpha = {self.sharpness_alpha:g} without `sharpness`, whose steps it "
+                "corrects: set `sharpness`, or leave it out"
             )
         return self
 
