@@ -1,7 +1,7 @@
-"""Differentiable Siamese augmentation A (DSA; Zhao & Bilen 2021): draw first, then apply a pure function.
+"""Differentiable Siamese augmentation A (DSA; Zhao & Bilen 2021): draw first, then apply.
 
-One strategy a step, drawn from those that keep the data's labels; its parameters are drawn for each image.
-Every strategy is linear or affine in the pixels, so A passes gradients to the images.
+One strategy per step, drawn from those that keep the data's labels, and parameters per image. Each
+strategy is a pure function, affine in the pixels, so A passes gradients to the images.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ class Draws:
 
 def draw(n: int, strategies: Sequence[str], generator: torch.Generator) -> Draws:
     """One step's augmentation of n images; no strategies: none."""
-    name = (
-        strategies[int(torch.randint(len(strategies), (), generator=generator))]
-        if strategies
-        else None
-    )
+    name = None
+    if strategies:
+        name = strategies[int(torch.randint(len(strategies), (), generator=generator))]
     return Draws(name, torch.rand(3, n, generator=generator))
 
 
@@ -42,13 +40,11 @@ def draws(
     generator: torch.Generator,
     device: torch.device | str,
 ) -> list[Draws]:
-    """As many steps of so many images each, drawn one after the other and brought to the device at once."""
+    """One step's draws for each of `sizes`, moved to the device at once."""
     steps = [draw(n, strategies, generator) for n in sizes]
     u = torch.cat([step.u for step in steps], 1).to(device)
-    return [
-        Draws(step.strategy, part)
-        for step, part in zip(steps, u.split(list(sizes), 1), strict=True)
-    ]
+    parts = u.split(list(sizes), 1)
+    return [Draws(step.strategy, part) for step, part in zip(steps, parts, strict=True)]
 
 
 def apply(x: Tensor, draws: Draws) -> Tensor:
@@ -57,7 +53,7 @@ def apply(x: Tensor, draws: Draws) -> Tensor:
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness, then saturation (leaves grey images as they are), then contrast."""
+    """Brightness, then saturation (which leaves grey images alone), then contrast."""
     brightness, saturation, contrast = u[:, :, None, None, None]
     x = x + (brightness - 0.5) * BRIGHTNESS
     grey = x.mean(1, keepdim=True)
@@ -101,16 +97,15 @@ def flip(x: Tensor, u: Tensor) -> Tensor:
 
 
 def warp(x: Tensor, matrix: Tensor) -> Tensor:
-    """Bilinear, zeros outside; matrix (n, 2, 2) takes places in the result to places in x."""
+    """Bilinear, zeros outside; matrix (n, 2, 2) maps coordinates of the result to those of x."""
     n = len(x)
     theta = torch.cat([matrix, matrix.new_zeros(n, 2, 1)], 2)
-    return F.grid_sample(
-        x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False
-    )
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
 
 
 def scale(x: Tensor, u: Tensor) -> Tensor:
-    """Each axis by a factor of its own between 1 / 1.2 and 1.2."""
+    """Each axis by its own factor between 1 / 1.2 and 1.2."""
     return warp(x, torch.diag_embed(u[:2].T * (SCALE - 1 / SCALE) + 1 / SCALE))
 
 

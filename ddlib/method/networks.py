@@ -1,7 +1,8 @@
-"""The networks: ConvNet (Gidaris & Komodakis 2018), AlexNet, VGG11, ResNet18 and a small ViT, sized for small images.
+"""The networks: ConvNet (Gidaris & Komodakis 2018), AlexNet, VGG11, ResNet18 and a small ViT.
 
-The convolutional ones normalise per image and channel (instance norm), so none keeps running statistics and every network is
-a pure function of its parameters. (n, c, h, w) images in, (n, K) logits out; `features` gives the penultimate (n, d).
+All are sized for small images. The convolutional ones normalise per image and channel (instance
+norm), so none keeps running statistics and each is a pure function of its parameters. Images
+(n, c, h, w) in, logits (n, K) out; `features` gives the penultimate (n, d).
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from torch.nn import functional as F
 
 from ddlib.settings import InputError, Network
 
+Shape = tuple[int, int, int]  # (c, h, w)
+
 
 def norm(width: int) -> nn.Module:
-    """Instance norm with learned scale and shift, as one group a channel."""
+    """Instance norm with learned scale and shift: one group per channel."""
     return nn.GroupNorm(width, width)
 
 
 class Pool(nn.Module):
-    """Mean over 2 x 2, odd edges dropped, as strided sums: four times faster than `avg_pool2d` on a CPU, and so is its backward."""
+    """Mean over 2 x 2, odd edges dropped."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # Strided sums are four times faster than `avg_pool2d` on a CPU, and so is their backward.
         h, w = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
         rows = x[..., 0:h:2, :] + x[..., 1:h:2, :]
         return (rows[..., 0:w:2] + rows[..., 1:w:2]) * 0.25
@@ -32,7 +36,7 @@ class Pool(nn.Module):
 class Plain(nn.Module):
     """A stack of layers, then one linear map."""
 
-    def __init__(self, layers: list[nn.Module], shape: tuple[int, int, int], classes: int):
+    def __init__(self, layers: list[nn.Module], shape: Shape, classes: int):
         super().__init__()
         self.features = nn.Sequential(*layers, nn.Flatten())
         with torch.device("meta"):  # shapes only
@@ -43,8 +47,8 @@ class Plain(nn.Module):
         return self.head(self.features(x))
 
 
-def convnet(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
-    """`depth` blocks of 3 x 3 convolution, instance norm, ReLU and 2 x 2 mean: the network that the field distils on."""
+def convnet(shape: Shape, classes: int, width: int, depth: int) -> Plain:
+    """`depth` blocks of 3 x 3 convolution, instance norm, ReLU and 2 x 2 mean."""
     layers: list[nn.Module] = []
     channels = shape[0]
     for _ in range(depth):
@@ -53,33 +57,36 @@ def convnet(shape: tuple[int, int, int], classes: int, width: int, depth: int) -
     return Plain(layers, shape, classes)
 
 
-def alexnet(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
-    """Five convolutions, three poolings; width w stands for AlexNet's 128 (1 : 1.5 : 2 : 2 : 1.5)."""
+def alexnet(shape: Shape, classes: int, width: int, depth: int) -> Plain:
+    """Five convolutions, three poolings; `width` stands for AlexNet's 128."""
     wide, wider = width * 3 // 2, width * 2
-    layers: list[nn.Module] = [nn.Conv2d(shape[0], width, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
-    layers += [nn.Conv2d(width, wide, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
-    layers += [
-        nn.Conv2d(wide, wider, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(wider, wider, 3, padding=1),
-        nn.ReLU(),
-    ]
-    layers += [nn.Conv2d(wider, wide, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for out, size, pool in (
+        (width, 5, True),
+        (wide, 5, True),
+        (wider, 3, False),
+        (wider, 3, False),
+        (wide, 3, True),
+    ):
+        layers += [nn.Conv2d(channels, out, size, padding=size // 2), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if pool else []
+        channels = out
     return Plain(layers, shape, classes)
 
 
-def vgg11(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
-    """VGG configuration A with instance norm; width w stands for VGG's 64. The last poolings go where no pixels are left."""
+def vgg11(shape: Shape, classes: int, width: int, depth: int) -> Plain:
+    """VGG configuration A with instance norm; `width` stands for VGG's 64."""
     layers: list[nn.Module] = []
     channels, side = shape[0], min(shape[1:])
     for step in (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0):  # 0: a pooling
-        if not step:
-            if side >= 4:
-                layers.append(nn.MaxPool2d(2))
-                side //= 2
-            continue
-        layers += [nn.Conv2d(channels, width * step, 3, padding=1), norm(width * step), nn.ReLU()]
-        channels = width * step
+        if step:
+            layers += [nn.Conv2d(channels, width * step, 3, padding=1), norm(width * step)]
+            layers += [nn.ReLU()]
+            channels = width * step
+        elif side >= 4:  # the last poolings are left out where no pixels remain
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
     return Plain(layers, shape, classes)
 
 
@@ -96,24 +103,18 @@ class Residual(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels != width:
             projection = nn.Conv2d(channels, width, 1, 1 if pool else stride, bias=False)
-            self.shortcut = nn.Sequential(
-                projection, Pool() if pool else nn.Identity(), norm(width)
-            )
+            shrink = Pool() if pool else nn.Identity()
+            self.shortcut = nn.Sequential(projection, shrink, norm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.pool(F.relu(self.norm1(self.conv1(x))))
         return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
-def resnet18(
-    shape: tuple[int, int, int], classes: int, width: int, depth: int, mean_pool: bool = False
-) -> Plain:
-    """ResNet18 for small images (3 x 3 stem, no first pooling); width w stands for 64. `mean_pool` shrinks by 2 x 2 means, not strides."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(shape[0], width, 3, padding=1, bias=False),
-        norm(width),
-        nn.ReLU(),
-    ]
+def resnet18(shape: Shape, classes: int, width: int, depth: int, mean_pool: bool = False) -> Plain:
+    """ResNet18 with a 3 x 3 stem and no first pooling; `width` stands for 64."""
+    stem = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+    layers: list[nn.Module] = [stem, norm(width), nn.ReLU()]
     channels = width
     for stage in range(4):
         for block in range(2):
@@ -123,15 +124,15 @@ def resnet18(
     return Plain([*layers, nn.AdaptiveAvgPool2d(1)], shape, classes)
 
 
-def resnet18_ap(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
-    """ResNet18 that shrinks by means."""
+def resnet18_ap(shape: Shape, classes: int, width: int, depth: int) -> Plain:
+    """ResNet18 that shrinks by 2 x 2 means, not by strides."""
     return resnet18(shape, classes, width, depth, mean_pool=True)
 
 
 class Patches(nn.Module):
     """An image as 8 x 8 tokens: (n, c, h, w) -> (n, 64, width), positions added."""
 
-    def __init__(self, shape: tuple[int, int, int], width: int):
+    def __init__(self, shape: Shape, width: int):
         super().__init__()
         patch = (shape[1] // 8, shape[2] // 8)
         self.positions = nn.Parameter(torch.zeros(64, width))
@@ -146,54 +147,40 @@ class Patches(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Attention among tokens, then a perceptron on each, both behind a norm and beside a shortcut (Dosovitskiy et al. 2021)."""
+    """Attention, then a perceptron per token, each behind a norm (Dosovitskiy et al. 2021)."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.heads = next(
-            heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0
-        )
-        self.norm1, self.qkv, self.out = (
-            nn.LayerNorm(width),
-            nn.Linear(width, 3 * width),
-            nn.Linear(width, width),
-        )
-        self.norm2, self.wide, self.narrow = (
-            nn.LayerNorm(width),
-            nn.Linear(width, 2 * width),
-            nn.Linear(2 * width, width),
-        )
+        most = max(1, width // 32)
+        self.heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
+        self.norm1, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2, self.wide = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, width = x.shape
-        q, k, v = (
-            self.qkv(self.norm1(x))
-            .view(n, tokens, 3, self.heads, width // self.heads)
-            .permute(2, 0, 3, 1, 4)
-        )
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
-        x = x + self.out(seen)
+        qkv = self.qkv(self.norm1(x)).view(n, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
+        x = x + self.out(mixed)
         return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
 
 
 class Mean(nn.Module):
-    """Over tokens."""
+    """Mean over tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
 
 
-def vit(shape: tuple[int, int, int], classes: int, width: int, depth: int) -> Plain:
-    """Six encoders on 8 x 8 patches of any size, the mean of the tokens read out; one more evaluator, nothing is distilled with it."""
-    return Plain(
-        [Patches(shape, width), *(Encoder(width) for _ in range(6)), nn.LayerNorm(width), Mean()],
-        shape,
-        classes,
-    )
+def vit(shape: Shape, classes: int, width: int, depth: int) -> Plain:
+    """Six encoders on 8 x 8 patches, then the mean of the tokens; for evaluation only."""
+    encoders = [Encoder(width) for _ in range(6)]
+    return Plain([Patches(shape, width), *encoders, nn.LayerNorm(width), Mean()], shape, classes)
 
 
-Make = Callable[[tuple[int, int, int], int, int, int], Plain]
-NETWORKS: dict[str, Make] = {
+NETWORKS: dict[str, Callable[[Shape, int, int, int], Plain]] = {
     "convnet": convnet,
     "alexnet": alexnet,
     "vgg11": vgg11,
@@ -203,19 +190,20 @@ NETWORKS: dict[str, Make] = {
 }
 
 
-def build(settings: Network, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network for (c, h, w) images of K classes, its parameters still to be drawn (on the meta device).
+def build(settings: Network, shape: Shape, classes: int) -> nn.Module:
+    """The network for (c, h, w) images of K classes, on the meta device, its parameters not drawn.
 
     Raises:
         InputError: the images are too small for the network's poolings.
     """
     try:
         with torch.device("meta"):
-            made = NETWORKS[settings.architecture](shape, classes, settings.width, settings.depth)
-        if not made.head.in_features:
+            module = NETWORKS[settings.architecture](shape, classes, settings.width, settings.depth)
+        if not module.head.in_features:
             raise ValueError("no pixel is left")
-        return made
+        return module
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"{settings.architecture} of depth {settings.depth} does not fit images of {shape[1]} x {shape[2]} pixels ({error}): lower the depth or use larger images"
+            f"{settings.architecture} of depth {settings.depth} does not fit images of "
+            f"{shape[1]} x {shape[2]} pixels ({error}): lower the depth or use larger images"
         ) from error

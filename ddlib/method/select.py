@@ -1,15 +1,21 @@
-"""Which real images stand for a class (METHOD section 2): one signature, `pick(features (n, d), count, generator) -> indices (count,)`.
+"""Which real images stand for a class: an initialisation, and with no distillation a coreset.
 
-Each is called on the images of one class. With no distillation after it, each is also a coreset baseline.
+One signature: `pick(features (n, d), count, generator) -> indices (count,)`, called on the images
+of one class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
+
+from ddlib.data.datasets import Images
+from ddlib.method.functional import FunctionalNetwork
+from ddlib.settings import InputError, Selection, generator
 
 
 def real(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -20,24 +26,23 @@ def real(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def representative(
     features: Tensor, count: int, generator: torch.Generator, centres: int | None = None
 ) -> Tensor:
-    """k-means; around each centre the count / centres nearest images not yet taken (AST; one each unless `centres` says otherwise)."""
+    """The count / centres nearest images around each k-means centre, without repeats (AST).
+
+    There are as many centres as images unless `centres` says otherwise.
+    """
     centres = centres or count
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    means = (
-        KMeans(centres, n_init=10, random_state=seed)
-        .fit(features.double().numpy())
-        .cluster_centers_
-    )
-    distance = torch.cdist(torch.from_numpy(means), features.double())  # (centres, n)
+    kmeans = KMeans(centres, n_init=10, random_state=seed).fit(features.double().numpy())
+    means = torch.from_numpy(kmeans.cluster_centers_)
     taken: list[int] = []
-    for row in distance:
-        free = [i for i in row.argsort(stable=True).tolist() if i not in taken]
+    for distances in torch.cdist(means, features.double()):  # (centres, n)
+        free = [i for i in distances.argsort(stable=True).tolist() if i not in taken]
         taken += free[: count // centres]
     return torch.tensor(taken)
 
 
 def herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Greedily keep the selection's mean nearest to the class's (Welling 2009)."""
+    """Greedily keep the selection's mean nearest to that of the class (Welling 2009)."""
     features = features.double()
     mean, total = features.mean(0), torch.zeros_like(features[0])
     taken: list[int] = []
@@ -50,7 +55,7 @@ def herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def k_center(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Start next to the class mean, then always the image farthest from those taken (Sener & Savarese 2018)."""
+    """From the image nearest to the class mean on, always the farthest (Sener & Savarese 2018)."""
     features = features.double()
     taken = [int((features - features.mean(0)).norm(dim=1).argmin())]
     nearest = (features - features[taken[0]]).norm(dim=1)
@@ -61,10 +66,57 @@ def k_center(features: Tensor, count: int, generator: torch.Generator) -> Tensor
     return torch.tensor(taken)
 
 
-INITIAL: dict[str, Callable[..., Tensor]] = {
+SELECT: dict[str, Callable[..., Tensor]] = {
     "real": real,
-    "correct": real,  # shown those images alone that an expert classifies rightly (DATM's start)
+    "correct": real,  # among the images that an expert classifies correctly (DATM)
     "representative": representative,
     "herding": herding,
     "k_center": k_center,
 }
+
+
+@torch.no_grad()
+def features(
+    settings: Selection, network: FunctionalNetwork, theta: Tensor, images: Images
+) -> Tensor:
+    """What the fully trained expert theta makes of each training image, (n, d)."""
+    embed = network if settings.features == "logits" else network.features
+    return torch.cat([embed(theta, x) for x in images.x_train.split(250)])
+
+
+def select(
+    settings: Selection, images: Images, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and training indices, IPC per class, class after class.
+
+    `seen` are the `features` of the training images; None: their pixels. Noise has no indices.
+
+    Raises:
+        InputError: the expert classifies too few images of a class correctly.
+    """
+    chance = generator(settings.seed, "selection")
+    if settings.method == "all":
+        return images.x_train, images.y_train, torch.arange(len(images.y_train))
+    if settings.method == "noise":
+        y = torch.arange(images.classes).repeat_interleave(settings.ipc)
+        x = torch.randn(len(y), *images.shape, generator=chance)
+        return x, y, torch.empty(0, dtype=torch.long)
+
+    pick = SELECT[settings.method]
+    if settings.centres:
+        pick = partial(pick, centres=settings.centres)
+    seen = (images.x_train.flatten(1) if seen is None else seen).cpu()
+    taken = []
+    for c in range(images.classes):
+        members = (images.y_train == c).nonzero().flatten().cpu()
+        if settings.method == "correct":
+            members = members[seen[members].argmax(1) == c]
+            if len(members) < settings.ipc:
+                raise InputError(
+                    f"the expert is right about {len(members)} images of class "
+                    f"{images.class_names[c]}, below ipc = {settings.ipc}: train it longer, or "
+                    "lower ipc"
+                )
+        taken.append(members[pick(seen[members], settings.ipc, chance)])
+    indices = torch.cat(taken)
+    return images.x_train[indices], images.y_train[indices], indices

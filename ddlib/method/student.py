@@ -1,34 +1,37 @@
-"""The student's path theta_k = theta_{k-1} - a b_k, b_k = mu b_{k-1} + grad_k, and its exact gradient (METHOD sections 3 and 5).
+"""The student's path theta_k = theta_{k-1} - a b_k, b_k = mu b_{k-1} + grad_k, and its gradient.
 
-P parameters, N steps. `loss(theta, images, k)` is the inner loss of step k = 1 ... N: it picks its batch, augments it by draws made
-beforehand and weighs it, so calling it again replays it; `loss.gradient` and `loss.pull` are its derivatives. `objective(path)` sees
-theta_k as path[k], at `matched` only. A loss with soft labels, logits (n, K) in its `soft`, is a dataclass with these as its `labels`, and
-its `pull` gives their cotangent too.
+s start epoch, M expert epochs matched, N inner steps, P parameters, n images, K classes. An inner
+loss `loss(theta, images, k)` of step k = 1 ... N takes its batch, augments it by draws made
+beforehand and weighs it, so calling it again replays it. An `objective(path)` sees theta_k as
+path[k], at the `matched` k and at 0 only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-Objective = Callable[[Mapping[int, Tensor] | Sequence[Tensor]], Tensor]
+from ddlib.method import augment
+from ddlib.method.functional import CrossEntropy, FunctionalNetwork
+from ddlib.settings import Distillation, generator
+
+Path = Mapping[int, Tensor] | Sequence[Tensor]
+Objective = Callable[[Path], Tensor]
 
 
 class Loss:
-    """An inner loss from a plain function of (theta, images, k), its derivatives by automatic differentiation."""
+    """An inner loss from a plain function of (theta, images, k), derived automatically."""
+
+    soft: Tensor | None = None  # the logits (n, K) of soft labels, where a loss has them
 
     def __init__(self, function: Callable[[Tensor, Tensor, int], Tensor]):
         self.function = function
-
-    @property
-    def soft(self) -> Tensor | None:
-        """The logits of soft labels, if they are."""
-        return None
 
     def __call__(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
         """The loss of step k."""
@@ -39,91 +42,171 @@ class Loss:
         return grad(lambda theta: self(theta, images, k))(theta)
 
     def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
-        """Cotangents of theta and of the images where that of `gradient` is rho."""
-        back = vjp(lambda theta, images: self.gradient(theta, images, k), theta, images)[1]
-        return back(rho)
+        """Derivatives of <rho, `gradient`> for theta, the images and `soft`, where there is one."""
+        return vjp(lambda theta, images: self.gradient(theta, images, k), theta, images)[1](rho)
+
+
+@dataclass(frozen=True)
+class InnerLoss(Loss):
+    """`weight` times the cross-entropy on the k-th batch of A(S), all chance drawn beforehand."""
+
+    network: FunctionalNetwork
+    labels: Tensor  # classes (n,), or the logits (n, K) of soft labels
+    batches: Sequence[Tensor]  # which images each step sees
+    draws: Sequence[augment.Draws]
+    weight: float
+
+    @property
+    def soft(self) -> Tensor | None:  # type: ignore[override]
+        """The logits of soft labels."""
+        return self.labels if self.labels.is_floating_point() else None
+
+    def batch(self, images: Tensor, k: int) -> Tensor:
+        """What step k sees of the images."""
+        which = self.batches[k - 1]
+        x = images if len(which) == len(images) else images[which]
+        return augment.apply(x, self.draws[k - 1])
+
+    def head(self, k: int) -> CrossEntropy:
+        """What step k makes of the logits."""
+        labels = self.labels[self.batches[k - 1]]
+        return CrossEntropy(labels if self.soft is None else labels.softmax(1), self.weight)
+
+    def __call__(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
+        return self.head(k).value(self.network(theta, self.batch(images, k)))
+
+    def gradient(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
+        return self.network.gradient(theta, self.batch(images, k), self.head(k))[1]
+
+    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
+        images = images.detach().requires_grad_()
+        x = self.batch(images, k)
+        if self.soft is None:
+            h_theta, h_x = self.network.pull(theta, x.detach(), self.head(k), rho)
+            return h_theta, *torch.autograd.grad(x, images, h_x)
+        labels = self.labels.detach().requires_grad_()
+        target = replace(self, labels=labels).head(k).labels
+        head = CrossEntropy(target.detach(), self.weight)
+        h_theta, h_x, h_target = self.network.pull_soft(theta, x.detach(), head, rho)
+        return h_theta, *torch.autograd.grad((x, target), (images, labels), (h_x, h_target))
+
+
+def batches(n: int, size: int | None, steps: int, generator: torch.Generator) -> list[Tensor]:
+    """Which images each step sees: all, or walks through all n in shuffled order, over and over."""
+    if size is None or size >= n:
+        return [torch.arange(n)] * steps
+    order: list[Tensor] = []
+    while len(order) < steps:
+        order += torch.randperm(n, generator=generator).split(size)
+    return order[:steps]
+
+
+def inner_loss(
+    network: FunctionalNetwork,
+    labels: Tensor,
+    settings: Distillation,
+    strategies: tuple[str, ...],
+    start: int,
+    t: int,
+) -> InnerLoss:
+    """w(s) CE on the batches of A(S), with all chance of outer iteration t."""
+    chance, steps = generator(settings.seed, "batches", t), settings.inner_steps
+    which = batches(len(labels), settings.batch, steps, chance)
+    sizes = [len(batch) for batch in which]
+    draws = augment.draws(sizes, strategies, generator(settings.seed, "augment", t), labels.device)
+    weight = balance(start, settings.start_epochs) if settings.balance else 1.0
+    which = list(torch.cat(which).to(labels.device).split(sizes))  # to the device at once
+    return InnerLoss(network, labels, which, draws, weight)
+
+
+def balance(s: int, t_max: int) -> float:
+    """w(s) = log_5(s - m + 8) from m = T_max // 2 on, 1 / log_5(m - s + 8) before."""
+    m = t_max // 2
+    return math.log(s - m + 8, 5) if s >= m else 1 / math.log(m - s + 8, 5)
+
+
+def matched_steps(steps: int, epochs: int, intermediate: str) -> dict[int, int]:
+    """Inner step -> expert epoch: {n_i = i (N // M): i} for i < M, if asked for, and {N: M}."""
+    between = range(1, epochs) if intermediate != "none" else ()
+    return {i * (steps // epochs): i for i in between} | {steps: epochs}
+
+
+def objective(path: Path, expert: Tensor, matched: Mapping[int, int], intermediate: str) -> Tensor:
+    """L_TM + sum_i beta_i l_i, l_i = |theta_{n_i} - theta*_{s+i}|^2 / |theta_0 - theta*_{s+i}|^2.
+
+    theta_0 is the perturbed start, `expert` (M + 1, P) starts at epoch s, and beta_i is 1
+    ("equal") or i / M ("adaptive"). Not finite where the expert stands at the start.
+    """
+    total: Any = 0.0
+    last = max(matched.values())
+    for k, i in matched.items():
+        start = (path[0] - expert[i]).square().sum()
+        beta = i / last if intermediate == "adaptive" else 1.0
+        total = total + beta * (path[k] - expert[i]).square().sum() / start
+    return total
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """N steps of a student on images with inner learning rate `lr` (a), from theta on."""
+
+    loss: Loss
+    theta: Tensor
+    images: Tensor
+    lr: Tensor
+    steps: int
+    momentum: float = 0.0
 
 
 class Gradient(NamedTuple):
-    """An objective's value, its gradients for the images, for the inner lr a and for the logits of soft labels, and where the student ended, (P,)."""
+    """An objective's value, its derivatives, and where the student ended."""
 
     value: Tensor
     images: Tensor
     lr: Tensor
-    end: Tensor
-    labels: Tensor | None = None
+    end: Tensor  # theta_N
+    labels: Tensor | None = None  # for the logits of soft labels
 
 
-def path(
-    loss: Loss,
-    theta: Tensor,
-    images: Tensor,
-    lr: Tensor,
-    steps: int,
-    momentum: float = 0.0,
-    differentiable: bool = True,
-) -> list[Tensor]:
-    """theta_0 ... theta_N. If `differentiable`, through every step to `images` and `lr`: N graphs are kept alive."""
-    visited, b = [theta], torch.zeros_like(theta)
-    for k in range(1, steps + 1):
-        if differentiable:
-            leaf = (
-                visited[-1] if visited[-1].requires_grad else visited[-1].detach().requires_grad_()
-            )
-            (gradient,) = torch.autograd.grad(loss(leaf, images, k), leaf, create_graph=True)
-        else:
-            leaf, gradient = visited[-1], loss.gradient(visited[-1], images, k)
-        b = momentum * b + gradient
-        visited.append(leaf - lr * b)
+def walk(loop: InnerLoop) -> Iterator[Tensor]:
+    """theta_1 ... theta_N, without derivatives."""
+    theta, b = loop.theta, torch.zeros_like(loop.theta)
+    for k in range(1, loop.steps + 1):
+        b = loop.momentum * b + loop.loss.gradient(theta, loop.images, k)
+        theta = theta - loop.lr * b
+        yield theta
+
+
+def path(loop: InnerLoop) -> list[Tensor]:
+    """theta_0 ... theta_N, differentiable for images and lr: N graphs are kept alive."""
+    theta, b = loop.theta, torch.zeros_like(loop.theta)
+    visited = [theta]
+    for k in range(1, loop.steps + 1):
+        theta = theta if theta.requires_grad else theta.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            loop.loss(theta, loop.images, k), theta, create_graph=True
+        )
+        b = loop.momentum * b + gradient
+        theta = theta - loop.lr * b
+        visited.append(theta)
     return visited
 
 
-def walk(
-    loss: Loss, theta: Tensor, b: Tensor, images: Tensor, lr: Tensor, steps: range, momentum: float
-) -> tuple[Tensor, Tensor]:
-    """theta and b after these steps, k by k, of a student that has theta and b before them; without derivatives, and nothing kept on the way."""
-    for k in steps:
-        b = momentum * b + loss.gradient(theta, images, k)
-        theta = theta - lr * b
-    return theta, b
-
-
-def unroll(
-    loss: Loss,
-    theta: Tensor,
-    images: Tensor,
-    lr: Tensor,
-    steps: int,
-    momentum: float,
-    objective: Objective,
-    matched: Sequence[int],
-) -> Gradient:
+def unroll(loop: InnerLoop, objective: Objective, matched: Sequence[int]) -> Gradient:
     """The plain form: back-propagate through the whole path. Memory grows with N."""
-    images, lr = images.detach().requires_grad_(), lr.detach().requires_grad_()
+    loss: Any = loop.loss  # a dataclass, where labels are soft
+    images, lr = loop.images.detach().requires_grad_(), loop.lr.detach().requires_grad_()
     soft = [] if loss.soft is None else [loss.soft.detach().requires_grad_()]
-    given: Any = loss  # a dataclass, where labels are soft
-    visited = path(
-        replace(given, labels=soft[0]) if soft else loss,
-        theta.detach(),
-        images,
-        lr,
-        steps,
-        momentum,
-    )
+    if soft:
+        loss = replace(loss, labels=soft[0])
+    visited = path(replace(loop, loss=loss, theta=loop.theta.detach(), images=images, lr=lr))
     value = objective(visited)
     d_images, d_lr, *d_soft = torch.autograd.grad(value, (images, lr, *soft))
     return Gradient(value.detach(), d_images, d_lr, visited[-1].detach(), *d_soft)
 
 
 def adjoint(
-    loss: Loss,
-    theta: Tensor,
-    images: Tensor,
-    lr: Tensor,
-    steps: int,
-    momentum: float,
-    objective: Objective,
-    matched: Sequence[int],
+    loop: InnerLoop, objective: Objective, matched: Sequence[int], exact: bool = True
 ) -> Gradient:
     """The same gradient with the graph of one step at a time: walk the path, then walk back.
 
@@ -131,45 +214,13 @@ def adjoint(
     lambda += dL/dtheta_k;  rho -= a lambda;  dL/da -= <b_k, lambda>;
     (lambda, dL/dx) += vjp of (theta, x) -> grad CE(theta_{k-1}, x) applied to rho;  rho *= mu.
     """
-    return sweep(loss, theta, images, lr, steps, momentum, objective, matched, exact=True)
-
-
-def tesla(
-    loss: Loss,
-    theta: Tensor,
-    images: Tensor,
-    lr: Tensor,
-    steps: int,
-    momentum: float,
-    objective: Objective,
-    matched: Sequence[int],
-) -> Gradient:
-    """Not the gradient, but TESLA's (arXiv 2211.10586): the terms through theta_k are dropped, lambda is not changed by h_theta.
-
-    It is the gradient of the objective where the step gradients g_k = grad CE(theta_{k-1}, x) keep their theta_{k-1} fixed, in theta_n =
-    theta_0 - a sum_{k<=n} b_k. With inner momentum, which TESLA has not, b_k = sum_{j<=k} mu^{k-j} g_j stays as it is: all that is dropped is
-    dg_k / dtheta_{k-1}.
-    """
-    return sweep(loss, theta, images, lr, steps, momentum, objective, matched, exact=False)
-
-
-def sweep(
-    loss: Loss,
-    theta: Tensor,
-    images: Tensor,
-    lr: Tensor,
-    steps: int,
-    momentum: float,
-    objective: Objective,
-    matched: Sequence[int],
-    exact: bool,
-) -> Gradient:
-    """Walk the path, then walk back, as `adjoint` says, or, not `exact`, as `tesla` does."""
-    images, lr = images.detach(), lr.detach()
+    loss, theta, steps = loop.loss, loop.theta, loop.steps
+    images, lr = loop.images.detach(), loop.lr.detach()
     thetas, bs = theta.new_empty(steps + 1, len(theta)), theta.new_zeros(steps + 1, len(theta))
     thetas[0] = theta.detach()
     for k in range(1, steps + 1):
-        torch.add(loss.gradient(thetas[k - 1], images, k), bs[k - 1], alpha=momentum, out=bs[k])
+        g = loss.gradient(thetas[k - 1], images, k)
+        torch.add(g, bs[k - 1], alpha=loop.momentum, out=bs[k])
         torch.addcmul(thetas[k - 1], lr, bs[k], value=-1, out=thetas[k])
 
     leaves = {k: thetas[k].detach().requires_grad_() for k in matched}
@@ -190,13 +241,52 @@ def sweep(
         d_images += h_images
         for total, h in zip(d_soft, h_soft, strict=True):
             total += h
-        rho *= momentum
+        rho *= loop.momentum
     return Gradient(value.detach(), d_images, d_lr, thetas[steps], *d_soft)
 
 
-Way = Callable[[Loss, Tensor, Tensor, Tensor, int, float, Objective, Sequence[int]], Gradient]
-EXACT: dict[Literal["adjoint", "unroll"], Way] = {
-    "adjoint": adjoint,
-    "unroll": unroll,
-}  # one gradient in two forms
-GRADIENTS: dict[str, Way] = {"adjoint": adjoint, "unroll": unroll, "tesla": tesla}
+def tesla(loop: InnerLoop, objective: Objective, matched: Sequence[int]) -> Gradient:
+    """Not the gradient but TESLA's (arXiv 2211.10586): lambda is not changed by h_theta.
+
+    It is the gradient where the step gradients grad CE(theta_{k-1}, x) keep their theta_{k-1}
+    fixed. Inner momentum, which TESLA has not, is differentiated in full.
+    """
+    return adjoint(loop, objective, matched, exact=False)
+
+
+Form = Callable[[InnerLoop, Objective, Sequence[int]], Gradient]
+# One gradient in two forms.
+EXACT: dict[Literal["adjoint", "unroll"], Form] = {"adjoint": adjoint, "unroll": unroll}
+GRADIENTS: dict[str, Form] = {"adjoint": adjoint, "unroll": unroll, "tesla": tesla}
+
+
+def follow(
+    settings: Distillation,
+    network: FunctionalNetwork,
+    synthetic: tuple[Tensor, Tensor, Tensor],
+    strategies: tuple[str, ...],
+    expert: Tensor,
+    index: int,
+) -> list[dict]:
+    """One row per epoch of a student that walks an expert's whole way, never put back on its path.
+
+    `synthetic` are images, labels (classes, or logits of soft ones) and lr; `expert` (E + 1, P) is
+    the path of expert number `index`. Its error is |theta - theta*_e| / |theta*_0 - theta*_e|.
+    """
+    images, labels, lr = synthetic
+    expert = expert.to(images)
+    epochs = settings.start_epochs - 1 + settings.matched_epochs  # the last that is ever matched
+    each = settings.inner_steps // settings.matched_epochs
+    changes = {"inner_steps": epochs * each, "balance": False}
+    # Outer iterations count from 0, so that -1, -2, ... name chance of their own.
+    loss = inner_loss(
+        network, labels, settings.model_copy(update=changes), strategies, 0, -1 - index
+    )
+    loop = InnerLoop(loss, expert[0], images, lr, epochs * each, settings.momentum)
+    rows = []
+    for k, theta in enumerate(walk(loop), 1):
+        if k % each == 0:
+            e = k // each
+            error = float((theta - expert[e]).norm() / (expert[0] - expert[e]).norm())
+            rows.append({"expert_seed": index, "epoch": e, "error": error})
+    return rows

@@ -1,13 +1,15 @@
-"""The one training loop: experts, networks on distilled sets and the full-data ceiling are all made by it.
+"""The training loop of experts, of networks on distilled sets, and of the full-data ceiling.
 
-L_SC = c_e CE(f(A(x)), y) + lambda mean (|g| - target)^2 with g = d sum_k f_k(x) / dx (METHOD section 1); plain training has c_e = 1, lambda = 0.
-n images (n, c, h, w) of classes (n,) or soft labels, probabilities (n, K); P parameters in one vector theta.
+L = c_e CE(f(A(x)), y) + lambda mean (|g| - target)^2 with g = d sum_k f_k(x) / dx. Plain training
+has c_e = 1 and lambda = 0. n images (n, c, h, w); labels are classes (n,) or probabilities (n, K);
+P parameters in one vector theta.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,289 +17,219 @@ from torch import Tensor
 
 from ddlib.method import augment
 from ddlib.method.functional import CrossEntropy, FunctionalNetwork
-from ddlib.settings import generator
+from ddlib.settings import Recipe, generator
 
-MEMORY = {
+MEMORY = {  # what torch's optimisers carry from step to step
     "sgd": (),
     "momentum": ("momentum_buffer",),
     "adam": ("step", "exp_avg", "exp_avg_sq"),
-}  # what torch's optimisers carry from step to step
+}
+Seed = tuple[int | str, ...]  # the first names of every generator of a training
 
 
 class Diverged(ArithmeticError):
-    """A number stopped being finite: says which, where, and the likely cause."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; `lr` is multiplied by `drop` once, after epoch index E // 2 + 1, where the optimiser starts afresh."""
-
-    epochs: int
-    batch: int
-    lr: float
-    optimiser: str = "momentum"  # sgd, momentum (0.9) or adam
-    weight_decay: float = 0.0
-    drop: float = 1.0
-    strategies: Sequence[str] = ()
-    ramp: str = "none"  # "loss": clipping loss; "lr": its control, a warm-up by the same factors
-    ramp_epochs: int = 10
-    penalty: str = "none"
-    penalty_weight: float = 0.0
-    penalty_target: float = 1.0
-    sharpness: float | None = None  # rho of sharpness-aware steps
-    sharpness_alpha: float | None = None
+    """A number stopped being finite: says which, at which step, and the likely cause."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch left, and all that the next one needs: its index from 0, theta (P,) after it, the mean training loss over it, what the optimiser remembers."""
+    """What an epoch left, which is all that the next one needs."""
 
-    index: int
-    theta: Tensor
-    loss: Tensor
-    memory: dict[str, Tensor]
+    index: int  # from 0; -1 before the first
+    theta: Tensor  # (P,)
+    loss: Tensor  # mean training loss
+    memory: dict[str, Tensor]  # of the optimiser
+
+    @classmethod
+    def first(cls, theta: Tensor) -> Epoch:
+        """What a training starts from."""
+        return cls(-1, theta, theta.new_zeros(()), {})
 
     def state(self) -> dict[str, Any]:
-        """For keeping."""
+        """All of it by name, for a checkpoint."""
         return {"epoch": self.index, "theta": self.theta, "loss": self.loss, **self.memory}
 
     @staticmethod
     def names(recipe: Recipe) -> tuple[str, ...]:
-        """Those in `state`."""
+        """The names in `state`."""
         return ("epoch", "theta", "loss", *MEMORY[recipe.optimiser])
 
     @classmethod
     def of(cls, state: dict[str, Any], recipe: Recipe) -> Epoch:
-        """The epoch that was kept."""
-        return cls(
-            state["epoch"],
-            state["theta"],
-            state["loss"],
-            {name: state[name] for name in MEMORY[recipe.optimiser]},
-        )
+        """The epoch with that `state`."""
+        memory = {name: state[name] for name in MEMORY[recipe.optimiser]}
+        return cls(state["epoch"], state["theta"], state["loss"], memory)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and labels of one step, and how the images are augmented."""
+
+    x: Tensor
+    y: Tensor
+    draws: augment.Draws
 
 
 def ramp(epoch: int, epochs: int) -> float:
-    """Clipping factor c_e: from 0.5 in equal steps to 1 at epoch `epochs` (10 epochs: 0.50, 0.55 ... 0.95, then 1)."""
+    """Clipping factor c_e: from 0.5 in equal steps to 1 at epoch `epochs`."""
     return min(1.0, 0.5 + 0.5 * epoch / epochs)
 
 
 def gradient_norms(g: Tensor, reading: str) -> Tensor:
-    """|g| over channels at every pixel, (n, h, w) ("per_pixel", the authors' code), or over the whole image, (n,) ("per_sample", as WGAN-GP)."""
+    """|g| per pixel, (n, h, w) (the authors' code), or per image, (n,) ("per_sample", WGAN-GP)."""
     squares = g.square().sum(1 if reading == "per_pixel" else (1, 2, 3))
-    return (
-        squares + torch.finfo(g.dtype).tiny
-    ).sqrt()  # the root of an exact zero has no derivative
+    return (squares + torch.finfo(g.dtype).tiny).sqrt()  # the root of 0 has no derivative
+
+
+def finite(*tensors: Tensor) -> list[bool]:
+    """Whether all numbers of each tensor are finite, in one transfer from the device."""
+    device = tensors[0].device
+    # A NaN anywhere is carried into both extremes.
+    extremes = torch.stack([end.to(device) for t in tensors for end in t.aminmax()])
+    return extremes.isfinite().view(-1, 2).all(1).tolist()
+
+
+def accuracy(
+    network: FunctionalNetwork, theta: Tensor, x: Tensor, y: Tensor, batch: int = 250
+) -> float:
+    """Fraction of x that theta classifies as y."""
+    pairs = zip(x.split(batch), y.split(batch), strict=True)
+    return float(sum((network.logits(theta, a).argmax(1) == b).sum() for a, b in pairs)) / len(x)
+
+
+def slope(
+    network: FunctionalNetwork, theta: Tensor, batch: Batch, recipe: Recipe, factor: float
+) -> tuple[Tensor, Tensor]:
+    """The loss on one batch and its gradient for theta, `factor` being c_e."""
+    x = augment.apply(batch.x, batch.draws)
+    value, d_theta = network.gradient(theta, x, CrossEntropy(batch.y, factor))
+    if recipe.penalty == "none":
+        return value, d_theta
+
+    def cost(g: Tensor) -> Tensor:
+        norms = gradient_norms(g, recipe.penalty)
+        weight = recipe.penalty_weight / (len(batch.x) * norms[0].numel())
+        return weight * (norms - recipe.penalty_target).square().sum()
+
+    extra, d_extra = network.penalty(theta, batch.x, cost)  # of the images as they are
+    return value + extra, d_theta + d_extra
+
+
+def gradient(
+    network: FunctionalNetwork, theta: Tensor, batch: Batch, recipe: Recipe, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The loss on one batch, and the direction that a step descends.
+
+    The direction is the gradient g; with `sharpness` rho it is the gradient at theta + rho g / |g|
+    (SAM, arXiv 2010.01412); with `sharpness_alpha` too, alpha times the part of g orthogonal to it
+    is subtracted (GSAM, arXiv 2203.08065). FTD's authors use SAM's adaptive form.
+    """
+    value, g = slope(network, theta, batch, recipe, factor)
+    if recipe.sharpness is None:
+        return value, g
+    tiny = torch.finfo(g.dtype).tiny  # a gradient of zero leads nowhere
+    ahead = theta + recipe.sharpness * g / g.norm().clamp_min(tiny)
+    uphill = slope(network, ahead, batch, recipe, factor)[1]
+    if recipe.sharpness_alpha is not None:
+        along = (g @ uphill) / (uphill @ uphill).clamp_min(tiny) * uphill
+        uphill -= recipe.sharpness_alpha * (g - along)
+    return value, uphill
 
 
 def optimiser_for(theta: Tensor, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
     """A fresh optimiser on the one vector theta."""
+    decay = recipe.weight_decay
     if recipe.optimiser == "adam":
-        return torch.optim.Adam([theta], lr=lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        [theta],
-        lr=lr,
-        momentum=0.9 if recipe.optimiser == "momentum" else 0.0,
-        weight_decay=recipe.weight_decay,
-    )
+        return torch.optim.Adam([theta], lr=lr, weight_decay=decay)
+    momentum = 0.9 if recipe.optimiser == "momentum" else 0.0
+    return torch.optim.SGD([theta], lr=lr, momentum=momentum, weight_decay=decay)
 
 
-def gradient(
-    flat: FunctionalNetwork,
-    theta: Tensor,
-    x: Tensor,
-    y: Tensor,
-    draws: augment.Draws,
-    recipe: Recipe,
-    factor: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """L_SC on one batch, and what a step goes down: its gradient for theta, or, with `sharpness` rho, that at theta + rho g / |g| (SAM, arXiv 2010.01412).
-
-    With `sharpness_alpha` alpha as well, alpha times the part of g that is orthogonal to it is taken away (GSAM, arXiv 2203.08065). FTD's authors train
-    experts so, at a rho that is relative to each parameter (the adaptive form, rho theta^2 g / |theta g|), which this is not.
-    """
-    value, g = slope(flat, theta, x, y, draws, recipe, factor)
-    if recipe.sharpness is None:
-        return value, g
-    tiny = torch.finfo(g.dtype).tiny  # a gradient of zero leads nowhere
-    uphill = slope(
-        flat, theta + recipe.sharpness * g / g.norm().clamp_min(tiny), x, y, draws, recipe, factor
-    )[1]
-    if recipe.sharpness_alpha is not None:
-        uphill -= recipe.sharpness_alpha * (
-            g - (g @ uphill) / (uphill @ uphill).clamp_min(tiny) * uphill
-        )
-    return value, uphill
-
-
-def slope(
-    flat: FunctionalNetwork,
-    theta: Tensor,
-    x: Tensor,
-    y: Tensor,
-    draws: augment.Draws,
-    recipe: Recipe,
-    factor: float,
-) -> tuple[Tensor, Tensor]:
-    """L_SC on one batch and its gradient for theta; the penalty sees the images as they are."""
-    value, d_theta = flat.gradient(theta, augment.apply(x, draws), CrossEntropy(y, factor))
-    if recipe.penalty != "none":
-
-        def cost(g: Tensor) -> Tensor:
-            norms = gradient_norms(g, recipe.penalty)
-            return (
-                recipe.penalty_weight
-                / (len(x) * norms[0].numel())
-                * (norms - recipe.penalty_target).square().sum()
-            )
-
-        extra, d_extra = flat.penalty(theta, x, cost)
-        value, d_theta = value + extra, d_theta + d_extra
-    return value, d_theta
-
-
-def finite(*tensors: Tensor) -> list[bool]:
-    """Whether all numbers of each are finite, by their extremes, which carry a NaN along; one look at the device."""
-    first = tensors[0].device
-    return (
-        torch.stack([end.to(first) for t in tensors for end in t.aminmax()])
-        .isfinite()
-        .view(-1, 2)
-        .all(1)
-        .tolist()
-    )
-
-
-def optimiser_at(
-    epoch: int, theta: Tensor, recipe: Recipe, memory: dict[str, Tensor]
-) -> torch.optim.Optimizer:
-    """The optimiser of an epoch, at its lr, with what it remembers of those before it."""
-    middle = recipe.epochs // 2 + 1
+def optimiser_after(last: Epoch, theta: Tensor, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser of the epoch after `last`, at that epoch's lr and with what it remembers."""
+    epoch, middle = last.index + 1, recipe.epochs // 2 + 1
     lr = recipe.lr * (recipe.drop if epoch > middle else 1.0)
-    optimiser = optimiser_for(
-        theta, recipe, lr * ramp(epoch, recipe.ramp_epochs) if recipe.ramp == "lr" else lr
-    )
-    if memory and (epoch != middle + 1 or recipe.drop == 1.0):
-        optimiser.state[theta] = {
-            name: (t.to(theta.device) if t.dim() else t).clone() for name, t in memory.items()
-        }  # Adam counts its steps on the CPU
+    if recipe.ramp == "lr":
+        lr = lr * ramp(epoch, recipe.ramp_epochs)
+    optimiser = optimiser_for(theta, recipe, lr)
+    if last.memory and (epoch != middle + 1 or recipe.drop == 1.0):  # it restarts at the drop
+        optimiser.state[theta] = {  # Adam counts its steps, a scalar, on the CPU
+            name: (t.to(theta.device) if t.dim() else t).clone() for name, t in last.memory.items()
+        }
     return optimiser
 
 
-def steps(
-    x: Tensor, recipe: Recipe, epoch: int, seed: tuple[int | str, ...]
-) -> list[tuple[Tensor, augment.Draws]]:
-    """Which images each step of an epoch sees, and how they are augmented: once through all of them."""
+def batches(x: Tensor, y: Tensor, recipe: Recipe, epoch: int, seed: Seed) -> Iterator[Batch]:
+    """Once through all images in random order; what an epoch sees depends on `seed` and `epoch`."""
     order = torch.randperm(len(x), generator=generator(*seed, "order", epoch)).to(x.device)
-    batches = order.split(recipe.batch)
-    draws = augment.draws(
-        [len(batch) for batch in batches],
-        recipe.strategies,
-        generator(*seed, "augment", epoch),
-        x.device,
-    )
-    return list(zip(batches, draws, strict=True))
-
-
-def one_epoch(
-    flat: FunctionalNetwork,
-    theta: Tensor,
-    optimiser: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    recipe: Recipe,
-    epoch: int,
-    factor: float,
-    seed: tuple[int | str, ...],
-) -> Tensor:
-    """Walk once through all images, moving theta; the mean training loss. Nothing is read back from the device."""
-    total = torch.zeros((), device=x.device)
-    for batch, drawn in steps(x, recipe, epoch, seed):
-        value, theta.grad = gradient(flat, theta, x[batch], y[batch], drawn, recipe, factor)
-        optimiser.step()
-        total += value * len(batch)
-    return total / len(x)
+    parts = order.split(recipe.batch)
+    chance = generator(*seed, "augment", epoch)
+    sizes = [len(part) for part in parts]
+    draws = augment.draws(sizes, recipe.strategies, chance, x.device)
+    return (Batch(x[part], y[part], drawn) for part, drawn in zip(parts, draws, strict=True))
 
 
 def train(
-    flat: FunctionalNetwork,
-    theta: Tensor,
-    x: Tensor,
-    y: Tensor,
-    recipe: Recipe,
-    seed: tuple[int | str, ...],
-    after: Epoch | None = None,
+    network: FunctionalNetwork, start: Epoch, x: Tensor, y: Tensor, recipe: Recipe, seed: Seed
 ) -> Iterator[Epoch]:
-    """Train theta on images x and labels y, an epoch a turn, each a function of the one before: going on `after` one gives the same bytes.
+    """Train on images x and labels y, one epoch at a time, from the epoch after `start` on.
 
-    All chance comes from `seed`.
+    Each epoch is a function of the one before: continuing gives the same bytes as never stopping.
 
     Raises:
-        Diverged: a number stopped being finite in an epoch; says which, at which step, and what to lower.
+        Diverged: a number stopped being finite in an epoch.
     """
-    last = after or Epoch(-1, theta, theta.new_zeros(()), {})
-    for index in range(last.index + 1, recipe.epochs):
+    last = start
+    while last.index + 1 < recipe.epochs:
+        index = last.index + 1
         theta = last.theta.to(x.device, copy=True)
-        optimiser = optimiser_at(index, theta, recipe, last.memory)
+        optimiser = optimiser_after(last, theta, recipe)
         factor = ramp(index, recipe.ramp_epochs) if recipe.ramp == "loss" else 1.0
-        loss = one_epoch(flat, theta, optimiser, x, y, recipe, index, factor, seed)
+        total = torch.zeros((), device=x.device)  # nothing is read back from the device on the way
+        for batch in batches(x, y, recipe, index, seed):
+            value, theta.grad = gradient(network, theta, batch, recipe, factor)
+            optimiser.step()
+            total += value * len(batch.y)
+        loss = total / len(x)
         memory = {name: optimiser.state[theta][name] for name in MEMORY[recipe.optimiser]}
         if not all(finite(loss, theta, *memory.values())):
-            raise Diverged(blame(flat, last, x, y, recipe, index, factor, seed))
+            raise Diverged(diagnosis(network, last, x, y, recipe, seed))
         last = Epoch(index, theta, loss, memory)
         yield last
 
 
-def blame(
-    flat: FunctionalNetwork,
-    last: Epoch,
-    x: Tensor,
-    y: Tensor,
-    recipe: Recipe,
-    epoch: int,
-    factor: float,
-    seed: tuple[int | str, ...],
+def diagnosis(
+    network: FunctionalNetwork, last: Epoch, x: Tensor, y: Tensor, recipe: Recipe, seed: Seed
 ) -> str:
-    """Walk a bad epoch again, looking at every number: which was the first that is not finite, where, and what to lower."""
-    theta = last.theta.to(x.device, copy=True)
-    optimiser = optimiser_at(epoch, theta, recipe, last.memory)
-    plan, steep, found = steps(x, recipe, epoch, seed), False, "a number stopped being finite"
-    for step, (batch, drawn) in enumerate(plan, 1):
-        value, theta.grad = gradient(flat, theta, x[batch], y[batch], drawn, recipe, factor)
-        if step == 1 and recipe.penalty != "none":
-            plain = gradient(
-                flat, theta, x[batch], y[batch], drawn, replace(recipe, penalty="none"), factor
-            )[1]
-            steep = (
-                all(finite(plain)) and not (theta.grad - plain).abs().max() <= plain.abs().max()
-            )  # the penalty pulls harder than the images
+    """Repeat the epoch after `last` and test every number: which was the first, and the cause."""
+    index, theta = last.index + 1, last.theta.to(x.device, copy=True)
+    optimiser = optimiser_after(last, theta, recipe)
+    factor = ramp(index, recipe.ramp_epochs) if recipe.ramp == "loss" else 1.0
+    found, steep, penalised = "a number stopped being finite", False, recipe.penalty != "none"
+    for step, batch in enumerate(batches(x, y, recipe, index, seed), 1):
+        value, theta.grad = gradient(network, theta, batch, recipe, factor)
+        if step == 1 and penalised:  # does the penalty pull harder than the images?
+            without = recipe.model_copy(update={"penalty": "none"})
+            plain = gradient(network, theta, batch, without, factor)[1]
+            pull = (theta.grad - plain).abs().max()
+            steep = all(finite(plain)) and not pull <= plain.abs().max()  # a NaN is not below
         optimiser.step()
-        memory = {
-            f"optimiser's {name}": optimiser.state[theta][name] for name in MEMORY[recipe.optimiser]
-        }
-        looked = {"training loss": value, "gradient": theta.grad, **memory, "parameters": theta}
-        good = finite(*looked.values())
+        state = {f"optimiser's {n}": optimiser.state[theta][n] for n in MEMORY[recipe.optimiser]}
+        checked = {"training loss": value, "gradient": theta.grad, **state, "parameters": theta}
+        good = finite(*checked.values())
         if not all(good):
-            found = f"the {list(looked)[good.index(False)]} stopped being finite at step {step} of {len(plan)}"
+            name = list(checked)[good.index(False)]
+            steps = math.ceil(len(x) / recipe.batch)
+            found = f"the {name} stopped being finite at step {step} of {steps}"
             break
-    penalty = "" if recipe.penalty == "none" else f", penalty_weight {recipe.penalty_weight:g}"
     lower = (
-        ["lr"] if not penalty else ["penalty_weight", "lr"] if steep else ["lr", "penalty_weight"]
+        (["penalty_weight", "lr"] if steep else ["lr", "penalty_weight"]) if penalised else ["lr"]
     )
-    advice = (
-        f"lower {' first, then '.join(lower)}"
-        if all(finite(x))
-        else "the images themselves are not finite: correct them"
+    advice = f"lower {' first, then '.join(lower)}"
+    if not all(finite(x)):
+        advice = "the images themselves are not finite: correct them"
+    penalty = f", penalty_weight {recipe.penalty_weight:g}" if penalised else ""
+    return (
+        f"{found} in epoch {index + 1} of {recipe.epochs} ({recipe.optimiser}, lr {recipe.lr:g}"
+        f"{penalty}): {advice}; started again as it is, it stops there again"
     )
-    return f"{found} in epoch {epoch + 1} of {recipe.epochs} ({recipe.optimiser}, lr {recipe.lr:g}{penalty}): {advice}; begun again as it is, it stops there again"
-
-
-def accuracy(
-    flat: FunctionalNetwork, theta: Tensor, x: Tensor, y: Tensor, batch: int = 250
-) -> float:
-    """Fraction of x that theta classifies as y."""
-    right = sum(
-        (flat.logits(theta, a).argmax(1) == b).sum()
-        for a, b in zip(x.split(batch), y.split(batch), strict=True)
-    )
-    return float(right) / len(x)

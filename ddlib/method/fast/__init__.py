@@ -1,1 +1,5 @@
-"""The same derivatives, faster. Without this folder everything still runs."""
+"""The derivatives of the ConvNet by hand, faster than automatic differentiation on a CPU.
+
+This folder may be deleted: `ddlib.method.functional.network` then gives the plain network, whose
+results are the same up to rounding.
+"""

@@ -1,12 +1,14 @@
-"""The derivatives of a ConvNet by hand: convolutions from PyTorch, all that lies between them in one pass each (`kernels`).
+"""The derivatives of a ConvNet by hand, equal to automatic differentiation up to rounding.
 
-What `FunctionalNetwork` gets from automatic differentiation, faster and in less memory, equal up to rounding. Two facts do it. The derivative of
-<rho, grad_theta L> is that of grad L along rho, and the derivative of cost(g), g = dF/dx, for theta is that of grad_theta F along
-u = d cost / dg (forward over reverse); so one function, `along`, serves the outer loop and the gradient penalty. And both are sums
-over images, so they are taken a few images at a time and what is in hand stays near.
+Convolutions come from PyTorch; all that lies between them is one pass each (`kernels`). Two facts
+make this fast. The derivative of <rho, grad_theta L> is that of grad L along rho; and the
+derivative of cost(g), g = dF/dx, for theta is that of grad_theta F along u = d cost / dg (forward
+over reverse). So one function, `along`, serves the outer loop and the gradient penalty. Both are
+sums over images, so a few images are taken at a time, which stay in the processor's cache.
 
-A bar is a cotangent, a dot a derivative along the direction. Blocks: z = W * x, p = mean 2 x 2 of relu(gamma x^ + beta). A convolution's
-bias is left out: the norm behind it takes it away again, and its gradient is zero.
+A bar is a cotangent, a dot a derivative along the direction. Blocks: z = W * x, p = mean 2 x 2 of
+relu(gamma x^ + beta). A convolution's bias is left out: the norm behind it removes it, and its
+gradient is zero.
 """
 
 from __future__ import annotations
@@ -25,15 +27,9 @@ from ddlib.method.functional import CrossEntropy, FunctionalNetwork
 from ddlib.settings import Network, generator
 
 PIECE = 1 << 21  # numbers in the largest z of the images taken at a time
-HOW = (
-    [1, 1],
-    [1, 1],
-    [1, 1],
-    False,
-    [0, 0],
-    1,
-)  # stride, padding, dilation, transposed, output padding, groups
-FEW = 4  # channels of images that the kernels for the first convolution take
+# Of aten's convolution: stride, padding, dilation, transposed, output padding, groups.
+HOW = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+FEW = 4  # the most channels of images that the kernels of the first convolution take
 
 
 class First:
@@ -67,22 +63,19 @@ class Later:
 
     def weight_bar(self, x: Tensor, zbar: Tensor) -> Tensor:
         """Cotangent of W, (k, c, 3, 3)."""
-        return torch.ops.aten.convolution_backward(
-            zbar, x, self.weight, None, *HOW, [False, True, False]
-        )[1]
+        return self._backward(x, zbar, [False, True, False])[1]
 
     def image_bar(self, x: Tensor, zbar: Tensor) -> Tensor:
         """Cotangent of x."""
-        return kernels.last(
-            torch.ops.aten.convolution_backward(
-                zbar, x, self.weight, None, *HOW, [True, False, False]
-            )[0]
-        )
+        return kernels.last(self._backward(x, zbar, [True, False, False])[0])
+
+    def _backward(self, x: Tensor, zbar: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+        return torch.ops.aten.convolution_backward(zbar, x, self.weight, None, *HOW, mask)
 
 
 @dataclass
 class Block:
-    """What a block's passes leave for each other, for the images in hand."""
+    """What a block's passes leave for each other."""
 
     x: Tensor
     z: Tensor
@@ -116,27 +109,23 @@ class Weights:
 
 @dataclass
 class Sum:
-    """F = sum_k f_k over all images, the function whose input gradient the penalty looks at."""
+    """F = sum_k f_k over all images, whose input gradient the penalty is about; like CrossEntropy."""
 
     def bar(self, logits: Tensor) -> Tensor:
-        """Ones."""
+        """The derivative of F for the logits."""
         return torch.ones_like(logits)
 
     def bar_along(self, logits: Tensor, dot: Tensor) -> Tensor:
-        """They stay so."""
+        """How `bar` changes: not at all."""
         return torch.zeros_like(logits)
-
-    def part(self, first: int, last: int) -> Sum:
-        """The same."""
-        return self
 
 
 def by_hand(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`method` where the kernels take the images x, without automatic differentiation; else its twin in `FunctionalNetwork`."""
+    """`method` where the kernels take the images x; else its twin in `FunctionalNetwork`."""
     twin = getattr(FunctionalNetwork, method.__name__)
 
     @wraps(method)
-    def chosen(self: Fused, theta: Tensor, x: Tensor, *rest: Any) -> Any:
+    def chosen(self: FastConvNet, theta: Tensor, x: Tensor, *rest: Any) -> Any:
         if not self.fits(x, theta, *rest):
             return twin(self, theta, x, *rest)
         with torch.no_grad():
@@ -145,17 +134,17 @@ def by_hand(method: Callable[..., Any]) -> Callable[..., Any]:
     return chosen
 
 
-class Fused(FunctionalNetwork):
-    """A ConvNet as a function of (theta, x) whose derivatives are taken by hand where `fits` allows, else as `FunctionalNetwork` takes them."""
+class FastConvNet(FunctionalNetwork):
+    """A ConvNet whose derivatives are taken by hand where `fits` allows."""
 
     def __init__(self, module: nn.Module):
         super().__init__(module)
         *blocks, head, shift = self.sizes
         self.depth = len(blocks) // 4
-        each = zip(blocks[0::4], blocks[1::4], blocks[2::4], blocks[3::4], strict=True)
-        self.lengths = [
-            n for kernel, bias, gamma, beta in each for n in (kernel, bias, gamma + beta)
-        ] + [head, shift]
+        self.lengths = []  # a norm's scale and shift are one part
+        for kernel, bias, gamma, beta in zip(*(blocks[i::4] for i in range(4)), strict=True):
+            self.lengths += [kernel, bias, gamma + beta]
+        self.lengths += [head, shift]
 
     @property
     def first(self) -> Any:
@@ -163,33 +152,29 @@ class Fused(FunctionalNetwork):
         return self.module.get_submodule("features.0")
 
     def fits(self, x: Tensor, *others: Any) -> bool:
-        """Whether the kernels take these images, and what tensors come with them; if not, the log says why, once for each reason."""
+        """Whether the kernels take these tensors; if not, the log says why, once per reason."""
         first = self.first
+        tensors = [t for t in others if isinstance(t, Tensor)]
         if x.device.type != "cpu" or any(
-            isinstance(t, Tensor) and (t.dtype, t.device) != (x.dtype, x.device) for t in others
+            (t.dtype, t.device) != (x.dtype, x.device) for t in tensors
         ):
-            return False  # plain is what other devices want, and says what does not go together
+            return False  # plain suits other devices, and raises where tensors do not go together
         if x.dtype not in kernels.REAL:
-            return refused(f"images of type {x.dtype}")
-        if first.out_channels % kernels.lanes(x.dtype):
-            return refused(
-                f"a width of {first.out_channels}, no multiple of {kernels.lanes(x.dtype)}"
-            )
+            return plain_because(f"images of type {x.dtype}")
+        width, lanes = first.out_channels, kernels.lanes(x.dtype)
+        if width % lanes:
+            return plain_because(f"a width of {width}, no multiple of {lanes}")
         if x.dim() != 4 or x.shape[1] != first.in_channels or x.shape[1] > FEW:
-            return refused(f"images of shape {tuple(x.shape[1:])}")
+            return plain_because(f"images of shape {tuple(x.shape[1:])}")
         return trusted(x.dtype)
 
     def weights(self, theta: Tensor) -> Weights:
         """theta by layer, the kernels laid out as they are used."""
         *blocks, head, shift = theta.contiguous().split(self.lengths)
         width = self.first.out_channels
-        kernels = [Later(w.view(width, width, 3, 3)) for w in blocks[3::3]]
-        return Weights(
-            [First(blocks[0].view(width, -1, 3, 3)), *kernels],
-            blocks[2::3],
-            head.view(len(shift), -1),
-            shift,
-        )
+        first = First(blocks[0].view(width, -1, 3, 3))
+        later = [Later(w.view(width, width, 3, 3)) for w in blocks[3::3]]
+        return Weights([first, *later], blocks[2::3], head.view(len(shift), -1), shift)
 
     def pieces(self, x: Tensor) -> Iterator[tuple[Tensor, slice]]:
         """A few images at a time, laid out channels last, and which they are."""
@@ -238,7 +223,10 @@ class Fused(FunctionalNetwork):
         v: Weights | None,
         xdot: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """How the gradient for theta, and (where theta moves) that for x, change where theta moves along v and x along xdot."""
+        """How the gradients for theta and x change where theta moves along v and x along xdot.
+
+        v and xdot may be None: no move. Where theta does not move, that of x is not computed.
+        """
         moves = []  # xdot, zdot, moved by block
         for i, b in enumerate(tape.blocks):
             terms = [v.convolutions[i].forward(b.x)] if v else []
@@ -346,19 +334,14 @@ class Fused(FunctionalNetwork):
     def pull_soft(
         self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `FunctionalNetwork.pull_soft`, at no more cost than `pull`: how the logits move along rho is known on the way."""
+        """As `FunctionalNetwork.pull_soft`; it costs no more than `pull`."""
         return self._pull(theta, x, head, rho)
 
     def _pull(
         self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        w, v, total, images, labels = (
-            self.weights(theta),
-            self.weights(rho),
-            torch.zeros_like(theta),
-            [],
-            [],
-        )
+        w, v, total = self.weights(theta), self.weights(rho), torch.zeros_like(theta)
+        images, labels = [], []
         for piece, which in self.pieces(x):
             part, tape = head.part(which.start, which.stop), self.ahead(w, piece)
             self.back(w, tape, part.bar(tape.logits))
@@ -370,17 +353,15 @@ class Fused(FunctionalNetwork):
 
 
 @cache
-def refused(reason: str) -> bool:
-    """Say once that something is done the plain way."""
-    kernels.log.warning(
-        "%s: plain PyTorch is used, slower, with the same results up to rounding", reason
-    )
+def plain_because(reason: str) -> bool:
+    """Log once that something is done the plain way; False."""
+    kernels.log.warning("%s: %s", reason, kernels.PLAIN)
     return False
 
 
 @cache
 def trusted(dtype: torch.dtype) -> bool:
-    """Whether there are kernels and, on a small network, they agree with automatic differentiation: a compiler may be wrong."""
+    """Whether there are kernels that agree with PyTorch on a small network: compilers err."""
     if kernels.library(dtype) is None:
         return False
     shape, chance = (2, 6, 7), generator("trusted")
@@ -388,31 +369,21 @@ def trusted(dtype: torch.dtype) -> bool:
     plain = FunctionalNetwork(module)
     theta, rho = (torch.randn(plain.parameters, generator=chance, dtype=dtype) for _ in range(2))
     x, head = torch.randn(3, *shape, generator=chance, dtype=dtype), CrossEntropy(torch.arange(3))
-    fast = Unchecked(module).pull(theta, x, head, rho)
-    worst = max(
-        float((a - b).norm() / b.norm())
-        for a, b in zip(fast, plain.pull(theta, x, head, rho), strict=True)
+    pairs = zip(
+        Unchecked(module).pull(theta, x, head, rho), plain.pull(theta, x, head, rho), strict=True
     )
-    return worst < 1e4 * torch.finfo(dtype).eps or refused(
+    worst = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+    return worst < 1e4 * torch.finfo(dtype).eps or plain_because(
         f"kernels that are wrong by {worst:.0e} on {dtype}, as this compiler makes them"
     )
 
 
-class Unchecked(Fused):
+class Unchecked(FastConvNet):
     """For the check itself."""
 
     def fits(self, x: Tensor, *others: Any) -> bool:
-        """Taken for granted."""
+        """Always."""
         return True
-
-
-def flat(module: nn.Module, precision: str = "float32") -> FunctionalNetwork:
-    """`module` as a function of one vector: fused if it is a ConvNet in full precision, else plain."""
-    return (
-        Fused(module)
-        if precision == "float32" and is_convnet(module)
-        else FunctionalNetwork(module, precision)
-    )
 
 
 def is_convnet(module: nn.Module) -> bool:
@@ -422,7 +393,7 @@ def is_convnet(module: nn.Module) -> bool:
     if not pattern or [type(layer) for layer in layers] != [*pattern, nn.Flatten]:
         return False
     width = layers[0].out_channels
-    wanted = {
+    convolution = {
         "kernel_size": (3, 3),
         "stride": (1, 1),
         "padding": (1, 1),
@@ -431,11 +402,8 @@ def is_convnet(module: nn.Module) -> bool:
         "padding_mode": "zeros",
         "out_channels": width,
     }
-    convolutions = all(
-        c.bias is not None and all(getattr(c, name) == value for name, value in wanted.items())
-        for c in layers[0::4][:-1]
-    )
-    return convolutions and all(
-        n.affine and n.eps == kernels.EPS and n.num_groups == n.num_channels == width
-        for n in layers[1::4]
-    )
+    norm = {"affine": True, "eps": kernels.EPS, "num_groups": width, "num_channels": width}
+    return all(
+        c.bias is not None and all(getattr(c, name) == value for name, value in convolution.items())
+        for c in layers[0:-1:4]
+    ) and all(getattr(n, name) == value for n in layers[1::4] for name, value in norm.items())

@@ -1,6 +1,7 @@
-"""The hand-written kernels of kernels.c: compiled once for this processor by the machine's C compiler, kept, called on tensors.
+"""The kernels of kernels.c: compiled once per processor and kept, then called on tensors.
 
-Tensors are (n, c, h, w) and lie channels last in memory; n images, z the output of a convolution, p the pooled block that follows it.
+Tensors are (n, c, h, w), channels last in memory: z is the output of a convolution of n images, p
+the pooled block that follows it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
 REAL = {torch.float32: "float", torch.float64: "double"}
 EPS = 1e-5  # of the instance norm
+PLAIN = "plain PyTorch is used, slower, with the same results up to rounding"
 KERNELS = {  # how many sizes and how many pointers each takes
     "forward": (4, 4),
     "backward": (4, 6),
@@ -40,13 +42,13 @@ def lanes(dtype: torch.dtype) -> int:
     return 32 // dtype.itemsize
 
 
-def kept() -> Path:
-    """Where compiled kernels stay."""
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddlib"
 
 
 def processor() -> str:
-    """What `-march=native` depends on."""
+    """The processor's features, which `-march=native` depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
@@ -60,37 +62,33 @@ def compiler() -> str | None:
 
 
 def made_by() -> str:
-    """The compiler that made the kernels in use, in its own words; none where there are none."""
+    """The version line of the compiler that made the kernels in use, or "none"."""
     if library(torch.float32) is None:
         return "none"
-    return subprocess.run(
-        [compiler(), "--version"], check=True, capture_output=True, text=True
-    ).stdout.splitlines()[0]
+    command = [compiler(), "--version"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")[0]
 
 
 def build(real: str) -> Path:
-    """The shared library for float or double, compiled if this source was not yet compiled here, whole or not at all.
+    """The shared library for float or double, compiled unless this source already was here.
 
     Raises:
-        OSError: no compiler, or nowhere to keep what it makes.
-        subprocess.CalledProcessError: the compiler refused.
+        OSError: no compiler, or the cache folder cannot be written.
+        subprocess.CalledProcessError: the compiler failed.
     """
     cc = compiler()
     if cc is None:
         raise OSError("no C compiler found (set CC)")
     about = repr((SOURCE.read_text(), FLAGS, EPS, real, processor(), platform.machine(), cc))
-    file = kept() / f"kernels-{real}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    name = f"kernels-{real}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    file = cache_folder() / name
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=file.parent) as half:
-            made = Path(half) / file.name
-            subprocess.run(
-                [cc, *FLAGS, f"-DREAL={real}", f"-DEPS={EPS}", str(SOURCE), "-o", str(made), "-lm"],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            os.replace(made, file)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # never a half-written library
+            new = Path(folder) / name
+            options = [*FLAGS, f"-DREAL={real}", f"-DEPS={EPS}", str(SOURCE), "-o", str(new), "-lm"]
+            subprocess.run([cc, *options], check=True, capture_output=True, text=True)
+            os.replace(new, file)
     return file
 
 
@@ -101,22 +99,17 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
         log.info("kernels are switched off (DDLIB_KERNELS=0): plain PyTorch is used")
         return None
     try:
-        made = ctypes.CDLL(str(build(REAL[dtype])))
-        for name, (counts, pointers) in KERNELS.items():
-            kernel = getattr(made, name)
-            kernel.argtypes, kernel.restype = (
-                [ctypes.c_long] * counts + [ctypes.c_void_p] * pointers,
-                None,
-            )
-        return made
+        loaded = ctypes.CDLL(str(build(REAL[dtype])))
+        for name, (sizes, pointers) in KERNELS.items():
+            kernel = getattr(loaded, name)
+            kernel.argtypes = [ctypes.c_long] * sizes + [ctypes.c_void_p] * pointers
+            kernel.restype = None
+        return loaded
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines()[-1] if error.stderr.strip() else str(error)
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home is known
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
         reason = str(error)
-    log.warning(
-        "no fast kernels: %s; plain PyTorch is used, slower, with the same results up to rounding",
-        reason,
-    )
+    log.warning("no fast kernels: %s; %s", reason, PLAIN)
     return None
 
 
@@ -144,7 +137,7 @@ def sizes(z: Tensor) -> tuple[int, int, int, int]:
 
 
 def forward(z: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
-    """p, and the mean and reciprocal deviation of z over an image's pixels, (2, n, c). `affine` holds gamma and beta, (2c,)."""
+    """p, and the mean and reciprocal deviation of z per image, (2, n, c); affine: gamma, beta."""
     n, c, h, w = z.shape
     p, stats = empty(n, c, h // 2, w // 2, z), z.new_empty(2, n, c)
     call("forward", z, sizes(z), z, affine, p, stats)
@@ -152,7 +145,7 @@ def forward(z: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(z: Tensor, affine: Tensor, stats: Tensor, pbar: Tensor) -> tuple[Tensor, Tensor]:
-    """Cotangent of z from that of p; and those of gamma and beta, each image's share, (2, n, c)."""
+    """Cotangents of z, and of gamma and beta per image, (2, n, c), from that of p."""
     zbar, sums = torch.empty_like(z), torch.empty_like(stats)
     call("backward", z, sizes(z), z, affine, stats, pbar, zbar, sums)
     return zbar, sums
@@ -161,7 +154,10 @@ def backward(z: Tensor, affine: Tensor, stats: Tensor, pbar: Tensor) -> tuple[Te
 def forward_along(
     z: Tensor, affine: Tensor, stats: Tensor, zdot: Tensor, more: Tensor | None, adot: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """How p changes where z moves by zdot + more (their sum is left in zdot) and affine by adot; and what `backward_along` needs of it."""
+    """How p changes where z moves by zdot + more and affine by adot; what `backward_along` needs.
+
+    The sum zdot + more is left in zdot.
+    """
     n, c, h, w = z.shape
     pdot, moved = empty(n, c, h // 2, w // 2, z), torch.empty_like(stats)
     call("forward_along", z, sizes(z), z, affine, stats, zdot, more, adot, pdot, moved)
@@ -169,7 +165,10 @@ def forward_along(
 
 
 def backward_along(z: Tensor, *rest: Tensor | None) -> tuple[Tensor, Tensor]:
-    """How what `backward` returned changes. `rest`: affine, stats, pbar, sums, zdot, adot, moved, pbardot and what is added to it."""
+    """How what `backward` returned changes.
+
+    `rest`: affine, stats, pbar, sums, zdot, adot, moved, pbardot and what is added to it.
+    """
     zbardot, sumsdot = torch.empty_like(z), torch.empty_like(rest[1])
     call("backward_along", z, sizes(z), z, *rest, zbardot, sumsdot)
     return zbardot, sumsdot
