@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,7 +150,7 @@ def condense(
     Raises:
         Diverged: the gap, the images or a network stopped being finite.
     """
-    strategies = () if settings.method == "dc" else real.strategies
+    strategies: tuple[Any, ...] = () if settings.method == "dc" else real.strategies
     theirs, ours = members(real.y_train, real.classes), members(labels, real.classes)
     recipe = Recipe(  # the authors' code since DSA; its first release had momentum 0.5
         optimiser="sgd",

@@ -1,145 +1,129 @@
-"""Tasks over this process, several, or a Ray cluster: a task runs once those it needs are there, the longest first, with the time left.
+"""Runs tasks in this process, in several, or on a Ray cluster, and says how long the rest takes.
 
-Each process computes on one thread, so a task's bytes do not depend on how many run beside it, nor where; on a CPU two such processes use two cores
-better than two threads do. A task whose process was killed is done again; one that raised is not.
+A task runs once the tasks that it needs are done, the longest first. Each process computes on one
+thread, so a task's bytes depend neither on how many run beside it nor where. A task whose process
+was killed is done again; one that raised is not. Several machines that share a store share the
+work: each leaves out what another is on, and comes back to it later.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import signal
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import ProcessPoolExecutor as Pool
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from multiprocessing import get_context, parent_process
+from time import sleep
 from types import ModuleType
-from typing import Generic
+from typing import Any, Generic, TypeVar
 
 import torch
 
+from ddlib.base import InputError
 from ddlib.files import Full
 from ddlib.progress import Progress
-from ddlib.progress import clock as clock
-from ddlib.runs.cluster import Ray
-from ddlib.runs.shards import Shard, Task
-from ddlib.settings import InputError
+
+Task = TypeVar("Task", bound=Hashable)
 
 KEEP_MEMORY = 1 << 30  # bytes that the allocator keeps between steps
-RETRIES = 2  # times that a task is done again after its process was killed
-POLL = 2.0  # seconds between two looks at the other shards
+RETRIES = 2  # how often a task is done again after its process was killed
+POLL = 2.0  # seconds between two looks at tasks that another process is on
 ENGINES = ("serial", "processes", "ray")
 
 
+class Lost(RuntimeError):
+    """A task's process was killed again and again."""
+
+
+class Taken(Exception):
+    """The task waits again, say because another process is on it."""
+
+
 def settle() -> None:
-    """One thread; and on Linux keep freed memory, whose return and re-request to the kernel costs up to half of a training step."""
+    """Use one thread and, on Linux, keep freed memory: getting it anew costs half of a step."""
     torch.set_num_threads(1)
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(parameter, KEEP_MEMORY)
+            ctypes.CDLL(None).mallopt(parameter, KEEP_MEMORY)
+
+
+def wrong(name: str, value: str, expected: str) -> InputError:
+    """The error for an environment variable."""
+    return InputError(f"{name}={value}: expected {expected}; correct it, or leave {name} out")
 
 
 def device() -> torch.device:
-    """Where tasks compute: the environment's DEVICE, else the first GPU that this process sees, else the CPU.
+    """Where tasks compute: the environment's DEVICE, else the first visible GPU, else the CPU.
 
     Raises:
-        InputError: no such device here.
+        InputError: there is no such device.
     """
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    given = os.environ.get("DEVICE") or found
-    try:
-        named = torch.device(given)
-    except RuntimeError:
-        named = None
-    if named is None or (named.type == "cuda" and found == "cpu"):
-        raise InputError(
-            f"DEVICE={given}, but there is none of that name here: expected cpu, or cuda where there is a GPU; correct DEVICE, or leave it out"
-        )
-    return named
+    name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    with suppress(RuntimeError):
+        if torch.device(name).type != "cuda" or torch.cuda.is_available():
+            return torch.device(name)
+    raise wrong("DEVICE", name, "cpu, or cuda where there is a GPU")
 
 
 def default_workers() -> int:
-    """What the environment's WORKERS says; else, where GPU_SHARE is given, as many processes as the GPUs hold; else one a core.
-
-    Raises:
-        InputError: WORKERS is no number of processes, or GPU_SHARE no part of a GPU.
-    """
-    given = os.environ.get("WORKERS") or ""
-    if given and not (given.isdecimal() and int(given)):
-        raise InputError(
-            f"WORKERS={given}: expected a number of processes, 1 or more; correct it, or leave WORKERS out to have one a core"
-        )
-    share = gpu_share()
-    held = int(1 / share) * len(gpus()) if share else 0
-    return int(given or held or len(os.sched_getaffinity(0)))
+    """The environment's WORKERS, else as many as the GPUs hold by GPU_SHARE, else one per core."""
+    text, share = os.environ.get("WORKERS") or "", gpu_share()
+    if text and not (text.isdecimal() and int(text)):
+        raise wrong("WORKERS", text, "a number of processes, 1 or more")
+    on_gpus = int(1 / share) * len(gpus()) if share else 0
+    return int(text or on_gpus or len(os.sched_getaffinity(0)))
 
 
 def gpu_share() -> float:
-    """The part of a GPU that a task takes, from the environment's GPU_SHARE: 0.25 puts four tasks on each; 0 if it is not given.
-
-    Raises:
-        InputError: not a number from 0 to 1.
-    """
-    given = os.environ.get("GPU_SHARE") or "0"
-    try:
-        share = float(given)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise InputError(
-            f"GPU_SHARE={given}: expected the part of a GPU that a task takes, from 0 to 1; set 0.25 to put four tasks on each GPU, or leave it out"
-        )
-    return share
+    """The part of a GPU that a task takes, by GPU_SHARE: 0.25 puts four on each; 0 if not set."""
+    text = os.environ.get("GPU_SHARE") or "0"
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise wrong("GPU_SHARE", text, "the part of a GPU that a task takes, from 0 to 1")
 
 
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (named.split(",") if named else [str(i) for i in range(count)])[:count]
-
-
-def placed(worker: int, devices: list[str]) -> str | None:
-    """The GPU of a worker: they take turns."""
-    return devices[worker % len(devices)] if devices else None
+    count, names = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (names.split(",") if names else [str(i) for i in range(count)])[:count]
 
 
 def begin(gpu: str | None) -> None:
-    """A worker's first act: see one GPU, if there are any, settle, and end when the process that it works for is killed."""
+    """Set up a worker process, which sees one GPU, if there is any."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent ends its workers
     watched()
     settle()
 
 
 def watched() -> None:
-    """Compute on one thread, and end when the process that this one works for is killed."""
+    """Use one thread, and end at once when the parent process ends."""
     torch.set_num_threads(1)
     threading.Thread(target=follow, daemon=True).start()
 
 
 def follow() -> None:
-    """Wait for the parent's end, then end at once."""
-    if (parent := parent_process()) is not None:
+    """End when the parent does."""
+    if parent := parent_process():
         parent.join()
         os._exit(1)
 
 
 @contextmanager
 def nameless() -> Iterator[None]:
-    """While a process begins: it would run the caller's script again, from its first line, but needs nothing of it."""
+    """Hide the caller's script while a process starts, which would run it again from line one."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -148,14 +132,10 @@ def nameless() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-class Lost(RuntimeError):
-    """A task's process was killed again and again: says which task, and the likely cause."""
-
-
 class Here(Executor):
-    """This process, as an executor."""
+    """This process as an executor."""
 
-    def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]  # nothing is given by name
+    def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]
         """Do it now."""
         future: Future = Future()
         try:
@@ -166,29 +146,32 @@ class Here(Executor):
 
 
 class Processes(Executor):
-    """Processes of one thread each, every one a pool of its own: when one is killed only its own task breaks, and a new process takes its place."""
+    """Processes of one thread, each a pool of its own: a killed one breaks only its own task."""
 
     def __init__(self, workers: int):
-        devices = gpus()
-        self.start = [
-            partial(ProcessPoolExecutor, 1, get_context("spawn"), begin, (placed(k, devices),))
-            for k in range(workers)
-        ]
+        turns = islice(cycle(gpus() or [None]), workers)  # at the GPUs
+        self.start = [partial(Pool, 1, get_context("spawn"), begin, (gpu,)) for gpu in turns]
         self.pools = [start() for start in self.start]
-        self.given: list[list[Future]] = [[] for _ in self.pools]
+        self.futures: list[list[Future]] = [[] for _ in self.pools]
 
-    def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]  # nothing is given by name
-        """In the process with the least to do."""
-        self.given = [[future for future in mine if not future.done()] for mine in self.given]
-        k = min(range(len(self.pools)), key=lambda k: len(self.given[k]))
+    def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]
+        """Give it to the process with the least to do; replace a process that was killed."""
+        self.futures = [[f for f in queue if not f.done()] for queue in self.futures]
+        k = min(range(len(self.pools)), key=lambda k: len(self.futures[k]))
         with nameless():
             try:
                 future = self.pools[k].submit(do, *given)
             except BrokenExecutor:
                 self.pools[k] = self.start[k]()
                 future = self.pools[k].submit(do, *given)
-        self.given[k].append(future)
+        self.futures[k].append(future)
         return future
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        for pool in self.pools if kind else ():  # an interrupt waits for no task
+            for process in list((pool._processes or {}).values()):
+                process.terminate()  # from Python 3.14 on: pool.terminate_workers()
+        self.shutdown()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes."""
@@ -196,143 +179,144 @@ class Processes(Executor):
             pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
+class Ray(Executor):
+    """The Ray cluster at RAY_ADDRESS (an address, or `auto`), else one on this machine."""
+
+    def __init__(self, workers: int):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError:
+            raise wrong("ENGINE", "ray", "Ray to be installed (pip install 'ddlib[ray]')") from None
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        options: Any = {"num_cpus": workers, "include_dashboard": False}
+        options = options if address == "local" else {}
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except ConnectionError as error:
+            raise wrong("RAY_ADDRESS", address, f"a Ray cluster there ({error})") from None
+        # A lost process is the queue's affair: Ray itself tries nothing again.
+        self.do = ray.remote(num_cpus=1, num_gpus=gpu_share(), max_retries=0)(settled)
+        self.end = ray.shutdown
+
+    def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]
+        """Run it where there is room."""
+        return self.do.remote(do, given).future()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster; one on this machine ends."""
+        self.end()
+
+
+def settled(do: Callable, given: tuple) -> object:
+    """Do it in a process of Ray's."""
+    settle()
+    return do(*given)
+
+
 def executor(workers: int, engine: str | None = None) -> Executor:
-    """Where tasks run, by the name given or the environment's ENGINE: this process, that many on this machine (one: this process), or Ray.
+    """Where tasks run, by name or the environment's ENGINE; one worker is this process.
 
     Raises:
-        InputError: no engine of that name.
+        InputError: no engine of that name; Ray is not installed, or has no cluster there.
     """
     engine = engine or os.environ.get("ENGINE") or "processes"
     if engine not in ENGINES:
-        raise InputError(
-            f"ENGINE={engine}: expected one of {', '.join(ENGINES)}; correct it, or leave ENGINE out"
-        )
+        raise wrong("ENGINE", engine, f"one of {', '.join(ENGINES)}")
     if engine == "ray":
-        return Ray(workers, gpu_share(), settle)
+        return Ray(workers)
     if engine == "serial" or workers <= 1:
         settle()
         return Here()
     return Processes(workers)
 
 
-def forgiven(task: str, times: int) -> Lost | None:
-    """Nothing, where a task whose process was killed so often may be done again; else the error."""
+@dataclass(frozen=True)
+class Job(Generic[Task]):
+    """What to do with a task. It is pickled, so its functions must have names."""
+
+    do: Callable[[Task], object]
+    work: Callable[[Task], float]  # predicted seconds
+    label: Callable[[Task], str] = str  # a few words, for progress and errors
+    busy: Callable[[Task], bool] | None = None  # whether another process is on it
+
+    def __call__(self, task: Task) -> None:
+        """Do it, unless another process began it while a worker started, which takes seconds."""
+        if self.busy and self.busy(task):
+            raise Taken
+        self.do(task)
+
+
+def forgiven(label: str, times: int) -> Exception:
+    """What becomes of a task whose process was killed so often: it waits again, or is given up."""
     if times <= RETRIES:
-        print(
-            f"{task}: its process was killed; again ({times} of {RETRIES})",
-            file=sys.stderr,
-            flush=True,
-        )
-        return None
+        say(f"{label}: its process was killed; again ({times} of {RETRIES})")
+        return Taken()
     return Lost(
-        f"{task}: its process was killed, and {RETRIES} times again, likely for want of memory: run fewer side by side (WORKERS=...)"
+        f"{label}: its process was killed, and {RETRIES} times again, likely for want of memory: "
+        "run fewer side by side (WORKERS=...)"
     )
 
 
-def taken(ready: list[Task], shard: Shard | None, free: int) -> Iterator[Task]:
-    """Of the tasks that are ready as many as there are workers free for; of a shard those that it may do, in its order."""
-    if not shard:
-        yield from ready[:free]
-        return
-    for task in shard.order(ready):
-        if free <= 0:
-            return
-        if shard.takes(task):
-            free -= 1
-            yield task
-
-
-class Queue(Generic[Task]):
-    """What of `tasks` (task -> the tasks it needs) is still to be begun, and what became of the rest."""
-
-    def __init__(
-        self,
-        tasks: Mapping[Task, Iterable[Task]],
-        work: Callable[[Task], float],
-        label: Callable[[Task], str],
-        progress: Progress,
-    ):
-        self.waiting = {task: {n for n in needs if n in tasks} for task, needs in tasks.items()}
-        self.work, self.label, self.progress = work, label, progress
-        self.killed: Counter[Task] = Counter()
-        self.failures: list[BaseException] = []
-
-    def ready(self, busy: Callable[[Task], bool]) -> list[Task]:
-        """Those that lack nothing: the longest first, and last what another process is on."""
-        return sorted(
-            (task for task, needs in self.waiting.items() if not needs),
-            key=lambda task: (busy(task), -self.work(task)),
-        )
-
-    def begin(self, task: Task) -> None:
-        """It waits no more."""
-        del self.waiting[task]
-
-    def finish(self, task: Task) -> None:
-        """It is made; nobody has to wait for it."""
-        for needs in self.waiting.values():
-            needs.discard(task)
-        self.progress.advance(self.work(task), self.label(task))
-
-    def end(self, task: Task, error: BaseException | None) -> None:
-        """It has ended, in one way or another. One whose process was killed waits again; one that failed is not waited for; nothing waits for a full disk."""
-        if isinstance(error, BrokenExecutor):
-            self.killed[task] += 1
-            if (error := forgiven(self.label(task), self.killed[task])) is None:
-                self.waiting[task] = set()
-                return
-        if error is None:
-            self.finish(task)
-            return
-        self.failures.append(error)
-        if isinstance(error, Full):
-            self.waiting.clear()
-        print(f"{self.label(task)} failed: {error}", file=sys.stderr, flush=True)
+def killed(error: BaseException | None) -> bool:
+    """Whether a task ended because its process did, as a pool of processes or Ray says it."""
+    return isinstance(error, BrokenExecutor) or type(error).__module__ == "ray.exceptions"
 
 
 def run(
     tasks: Mapping[Task, Iterable[Task]],
-    do: Callable[[Task], object],
-    work: Callable[[Task], float],
-    label: Callable[[Task], str],
+    job: Job[Task],
     progress: Progress | None = None,
     workers: int | None = None,
     pool: Executor | None = None,
-    shard: Shard | None = None,
-    busy: Callable[[Task], bool] = lambda task: False,
 ) -> None:
-    """Do every task of `tasks` (task -> the tasks it needs; needs outside the mapping count as done), in `pool` or one of its own.
+    """Do every task of `tasks` (task -> the tasks it needs; others count as done).
 
-    A failed task does not stop those that do not need it; when all that can run has run, the first failure is raised. Where a disk is full nothing more
-    is begun. Tasks that another process is on (`busy`) come last. With a shard, tasks that other shards are on are left to them, until their artefacts appear.
+    A failed task stops only those that need it. When all that can run has run, the first error is
+    raised. On a full disk nothing more begins. A task that another process is on begins once it is
+    free, and then finds its result made.
     """
     if not tasks:
         return
     workers = min(workers or default_workers(), len(tasks))
-    queue: Queue[Task] = Queue(
-        tasks, work, label, progress or Progress("", sum(map(work, tasks)), workers)
-    )
+    bar = progress or Progress("", sum(map(job.work, tasks)), workers)
+    waiting = {task: {n for n in needs if n in tasks} for task, needs in tasks.items()}
     running: dict[Future, Task] = {}
-    with nullcontext(pool) if pool else executor(workers) as able:
-        while True:
-            for task in shard.made(queue.waiting) if shard else ():
-                queue.begin(task)
-                queue.finish(task)
-            ready = queue.ready(busy)
-            for task in taken(ready, shard, workers - len(running)):
-                queue.begin(task)
-                running[able.submit(do, task)] = task
-            if not running:
-                if not ready:
-                    break
-                shard.waits(ready)
-                time.sleep(POLL)
-            for future in wait(running, POLL if shard else None, FIRST_COMPLETED).done:
-                task = running.pop(future)
-                if shard:
-                    shard.drops(task)
-                queue.end(task, future.exception())
+    kills: Counter[Task] = Counter()
+    failures: list[BaseException] = []
+    with nullcontext(pool) if pool else executor(workers) as place:
+        while (ready := [task for task, needs in waiting.items() if not needs]) or running:
+            for task in sorted(ready, key=lambda task: -job.work(task)):
+                if len(running) < workers and not (job.busy and job.busy(task)):
+                    del waiting[task]
+                    running[place.submit(job, task)] = task
+            if not running:  # other processes are on all that is ready
+                sleep(POLL)
+            look = POLL if len(running) < workers else None  # one may be free by then
+            for future in wait(running, look, FIRST_COMPLETED).done:
+                task, error = running.pop(future), future.exception()
+                error = getattr(error, "cause", error)  # Ray wraps what a task raised
+                if killed(error):
+                    kills[task] += 1
+                    error = forgiven(job.label(task), kills[task])
+                if isinstance(error, Taken):
+                    waiting[task] = set()
+                elif error:
+                    failures.append(error)
+                    say(f"{job.label(task)} failed: {error}")
+                    if isinstance(error, Full):  # nothing more can be kept
+                        waiting.clear()
+                else:
+                    for needs in waiting.values():
+                        needs.discard(task)
+                    bar.advance(job.work(task), job.label(task))
     if progress is None:
-        queue.progress.close()
-    if queue.failures:
-        raise queue.failures[0]
+        bar.close()
+    if failures:
+        raise failures[0]
+
+
+def say(text: str) -> None:
+    """Print a line where errors go."""
+    print(text, file=sys.stderr, flush=True)

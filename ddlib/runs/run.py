@@ -65,7 +65,12 @@ def check(settings: Task) -> None:
     """
     for task in (settings, *settings.needs()):
         if isinstance(task, Imported):
-            mtt_format.check(task, shapes(task))
+            counts = mtt_format.count(task.buffer, shapes(task), task.epochs)
+            if task.seed >= (number := sum(n for _, n in counts)):
+                raise InputError(
+                    f"{task.buffer} holds {number} trajectories, but number {task.seed} (from 0) "
+                    f"is asked for: set n_experts to at most {number}"
+                )
         if isinstance(task, Selection) and task.method not in ("noise", "all"):
             most = datasets.per_class(task.data)
             if task.ipc > most:
@@ -117,6 +122,11 @@ def _task(settings: Task, root: Path) -> None:
     get(settings, Store(root))
 
 
+def _title(task: Task) -> str:
+    """A function with a name, for other processes."""
+    return task.title
+
+
 def ensure(
     wanted: Iterable[Task],
     store: Store,
@@ -131,7 +141,5 @@ def ensure(
     # One process builds a data set, the rest read it. A missing one stops here, before any work.
     for data in {task.data for task in tasks}:  # type: ignore[attr-defined]
         images(data, store)
-    do = partial(_task, root=store.root.resolve())
-    engine.run(
-        tasks, do, plan.seconds, lambda task: task.title, progress, workers, pool, store.busy
-    )
+    job = engine.Job(partial(_task, root=store.root.resolve()), plan.seconds, _title, store.busy)
+    engine.run(tasks, job, progress, workers, pool)

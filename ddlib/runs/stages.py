@@ -147,7 +147,9 @@ def make_expert(settings: Expert, inputs: Inputs, keep: Checkpoint) -> Made:
 def import_expert(settings: Imported, inputs: Inputs, keep: Checkpoint) -> Made:
     """Read its trajectory from the buffer, and measure what is measured of a trained one."""
     real, net = inputs.real, inputs.network(settings.network)
-    stored = mtt_format.trajectory(settings, net.shapes)
+    stored = mtt_format.trajectory(
+        settings.buffer, settings.seed, net.shapes, settings.epochs, settings.contents
+    )
     path, rows, smooth = trajectory(imported(stored, net, real))
     if rows[-1]["validation_accuracy"] < FAINT * max(
         1 / real.classes, rows[0]["validation_accuracy"]

@@ -109,7 +109,7 @@ class Weights:
 
 @dataclass
 class Sum:
-    """F = sum_k f_k over all images, whose input gradient the penalty is about; like CrossEntropy."""
+    """F = sum_k f_k over all images, in place of a CrossEntropy: the penalty looks at dF/dx."""
 
     def bar(self, logits: Tensor) -> Tensor:
         """The derivative of F for the logits."""
