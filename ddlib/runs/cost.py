@@ -1,100 +1,293 @@
-"""How long a task takes, predicted from its settings, in seconds of one CPU core of about 2020.
+"""What a task costs, and what a step does.
 
-Rough on purpose: it orders the tasks and tells the time left, which the run itself then calibrates.
+`seconds` is rough: from settings alone it orders tasks and tells the time left. The rest counts.
+The real code runs on the meta device, where tensors have shapes and no numbers, and PyTorch's
+registry counts its FLOP. Time on this machine then comes from a calibration, seconds = r_step *
+steps + r_flop * FLOP, in processor time. Time on a GPU is the roofline: the longest of FLOP / (peak
+* COMPUTE), bytes moved / (bandwidth * STREAM) and kernels * LAUNCH, for plain PyTorch in float32 with TF32 convolutions.
 """
 
 from __future__ import annotations
 
-from ddlib.settings import (
-    Condensation,
-    Continual,
-    Distilled,
-    Evaluation,
-    Expert,
-    Film,
-    Measurement,
-    Network,
-    Selection,
-    Settings,
-)
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass, replace
+from functools import cache
+from statistics import median
+from typing import Any, Literal, NamedTuple
 
-IMAGE = 4e-4  # seconds for forward and backward of one 3 x 32 x 32 image through a ConvNet of depth 3 and width 32
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from ddlib.base import Task, generator
+from ddlib.data import datasets
+from ddlib.method import augment, train
+from ddlib.method.functional import network
+from ddlib.method.student import GRADIENTS, InnerLoop, InnerLoss
+from ddlib.runs import engine
+from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Network, Recipe
+
+# Rough predictions, on one CPU core of about 2020.
+IMAGE = 4e-4  # seconds: forward and backward of a 3 x 32 x 32 image, ConvNet of depth 3, width 32
 STEP = 1e-3  # seconds that a step costs whatever its batch
-LOOK = 500  # a look at validation and test images costs as much as training on so many
-RELATIVE = {
+CHECK = 500  # one evaluation of validation and test images costs as much as training on so many
+RELATIVE = {  # cost of the networks at equal width
     "convnet": 1.0,
     "alexnet": 4.0,
     "vgg11": 7.0,
     "resnet18": 22.0,
     "resnet18_ap": 26.0,
     "vit": 3.0,
-}  # cost of the networks at equal width
+}
+# Counted predictions.
+COMPUTE, STREAM = 0.3, 0.6  # fractions of the published rates that small convolutions reach
+LAUNCH = 1e-5  # seconds of Python and driver per kernel
+RESERVED = 2**30  # bytes of a GPU that its driver and its libraries take
+HALF = 0.6  # memory with bfloat16 to that without
+BUDGET = 30.0  # seconds of calibration
+SMALL, LARGE = 1e9, 4e9  # FLOP of what is measured
+REAL = 4  # bytes of a number
 
 
-def image(network: Network, pixels: float) -> float:
-    """Seconds for forward and backward of one image."""
-    return IMAGE * RELATIVE[network.architecture] * (network.width / 32) ** 1.3 * pixels / 1024
-
-
-def size(made: Distilled | Selection, train_images: int, classes: int) -> int:
-    """How many images a set holds."""
-    if isinstance(made, Selection):
-        return train_images if made.method == "all" else classes * made.ipc
-    return classes * made.start.ipc
-
-
-def runs(settings: Evaluation, scored: float = 1.5) -> float:
-    """Networks that an evaluation trains: those that choose the lr, and `scored` times those that are scored, once where the set's own lr is chosen, else twice."""
-    return (
-        len(settings.factors) * settings.search_networks * (len(settings.factors) > 1)
-        + scored * settings.networks
+def seconds(task: Task) -> float:
+    """A task's predicted seconds of one core, from its settings alone."""
+    of: Any = getattr(task, "of", task)
+    known = datasets.about(of.data)
+    classes, train_images = len(known.class_names), known.per_class * len(known.class_names)
+    net: Network = getattr(task, "network", None) or Network(width=32)
+    pixels = known.shape[1] * known.shape[2]
+    each = IMAGE * RELATIVE[net.architecture] * (net.width / 32) ** 1.3 * pixels / 1024
+    n = train_images if getattr(of, "method", "") == "all" else classes * getattr(of, "ipc", 1)
+    if isinstance(task, Evaluation):
+        steps = task.epochs * (n * each + STEP * -(-n // task.batch))
+        return trained(task) * (steps + task.looks * CHECK * each)
+    if isinstance(task, Expert):
+        once = 3.5 if task.penalty != "none" else 1.0
+        images = train_images * once * (2 if task.sharpness else 1) + CHECK
+        return task.epochs * images * each
+    checks = getattr(task, "checks", 0) * (
+        getattr(of, "check_epochs", 0) * (n * each + STEP) + CHECK * each
     )
+    if task.stage in ("sets", "films") and isinstance(of, Distillation):
+        return 4.0 * of.iterations * of.inner_steps * (min(of.batch or n, n) * each + STEP) + checks
+    if isinstance(task, Condensation):
+        real = min(task.batch_real * classes, train_images)
+        # DM needs no derivative for the real images, DC and DSA need the first
+        passes = real / 3 + n if task.method == "dm" else real + 4 * n
+        training = task.inner * (n * each + STEP * -(-n // task.batch))
+        turn = task.outer * (passes * each + 2 * classes * STEP) + (task.outer - 1) * training
+        return task.iterations * turn + checks
+    return 10.0 if task.stage == "measurements" else 2.0
 
 
-def work(settings: Settings, train_images: int, classes: int, pixels: float) -> float:
-    """Seconds for the task of `settings` on a data set of this size."""
-    if isinstance(settings, Evaluation):
-        n, each = size(settings.of, train_images, classes), image(settings.network, pixels)
-        return runs(settings) * (
-            settings.epochs * (n * each + STEP * -(-n // settings.batch))
-            + settings.looks * LOOK * each
-        )
-    if isinstance(settings, Distilled):
-        n, each = size(settings, train_images, classes), image(settings.network, pixels)
-        check = settings.check_epochs * (n * each + STEP) + LOOK * each
-        if isinstance(settings, Condensation):
-            return (
-                settings.iterations
-                * turn(settings, min(settings.batch_real * classes, train_images), n, classes, each)
-                + settings.checks * check
-            )
-        inner = min(settings.batch or n, n) * each + STEP
-        return 4.0 * settings.iterations * settings.inner_steps * inner + settings.checks * check
-    if isinstance(settings, Film):
-        return work(settings.of.model_copy(update={"checks": 0}), train_images, classes, pixels)
-    if isinstance(settings, Expert):
-        once = (
-            train_images
-            * (3.5 if settings.penalty != "none" else 1)
-            * (2 if settings.sharpness else 1)
-            + LOOK
-        )
-        return settings.epochs * once * image(settings.network, pixels)
-    if isinstance(settings, Continual):
-        met = (
-            settings.tasks + 1
-        ) / 2  # times that all images, and as many test images, are gone through
-        shown = train_images * (met if settings.memory else 1)
-        return settings.epochs * (
-            shown * image(settings.network, pixels) + STEP * shown / settings.batch
-        ) + met * LOOK * image(settings.network, pixels)
-    return 10.0 if isinstance(settings, Measurement) else 2.0
+def trained(settings: Evaluation, scored: float = 1.5) -> float:
+    """Networks that an evaluation trains: some to choose the lr, then `scored` times those it scores.
+
+    They are scored once where the set's own lr is chosen, else twice.
+    """
+    choosing = len(settings.factors) * settings.search_networks * (len(settings.factors) > 1)
+    return choosing + scored * settings.networks
 
 
-def turn(settings: Condensation, real: int, n: int, classes: int, each: float) -> float:
-    """Seconds with one network: `outer` matchings of n images with `real` ones, class by class, and the training between them."""
-    passes = (
-        real / 3 + n if settings.method == "dm" else real + 4 * n
-    )  # of the real images DM needs no derivative, DC and DSA the first
-    training = settings.inner * (n * each + STEP * -(-n // settings.batch))
-    return settings.outer * (passes * each + 2 * classes * STEP) + (settings.outer - 1) * training
+Form = Literal["forward", "gradient", "penalty", "adjoint", "unroll"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """`steps` steps on so many images each, of training, of an inner loop, or of evaluation."""
+
+    network: Network
+    shape: tuple[int, int, int]
+    classes: int
+    form: Form
+    images: int
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOP, bytes that kernels read and write, kernels, and the most bytes held at once."""
+
+    flops: float
+    moved: float
+    kernels: float
+    peak: float
+
+
+class Ledger(TorchDispatchMode):
+    """Counts what happens inside; FLOP by PyTorch's registry (convolutions, matrix products)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.live = self.peak = self.moved = self.kernels = 0
+        self.held: dict[weakref.ref, int] = {}
+
+    def _free(self, storage: weakref.ref) -> None:
+        self.live -= self.held.pop(storage)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if counter := flop_registry.get(function._overloadpacket):
+            self.flops += counter(*args, **(kwargs or {}), out_val=result)
+        new = function._schema.is_mutable
+        for tensor in (t for t in tree_leaves(result) if isinstance(t, Tensor)):
+            storage = tensor.untyped_storage()
+            reference = weakref.ref(storage, self._free)
+            if reference not in self.held:
+                new, self.held[reference] = True, storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+        if new:  # a view moves nothing
+            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+            self.kernels += 1
+            self.moved += sum(t.numel() * t.element_size() for t in tensors)
+        return result
+
+
+def prepare(work: Work, device: str) -> Callable[[], object]:
+    """The real code of that work, on random images (on the meta device: shapes), ready to run."""
+    net, n, steps = network(work.network, work.shape, work.classes), work.images, work.steps
+    chance = generator("counts")
+
+    def numbers(*size: int) -> Tensor:
+        if device == "cpu":
+            return torch.rand(*size, generator=chance)
+        return torch.empty(*size, device=device)
+
+    theta, target = (
+        net.initial(chance) if device == "cpu" else numbers(net.parameters) for _ in range(2)
+    )
+    x, labels = numbers(n, *work.shape), torch.arange(n, device=device) % work.classes
+    draws = [augment.Draws("rotate", numbers(3, n))] * steps
+    if work.form == "forward":
+        return lambda: [net.logits(theta, x) for _ in range(steps)]
+    if work.form in GRADIENTS:
+        every = [torch.arange(n, device=device)] * steps
+        loss, lr = InnerLoss(net, labels, every, draws, 1.0), torch.tensor(0.01, device=device)
+        loop = InnerLoop(loss, theta, x, lr, steps, 0.9)
+        form = GRADIENTS[work.form]
+        return lambda: form(loop, lambda path: (path[steps] - target).square().sum(), [steps])
+    penalty: Any = "per_pixel" if work.form == "penalty" else "none"
+    recipe = Recipe(epochs=1, batch=n, lr=0.01, weight_decay=0.0, penalty=penalty)
+    optimiser = train.optimiser_for(theta, recipe, recipe.lr)
+
+    def steps_of_training() -> None:
+        for drawn in draws:
+            batch = train.Batch(x, labels, drawn)
+            theta.grad = train.gradient(net, theta, batch, recipe)[1]
+            optimiser.step()
+
+    return steps_of_training
+
+
+@cache
+def cost(work: Work) -> Cost:
+    """Counted in float32 on the meta device; of many steps from two and three, which differ by one."""
+    if work.steps > 3:
+        two, three = (astuple(cost(replace(work, steps=n))) for n in (2, 3))
+        return Cost(*(a + (work.steps - 2) * (b - a) for a, b in zip(two, three, strict=True)))
+    full = work.network.model_copy(update={"precision": "float32"})
+    job = prepare(replace(work, network=full), "meta")
+    with Ledger() as ledger:
+        job()
+    return Cost(ledger.flops, ledger.moved, ledger.kernels, ledger.peak)
+
+
+class Gpu(NamedTuple):
+    """Published dense rates: TF32 FLOP/s, bytes/s, bytes."""
+
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+GPUS = {  # NVIDIA's whitepapers and data sheets; of the H100 half of the sparse rate
+    "RTX 3090": Gpu(35.6e12, 936e9, 24e9),
+    "RTX 4090": Gpu(82.6e12, 1008e9, 24e9),
+    "A100-40GB": Gpu(156e12, 1555e9, 40e9),
+    "A100-80GB": Gpu(156e12, 2039e9, 80e9),
+    "H100-80GB": Gpu(494e12, 3350e9, 80e9),
+}
+
+
+def on_gpu(work: Work, gpu: Gpu) -> float:
+    """Predicted seconds on a GPU."""
+    c = cost(work)
+    compute, stream = c.flops / (gpu.flops * COMPUTE), c.moved / (gpu.bandwidth * STREAM)
+    return max(compute, stream, c.kernels * LAUNCH)
+
+
+class Rates(NamedTuple):
+    """Processor seconds per step and per FLOP."""
+
+    step: float
+    flop: float
+
+
+def kind(work: Work) -> Work:
+    """What shares its rates."""
+    return replace(work, images=1, steps=1)
+
+
+def measured(work: Work, until: float) -> float:
+    """The median processor seconds of up to five calls after one that warms up."""
+    job, found = prepare(work, "cpu"), []
+    job()
+    while not found or (len(found) < 5 and time.monotonic() < until):
+        began = time.process_time()
+        job()
+        found.append(time.process_time() - began)
+    return median(found)
+
+
+def calibrate(works: Iterable[Work], budget: float = BUDGET) -> dict[Work, Rates]:
+    """The rates of each kind of work on this machine, from two small sizes of it."""
+    engine.settle()
+    kinds, rates = list(dict.fromkeys(map(kind, works))), {}
+    for one in kinds:
+        steps = 2 if one.form in GRADIENTS else 1
+        base = replace(one, steps=steps)
+        few = max(1, round(SMALL / cost(base).flops))
+        more = max(few * 4, round(LARGE / cost(base).flops))
+        small, large = replace(base, images=few), replace(base, images=more)
+        until = time.monotonic() + budget / len(kinds) / 2
+        low, high = measured(small, until), measured(large, until + budget / len(kinds) / 2)
+        flops = cost(small).flops, cost(large).flops
+        flop = max((high - low) / (flops[1] - flops[0]), 0.5 * high / flops[1])
+        rates[one] = Rates(max(low - flop * flops[0], 0.0) / steps, flop)
+    return rates
+
+
+def here(work: Work, rates: dict[Work, Rates]) -> float:
+    """Predicted seconds on this machine, one thread."""
+    rate = rates[kind(work)]
+    return rate.step * work.steps + rate.flop * cost(work).flops
+
+
+def device_bytes(work: Work) -> float:
+    """Peak memory on a GPU, with what driver and libraries take."""
+    return RESERVED + cost(work).peak * (HALF if work.network.precision == "bfloat16" else 1)
+
+
+def advice(work: Work, memory: float, switch: str = "batch") -> str | None:
+    """The first switch that makes the work fit `memory` bytes of a GPU; None where it fits."""
+    if device_bytes(work) <= memory:
+        return None
+    first = ["gradient: adjoint"] if work.form == "unroll" else []
+    if first and device_bytes(work := replace(work, form="adjoint")) <= memory:
+        return first[0]
+    half = work.network.model_copy(update={"precision": "bfloat16"})
+    if device_bytes(replace(work, network=half)) <= memory:
+        return " and ".join([*first, "precision: bfloat16"])
+    batch = work.images
+    while batch > 1 and device_bytes(replace(work, images=batch)) > memory:
+        batch //= 2
+    if device_bytes(replace(work, images=batch)) > memory:
+        return "no switch: a narrower network or smaller images"
+    return " and ".join([*first, f"{switch}: {batch}"])

@@ -1,3 +1,215 @@
-"""stub"""
-def seconds(s):
-    return {"experts":5.,"selections":1.,"sets":8.,"rows":6.}.get(s.stage,3.)
+"""What a profile costs, predicted before it is paid, here and on GPUs that need not be here."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from ddlib.data import datasets
+from ddlib.method.functional import network
+from ddlib.method.student import GRADIENTS
+from ddlib.runs import run, studies
+from ddlib.runs.cost import (
+    COMPUTE,
+    GPUS,
+    LAUNCH,
+    REAL,
+    RESERVED,
+    STREAM,
+    Form,
+    Rates,
+    Work,
+    advice,
+    calibrate,
+    cost,
+    device_bytes,
+    here,
+    on_gpu,
+    trained,
+)
+from ddlib.runs.profile import Profile, profile, profiles
+from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Network, Selection
+
+HELD_OUT = 0.33  # validation and test images to training images
+WIDE, DEEP = Network(width=128, depth=3), Network(width=128, depth=4)  # at 32 and 64 pixels
+PEERS = {  # what MTT's users report as needing several GPUs, at its published settings
+    "CIFAR-100, IPC 10": Work(WIDE, (3, 32, 32), 100, "unroll", 1000, 20),
+    "CIFAR-100, IPC 50": Work(WIDE, (3, 32, 32), 100, "unroll", 125, 80),
+    "Tiny ImageNet, IPC 10": Work(DEEP, (3, 64, 64), 200, "unroll", 200, 20),
+    "Tiny ImageNet, IPC 50": Work(DEEP, (3, 64, 64), 200, "unroll", 300, 20),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tasks of a stage that are alike: how many, what each runs, and what it leaves on disk."""
+
+    stage: str
+    what: str
+    tasks: int
+    works: tuple[tuple[Work, float], ...]  # and how often; the first needs the most memory
+    disk: float  # bytes
+    switch: str = "batch"  # the setting that bounds the images of the first work
+
+
+def part(task: Any) -> Part:
+    """What one expert, outer loop or evaluation runs."""
+    known, name = datasets.about(task.data), task.data.name
+    k, train_images = len(known.class_names), known.per_class * len(known.class_names)
+
+    def work(form: Form, images: float, steps: int = 1) -> Work:
+        return Work(task.network, known.shape, k, form, int(images), steps)
+
+    if isinstance(task, Expert):
+        batch = min(task.batch, train_images)
+        form: Form = "gradient" if task.penalty == "none" else "penalty"
+        often = task.epochs * train_images / batch * (2 if task.sharpness else 1)
+        evaluated = (task.epochs + 1) * train_images * HELD_OUT / 250
+        path = REAL * (task.epochs + 1) * network(task.network, known.shape, k).parameters
+        what = f"{name}, {'with' if form == 'penalty' else 'no'} penalty"
+        works = ((work(form, batch), often), (work("forward", 250), evaluated))
+        return Part("experts", what, 1, works, path)
+    if isinstance(task, Evaluation):
+        of = task.of
+        n = train_images if isinstance(of, Selection) and of.method == "all" else k * of.ipc
+        batch, networks = min(task.batch, n), trained(task)
+        often = networks * task.epochs * n / batch
+        evaluated = networks * task.looks * train_images * HELD_OUT / 250
+        what = f"{task.network.architecture} on {n} images of {name}"
+        works = ((work("gradient", batch), often), (work("forward", 250), evaluated))
+        return Part("evaluation", what, 1, works, 0.0)
+    n = k * task.ipc
+    checks = (work("gradient", min(n, 256)), task.checks * task.check_epochs * max(1.0, n / 256))
+    c, h, w = known.shape
+    disk = (task.checks + 2) * n * REAL * c * h * w
+    if isinstance(task, Condensation):
+        batch, often = min(task.batch_real, known.per_class), task.iterations * task.outer * k
+        real, ours = ("forward", "gradient") if task.method == "dm" else ("gradient", "adjoint")
+        works = ((work(real, batch), often), (work(ours, task.ipc), often), checks)
+        what = f"{name}, {task.method.upper()}, ipc {task.ipc}"
+        return Part("distillation", what, 1, works, disk, "batch_real")
+    batch = min(task.batch or n, n)
+    exact: Form = "unroll" if task.gradient == "unroll" else "adjoint"  # tesla: the same sweep
+    what = f"{name}, ipc {task.ipc}, N = {task.inner_steps}, {batch} images per step"
+    works = ((work(exact, batch, task.inner_steps), task.iterations), checks)
+    return Part("distillation", what, 1, works, disk)
+
+
+def parts(given: Profile) -> list[Part]:
+    """All tasks of a paper, like ones counted together, stage after stage."""
+    stages = {"experts": 0, "distillation": 1, "evaluation": 2}
+    kinds = Expert | Distillation | Condensation | Evaluation
+    tasks = run.missing(studies.check(given), None)
+    counts = Counter(part(task) for task in tasks if isinstance(task, kinds))
+    found = [replace(one, tasks=n) for one, n in counts.items()]
+    return sorted(found, key=lambda one: stages[one.stage])
+
+
+def table(given: Profile, rates: dict[Work, Rates] | None = None) -> pd.DataFrame:
+    """One row per part: tasks, FLOP, GB with both gradients, disk, hours here and on each GPU."""
+    lines = []
+    for one in parts(given):
+        main, n = one.works[0][0], one.tasks
+        unrolled = replace(main, form="unroll") if main.form in GRADIENTS else main
+        line = {
+            "stage": one.stage,
+            "what": one.what,
+            "tasks": n,
+            "FLOP": n * sum(often * cost(work).flops for work, often in one.works),
+            "unroll GB": device_bytes(unrolled) / 1e9,
+            "adjoint GB": device_bytes(main) / 1e9,
+            "disk GB": n * one.disk / 1e9,
+        }
+        if rates is not None:
+            line["here h"] = n * sum(o * here(work, rates) for work, o in one.works) / 3600
+        for name, gpu in GPUS.items():
+            line[f"{name} h"] = n * sum(o * on_gpu(work, gpu) for work, o in one.works) / 3600
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def report(name: str) -> None:
+    """Calibrate this machine, then print what a profile costs and what fits no GPU as it is."""
+    given, began = profile(name), time.monotonic()
+    print(f"{given.title}: predicted cost")
+    every = parts(given)
+    rates = calibrate(work for one in every for work, _ in one.works)
+    print(
+        f"This machine, one process of one thread, calibrated in {time.monotonic() - began:.0f} s."
+    )
+    lines = table(given, rates)
+    sums = ["tasks", "FLOP", "disk GB", *(column for column in lines if column.endswith(" h"))]
+    total = {**lines[sums].sum(), **lines[["unroll GB", "adjoint GB"]].max()}
+    every_line = pd.concat([lines, pd.DataFrame([{"stage": "all", "what": "", **total}])])
+    print(every_line.to_markdown(index=False, floatfmt=".3g"))
+    print(
+        f"GPU columns are predictions, never measured here: {COMPUTE:.0%} of the TF32 peak, "
+        f"{STREAM:.0%} of the bandwidth, {LAUNCH * 1e6:.0f} us per kernel, {RESERVED / 1e9:.1f} GB "
+        "reserved. Hours are of all tasks, one after another."
+    )
+    for one in every:
+        for gpu, rate in GPUS.items():
+            if switch := advice(one.works[0][0], rate.memory, one.switch):
+                print(f"{one.stage}, {one.what} does not fit {gpu}; what fits: {switch}")
+
+
+def cell(name: str, gpu: str = "A100-80GB") -> dict[str, Any]:
+    """One cell of the paper: predicted hours on one GPU, peak GB and GB of disk."""
+    given = profile(name)
+    (one,) = given.cells.values()
+    lines = table(given)
+    sets = lines[lines.stage == "distillation"]
+    return {
+        "cell": name,
+        "data": given.title.split(",")[0],
+        "pixels": datasets.about(one.data).shape[1],
+        "ipc": one.ipc,
+        "hours": lines[f"{gpu} h"].sum(),
+        "unroll GB": sets["unroll GB"].max(),
+        "adjoint GB": sets["adjoint GB"].max(),
+        "any stage GB": lines["adjoint GB"].max(),
+        "disk GB": lines["disk GB"].sum(),
+        "gpu": gpu,
+    }
+
+
+def cells() -> pd.DataFrame:
+    """One row for each cell of the paper."""
+    lines = [cell(name) for name in profiles() if list(profile(name).cells) == [name]]
+    return pd.DataFrame(lines).sort_values(["pixels", "data", "ipc"], ignore_index=True)
+
+
+def scaling(gpu: str = "A100-80GB", iterations: int = 5000) -> pd.DataFrame:
+    """Rows of the figures `scaling` and `peers`: one distillation, one size varied at a time.
+
+    The middle is CIFAR-10 at IPC 10 with N = 30. Rows of part "experts" hold the hours and the GB
+    of disk of so many experts with penalty.
+    """
+
+    def row(what: str, x: float, work: Work) -> dict[str, Any]:
+        hours = iterations * on_gpu(work, GPUS[gpu]) / 3600
+        gigabytes = device_bytes(work) / 1e9
+        return {"part": what, "x": x, "gradient": work.form, "gigabytes": gigabytes, "hours": hours}
+
+    shape, rows = (3, 32, 32), []
+    for form in ("unroll", "adjoint"):
+        middle = Work(WIDE, shape, 10, form, 100, 30)
+        rows += [row("inner steps N", n, replace(middle, steps=n)) for n in (5, 10, 20, 40, 80)]
+        for ipc in (1, 5, 10, 50):
+            rows.append(row("images per class", ipc, replace(middle, images=10 * ipc)))
+        for depth, side in ((3, 32), (4, 64), (5, 128)):
+            net = Network(width=128, depth=depth)
+            larger = replace(middle, network=net, shape=(3, side, side))
+            rows.append(row("pixels a side", side, larger))
+        rows += [row(name, 1, replace(work, form=form)) for name, work in PEERS.items()]
+    expert = Work(WIDE, shape, 10, "penalty", 256)
+    path = REAL * 51 * network(WIDE, shape, 10).parameters
+    for n in (10, 50, 100, 200):
+        hours = n * 50 * 45000 / 256 * on_gpu(expert, GPUS[gpu]) / 3600
+        line = {"part": "experts", "x": n, "gradient": "experts", "gigabytes": n * path / 1e9}
+        rows.append(line | {"hours": hours})
+    return pd.DataFrame(rows).assign(gpu=gpu)

@@ -19,7 +19,7 @@ from ddlib.data.datasets import Images
 from ddlib.files import sweep
 from ddlib.method.functional import network
 from ddlib.progress import Progress
-from ddlib.runs import engine, plan
+from ddlib.runs import cost, engine
 from ddlib.runs.checkpoint import Checkpoint, hook, interval
 from ddlib.runs.stages import Inputs, Measurement, make
 from ddlib.runs.store import Artefact, Store
@@ -141,5 +141,5 @@ def ensure(
     # One process builds a data set, the rest read it. A missing one stops here, before any work.
     for data in {task.data for task in tasks}:  # type: ignore[attr-defined]
         images(data, store)
-    job = engine.Job(partial(_task, root=store.root.resolve()), plan.seconds, _title, store.busy)
+    job = engine.Job(partial(_task, root=store.root.resolve()), cost.seconds, _title, store.busy)
     engine.run(tasks, job, progress, workers, pool)

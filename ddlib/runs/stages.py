@@ -30,7 +30,7 @@ from ddlib.method.functional import FunctionalNetwork, network
 from ddlib.method.select import features, select
 from ddlib.method.student import follow
 from ddlib.method.train import Diverged, Epoch
-from ddlib.runs import engine
+from ddlib.runs import engine, machine
 from ddlib.runs.checkpoint import Checkpoint
 from ddlib.runs.store import Artefact
 from ddlib.settings import (
@@ -346,10 +346,8 @@ def make_film(settings: Film, inputs: Inputs, keep: Checkpoint) -> Made:
 
 def make_measurement(settings: Measurement, inputs: Inputs, keep: Checkpoint) -> Made:
     """In a fresh process, whose peak memory is its own and whose heap is PyTorch's."""
-    from ddlib.runs import plan  # which counts the stages, so it is imported late
-
     known = datasets.about(settings.data)
-    measure = partial(plan.outer_gradient, settings, known.shape, len(known.class_names))
+    measure = partial(machine.outer_gradient, settings, known.shape, len(known.class_names))
     # A heap that keeps what is freed, as tasks have, would hide what is live.
     spawn = get_context("spawn")
     with (

@@ -1,0 +1,93 @@
+"""What this machine is, and what one outer gradient costs on it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddlib.base import generator
+from ddlib.method import augment
+from ddlib.method.functional import network
+from ddlib.method.student import EXACT, InnerLoop, InnerLoss
+from ddlib.runs import engine
+from ddlib.runs.checkpoint import memory, reset_peak
+
+if TYPE_CHECKING:
+    from ddlib.runs.stages import Measurement
+
+# What the bytes of a result may depend on beside its settings.
+KIND = ("processor", "model", "vectors", "device", "compiler", "torch")
+
+
+def machine() -> dict[str, str | int]:
+    """KIND, the cores, the memory in GiB, and Python's version."""
+    cpu, total = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    about = {name.strip(): value.strip() for name, _, value in (s.partition(":") for s in lines)}
+    model = [about.get(name, "?") for name in ("cpu family", "model", "stepping")]
+    where = engine.device()
+    return {
+        "processor": about.get("model name", platform.processor()),
+        "model": "family {}, model {}, stepping {}".format(*model),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "compiler": compiler(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cores": int(about.get("cpu cores", 0)),
+        "memory": round(int(total.read_text().split()[1]) / 2**20) if total.exists() else 0,
+    }
+
+
+def compiler() -> str:
+    """What compiled the kernels in use, in its own words."""
+    try:
+        from ddlib.method.fast import kernels
+    except ImportError:  # method/fast may be deleted
+        return "none"
+    return kernels.made_by()
+
+
+def described(about: dict[str, str | int]) -> str:
+    """A machine in one line."""
+    text = "{processor}, {cores} cores, {memory} GiB, {vectors}; Python {python}, torch {torch}"
+    return text.format(**about)
+
+
+def peak(run: Callable[[], object]) -> float:
+    """Megabytes that `run` takes at most, above what the process holds before it; Linux only."""
+    reset_peak()
+    base = memory("VmRSS")
+    run()
+    return memory("VmHWM") - base
+
+
+def outer_gradient(
+    settings: Measurement, shape: tuple[int, int, int], classes: int
+) -> dict[str, str | float]:
+    """Megabytes above the base, and the median seconds of three more calls, on random images.
+
+    Call it in a fresh process.
+    """
+    net, steps = network(settings.network, shape, classes), settings.inner_steps
+    chance = generator(0, "measure")
+    theta, target = net.initial(chance), net.initial(chance)
+    images = torch.randn(classes * settings.ipc, *shape, generator=chance)
+    labels = torch.arange(classes).repeat_interleave(settings.ipc)
+    draws = augment.draws([len(labels)] * steps, tuple(augment.STRATEGIES), chance, "cpu")
+    loss = InnerLoss(net, labels, [torch.arange(len(labels))] * steps, draws, 1.0)
+    loop = InnerLoop(loss, theta, images, torch.tensor(0.01), steps, settings.momentum)
+
+    def once() -> float:
+        began = time.perf_counter()
+        EXACT[settings.gradient](loop, lambda path: (path[steps] - target).square().sum(), [steps])
+        return time.perf_counter() - began
+
+    about = {"gradient": settings.gradient, "inner_steps": steps, "megabytes": peak(once)}
+    return about | {"seconds": median(once() for _ in range(3))}
