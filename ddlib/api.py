@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
-import torch
 
 from ddlib.base import InputError, Task, validated
 from ddlib.data import datasets
 from ddlib.data.datasets import Images
+from ddlib.files import digest
 from ddlib.method.evaluate import SyntheticSet
 from ddlib.paper.paper import store_folder
 from ddlib.progress import Progress
@@ -38,9 +39,7 @@ NEAR = 1.5  # times chance: an expert that is not better than this has learned n
 log = logging.getLogger("ddlib")
 
 
-def load_data(
-    name: str, path: Path | str | None = None, size: int | None = None, **changes: Any
-) -> Images:
+def load_data(name: str, path: Path | str | None = None, size: int | None = None, **changes: Any) -> Images:
     """Load training, validation and test images by the name of the data set.
 
     `load_data("folder", path="my/images", size=32)` loads your own from path/<class>/*, each cut
@@ -82,12 +81,9 @@ def train_experts(
     ends = [expert.record["rows"][-1]["validation_accuracy"] for expert in experts]
     if ends and fmean(ends) < NEAR / real.classes:
         log.warning(
-            "the experts on %s classify %.0f%% of %d validation images correctly, chance is %.0f%%:"
-            " images that follow them will hardly teach more; use more images, or more `epochs`",
-            real.settings.title,
-            100 * fmean(ends),
-            len(real.y_val),
-            100 / real.classes,
+            "experts on %s classify %.0f %% of the validation images correctly, chance is %.0f %%: "
+            "images that follow them will hardly teach more; use more images, or more `epochs`",
+            *(real.settings.title, 100 * fmean(ends), 100 / real.classes),
         )
     return experts
 
@@ -161,24 +157,18 @@ def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any
     scaled, cell = _profile_for(of.data, of.ipc)
     settings = methods.evaluation(scaled, cell, of, network or of.network, **changes)
     store = _store()
-    if store.has(of) and _same(store.load(of), synthetic):
+    if store.has(of) and _taught(store.load(of)) == _taught(synthetic):
         return pd.DataFrame(_make([settings])[0].record["rows"])
     return pd.DataFrame(judge(settings, SyntheticSet.of(synthetic, settings.labels == "hard")))
 
 
 def save(artefact: Artefact, file: Path | str) -> None:
     """Write an artefact to a file of its own, exactly, with all that is needed to use it."""
-    settings = stages.settings_of(artefact.settings)
-    write(Path(file), settings, artefact.tensors, artefact.record)
+    write(Path(file), stages.settings_of(artefact.settings), artefact.tensors, artefact.record)
 
 
 def load(file: Path | str) -> Artefact:
-    """Read what `save` wrote, on any machine.
-
-    Raises:
-        Absent: there is no such file.
-        Damaged: it is none of ours, or not as it was written.
-    """
+    """Read what `save` wrote, on any machine; raises Absent or Damaged where it is not that."""
     return read(Path(file))
 
 
@@ -189,9 +179,8 @@ def judge(settings: Evaluation, synthetic: SyntheticSet) -> list[dict]:
     most = searched + settings.networks * (1 + (1.0 in settings.factors))
     with closing(Progress("judging the set", plan.seconds(settings))) as progress:
         share = progress.total / most
-        return stages.judge(
-            settings, synthetic, real, lambda: progress.advance(share, "a network is trained")
-        )
+        done = partial(progress.advance, share, "networks train on it")
+        return stages.judge(settings, synthetic, real, done)
 
 
 def _store() -> Store:
@@ -240,9 +229,7 @@ def _recipe_of(experts: Sequence[Artefact]) -> dict[str, Any]:
     return each[0]
 
 
-def _same(one: Artefact, other: Artefact) -> bool:
-    """Whether two sets have the same lr, images and labels."""
-    pairs = [(one.tensors.get(k), other.tensors.get(k)) for k in ("images", "labels", "soft")]
-    return one.record["lr"] == other.record["lr"] and all(
-        a is b is None or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs
-    )
+def _taught(synthetic: Artefact) -> str:
+    """A digest of what networks train on: the images, their labels and the lr."""
+    parts = {k: t for k, t in synthetic.tensors.items() if k in ("images", "labels", "soft")}
+    return digest(parts, repr(synthetic.record["lr"]))
