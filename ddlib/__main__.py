@@ -15,22 +15,25 @@ Options = argparse.Namespace
 Argument = tuple[str, dict[str, Any]]  # what argparse's `add_argument` takes
 
 
-def _call(place: str, *names: str) -> Callable[[Options], Any]:
-    """Call `module:function` with these options.
+def _call(place: str, names: str = "profile") -> Callable[[Options], Any]:
+    """Call `module:function` with the options of these names.
 
     It is imported when it is called: torch takes seconds, and `--help` should not wait for it.
     """
     module, function = place.split(":")
 
     def run(options: Options) -> Any:
-        values = [getattr(options, name) for name in names or ("profile",)]
+        values = [getattr(options, name) for name in names.split()]
         return getattr(import_module(f"ddlib.{module}"), function)(*values)
 
     return run
 
 
 def _plan(options: Options) -> None:
-    _call("paper.build:cells" if options.profile == "cells" else "runs.plan:report")(options)
+    if options.profile == "cells":
+        _call("paper.pages:cells", "")(options)
+    else:
+        _call("runs.plan:report")(options)
 
 
 def _book(options: Options) -> None:
@@ -38,7 +41,7 @@ def _book(options: Options) -> None:
 
 
 def _verify(options: Options) -> int:
-    return 0 if _call("paper.verify:verify", "profile", "quick")(options) else 1
+    return 0 if _call("paper.verify:verify", "profile quick")(options) else 1
 
 
 def _evaluate(options: Options) -> None:
@@ -50,21 +53,22 @@ def _evaluate(options: Options) -> None:
 
 def _export(options: Options) -> None:
     if options.what == "experts":
-        _call("interop:export_experts", "profile", "recipe", "to", "cell")(options)
+        _call("interop:export_experts", "profile recipe to cell")(options)
     else:
-        _call("interop:export_set", "what", "to", "form")(options)
+        _call("interop:export_set", "what to form")(options)
 
 
 def _show(options: Options) -> None:
+    from ddlib.base import InputError, Task
     from ddlib.runs import methods
     from ddlib.runs.profile import profile
 
     chosen = profile(options.profile)
     cell = options.cell or chosen.main_cell
     if cell not in chosen.cells:
-        raise methods.InputError(f"no cell '{cell}': expected one of {', '.join(chosen.cells)}")
+        raise InputError(f"no cell '{cell}': expected one of {', '.join(chosen.cells)}")
     for name, value, origin in methods.origins(chosen, cell, options.method):
-        print(f"{name:18} {getattr(value, 'title', value)!s:48} {origin}")
+        print(f"{name:18} {value.title if isinstance(value, Task) else value!s:48} {origin}")
 
 
 def _arg(name: str, help: str, **more: Any) -> Argument:
@@ -116,14 +120,10 @@ COMMANDS: dict[str, tuple[str, list[Argument], Callable[[Options], Any]]] = {
     "paper": (
         "run every notebook; make what is missing",
         PAPER,
-        _call("paper.build:paper", "profile", "parameters", "notebook"),
+        _call("paper.build:paper", "profile parameters notebook"),
     ),
-    "figures": (
-        "draw tables and figures from the kept rows",
-        [PROFILE],
-        _call("paper.build:figures"),
-    ),
-    "readme": ("put a profile's tables into the README", [PROFILE], _call("paper.build:readme")),
+    "figures": ("draw tables and figures again", [PROFILE], _call("paper.build:figures")),
+    "readme": ("put the tables into the README and the guide", [], _call("paper.pages:readme", "")),
     "book": ("make a static site of the executed notebooks and the reference", [PROFILE], _book),
     "tune": ("run the search behind the tuned settings", [PROFILE], _call("paper.build:tune")),
     "plan": ("predict what a profile costs; `plan cells`: all of the paper", [PROFILE], _plan),
@@ -136,9 +136,9 @@ COMMANDS: dict[str, tuple[str, list[Argument], Callable[[Options], Any]]] = {
     "run": (
         "make the results of a study, without notebooks",
         [STUDY, OF_PROFILE],
-        _call("paper.build:run", "study", "profile"),
+        _call("paper.build:run", "study profile"),
     ),
-    "gc": ("remove what no profile needs", GC, _call("runs.status:gc", "profile", "yes")),
+    "gc": ("remove what no profile needs", GC, _call("runs.status:gc", "profile yes")),
     "evaluate": (
         "train fresh networks on a distilled set, one of ours or a stranger's .pt file",
         EVALUATE,

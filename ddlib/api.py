@@ -39,7 +39,9 @@ NEAR = 1.5  # times chance: an expert that is not better than this has learned n
 log = logging.getLogger("ddlib")
 
 
-def load_data(name: str, path: Path | str | None = None, size: int | None = None, **changes: Any) -> Images:
+def load_data(
+    name: str, path: Path | str | None = None, size: int | None = None, **changes: Any
+) -> Images:
     """Load training, validation and test images by the name of the data set.
 
     `load_data("folder", path="my/images", size=32)` loads your own from path/<class>/*, each cut
