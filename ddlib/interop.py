@@ -75,7 +75,7 @@ def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
     settings = validated(Evaluation, fields, "--networks and --epochs")
     y = synthetic.labels
     if about.data:
-        classes = len(datasets.about(of.data).class_names)
+        classes = datasets.load(of.data, store_folder()).classes
         counts = (y.argmax(1) if y.dim() == 2 else y).bincount(minlength=classes)
         print(
             f"{len(y)} images of {classes} classes of {about.data} ({int(counts.min())} to "
@@ -361,7 +361,8 @@ def export_experts(name: str, recipe: str, folder: Path, cell_name: str | None =
     cell_name = cell_name or chosen.main_cell
     if cell_name not in chosen.cells:
         raise InputError(
-            f"no cell '{cell_name}' in profile {name}: expected one of {', '.join(chosen.cells)}"
+            f"no cell '{cell_name}' in profile {name}: expected one of {', '.join(chosen.cells)}; "
+            "correct the name"
         )
     cell = chosen.cells[cell_name]
     wanted = [methods.recipe(chosen, cell, recipe, seed) for seed in range(chosen.n_experts)]
