@@ -53,7 +53,7 @@ PROTOCOL = (
 
 
 class About(NamedTuple):
-    """What the command line says about a stranger's images, where their file does not."""
+    """What the command line says about a stranger's images, for their file does not."""
 
     data: str | None = None
     lr: float | None = None
@@ -125,9 +125,11 @@ def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticS
     most = classes * known.per_class  # as many as train a network in full
     stored = mtt_format.read_set(file, about.labels, known.shape, classes, most)
     lr = stored.lr if about.lr is None else mtt_format.positive(about.lr, "--lr")
-    usual = next((depth for most, depth in DEPTHS.items() if side <= most), 5)
-    said = {"width": about.width, "depth": about.depth}
-    size = {"width": 128, "depth": usual} | {k: v for k, v in said.items() if v is not None}
+    depth = next((depth for largest, depth in DEPTHS.items() if side <= largest), 5)
+    size = {
+        "width": 128 if about.width is None else about.width,
+        "depth": depth if about.depth is None else about.depth,
+    }
     network = validated(Network, size, "the network of --width and --depth")
     # No settings of ours made these images; those of as many random ones stand for them.
     of = Selection(data=data, method="noise", ipc=-(-len(stored.images) // classes))

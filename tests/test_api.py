@@ -1,6 +1,8 @@
 """The six functions: the same artefacts as a paper's, a folder of one's own, and error messages."""
 
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from ddlib.runs import run, stages, studies
 from ddlib.runs.profile import profile
 from ddlib.runs.store import Store
 
+README = (Path(__file__).parent.parent / "README.md").read_text()
 PAPERS = next(
     each
     for each in studies.main(profile("smoke"))
@@ -55,6 +58,17 @@ def test_it_makes_what_a_paper_makes(stored, monkeypatch, tmp_path):
     monkeypatch.setenv("STORE", str(tmp_path / "elsewhere"))  # where nobody made it
     pd.testing.assert_frame_equal(evaluate(load(file)), rows)
     assert not list((tmp_path / "elsewhere").rglob("*.safetensors"))
+
+
+def test_the_readmes_script_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script = re.search(r"<!-- api:start -->\s+```python\n(.*?)```", README, re.DOTALL)[1]
+    names = {}
+    exec(compile(script, "README.md", "exec"), names)
+    assert re.fullmatch(r"\w+: [0-9.]+%\ndistilled: [0-9.]+%\n", capsys.readouterr().out)
+    again, made = load("first.safetensors"), names["made"]
+    assert again.settings == made.settings and again.tensors.keys() == made.tensors.keys()
+    assert all(torch.equal(t, made.tensors[name]) for name, t in again.tensors.items())
 
 
 def test_a_set_that_was_changed_is_judged_as_it_is(monkeypatch):
