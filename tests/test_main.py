@@ -301,15 +301,15 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     ),
     "Ray not installed": (
         no_ray,
-        "ENGINE=ray, but Ray is not installed",
-        "serial and processes need nothing more",
-        "pip install 'ddlib[ray]'",
+        "ENGINE=ray",
+        "expected Ray to be installed (pip install 'ddlib[ray]')",
+        "leave ENGINE out",
     ),
     "wrong share of a GPU": (
         given(*EXPERTS, GPU_SHARE="2"),
         "GPU_SHARE=2",
         "from 0 to 1",
-        "set 0.25 to put four",
+        "or leave GPU_SHARE out",
     ),
     "no number of workers": (
         given(*EXPERTS, WORKERS="two"),
@@ -327,7 +327,7 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         given(*EXPERTS, DEVICE="gpu"),
         "DEVICE=gpu",
         "expected cpu, or cuda",
-        "correct DEVICE, or leave it out",
+        "or leave DEVICE out",
     ),
     "unknown notebook": (
         given("paper", "smoke", "--notebook", "11_more"),
