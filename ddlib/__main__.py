@@ -1,173 +1,191 @@
-"""The command line: `python -m ddlib paper laptop`, `figures`, `book`, `tune`, `run STUDY`, `plan`, `verify`, `status`, `gc`, `evaluate FILE`, `export FILE`."""
+"""The command line: `python -m ddlib COMMAND`; `python -m ddlib --help` lists the commands."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from ddlib.method.train import Diverged
-from ddlib.runs.engine import Lost
-from ddlib.settings import InputError
+Options = argparse.Namespace
+Argument = tuple[str, dict[str, Any]]  # what argparse's `add_argument` takes
+
+
+def _call(place: str, names: str = "profile") -> Callable[[Options], Any]:
+    """Call `module:function` with the options of these names.
+
+    It is imported when it is called: torch takes seconds, and `--help` should not wait for it.
+    """
+    module, function = place.split(":")
+
+    def run(options: Options) -> Any:
+        values = [getattr(options, name) for name in names.split()]
+        return getattr(import_module(f"ddlib.{module}"), function)(*values)
+
+    return run
+
+
+def _plan(options: Options) -> None:
+    if options.profile == "cells":
+        _call("paper.pages:cells", "")(options)
+    else:
+        _call("runs.plan:report")(options)
+
+
+def _book(options: Options) -> None:
+    print(f"Open {_call('paper.book:make')(options)}")
+
+
+def _verify(options: Options) -> int:
+    return 0 if _call("paper.verify:verify", "profile quick")(options) else 1
+
+
+def _evaluate(options: Options) -> None:
+    from ddlib import interop
+
+    about = {name: getattr(options, name) for name in interop.About._fields}
+    interop.evaluate_file(options.file, options.networks, options.epochs, interop.About(**about))
+
+
+def _export(options: Options) -> None:
+    if options.what == "experts":
+        _call("interop:export_experts", "profile recipe to cell")(options)
+    else:
+        _call("interop:export_set", "what to form")(options)
+
+
+def _show(options: Options) -> None:
+    from ddlib.base import InputError, Task
+    from ddlib.runs import methods
+    from ddlib.runs.profile import profile
+
+    chosen = profile(options.profile)
+    cell = options.cell or chosen.main_cell
+    if cell not in chosen.cells:
+        raise InputError(f"no cell '{cell}': expected one of {', '.join(chosen.cells)}")
+    for name, value, origin in methods.origins(chosen, cell, options.method):
+        print(f"{name:18} {value.title if isinstance(value, Task) else value!s:48} {origin}")
+
+
+def _arg(name: str, help: str, **more: Any) -> Argument:
+    return name, {"help": help, **more}
+
+
+NAME = "a profile of the library, or a YAML file of your own"
+PROFILE = _arg("profile", f"{NAME}; default: laptop", nargs="?", default="laptop")
+OF_PROFILE = _arg("--profile", f"{NAME}; default: laptop", default="laptop")
+CELL = _arg("--cell", "a cell of the profile; default: its first")
+PAPER = [
+    PROFILE,
+    _arg("--parameters", "a YAML file of notebook parameters", type=Path),
+    _arg("--notebook", "only this one (may be repeated)", action="append"),
+]
+GC = [
+    _arg("profile", "profiles of your own, whose results stay too", nargs="*"),
+    _arg("--yes", "remove without asking", action="store_true"),
+]
+STUDY = _arg("study", "its name, or `all`: every study but `tuning`")
+ABOUT = [  # a stranger's images
+    _arg("--data", "for a .pt file: the data set that it was distilled from"),
+    _arg("--lr", "for a .pt file: to train with; default: lr_*.pt beside it", type=float),
+    _arg("--whitening", "for a .pt file: its space", choices=("none", "zca", "mtt", "mtt-zca")),
+    _arg("--labels", "for a .pt file: their file; default: labels_*.pt beside it", type=Path),
+    _arg("--width", "for a .pt file: of the ConvNet; default: 128", type=int),
+    _arg("--depth", "for a .pt file: of the ConvNet; default: by the images' size", type=int),
+]
+EVALUATE = [
+    _arg("file", "set.safetensors, or images_*.pt", type=Path),
+    _arg("--networks", "how many; default: 5", type=int, default=5),
+    _arg("--epochs", "that each is trained for; default: 300", type=int, default=300),
+    *ABOUT,
+]
+EXPORT = [
+    _arg("what", "the file of a set, or `experts`"),
+    _arg("--to", "the folder to write into", type=Path, required=True),
+    _arg(
+        "--form",
+        "of a set: .pt files for MTT's code or DD-Ranking, PNGs, or a folder for Hugging Face",
+        choices=("mtt", "ddranking", "png", "datasets"),
+        default="mtt",
+    ),
+    OF_PROFILE,
+    _arg("--recipe", "of the experts; default: sgd", default="sgd"),
+    CELL,
+]
+COMMANDS: dict[str, tuple[str, list[Argument], Callable[[Options], Any]]] = {
+    "paper": (
+        "run every notebook; make what is missing",
+        PAPER,
+        _call("paper.build:paper", "profile parameters notebook"),
+    ),
+    "figures": ("draw tables and figures again", [PROFILE], _call("paper.build:figures")),
+    "readme": ("put the tables into the README and the guide", [], _call("paper.pages:readme", "")),
+    "book": ("make a static site of the executed notebooks and the reference", [PROFILE], _book),
+    "tune": ("run the search behind the tuned settings", [PROFILE], _call("paper.build:tune")),
+    "plan": ("predict what a profile costs; `plan cells`: all of the paper", [PROFILE], _plan),
+    "status": ("show what the store holds for a profile", [PROFILE], _call("runs.status:status")),
+    "verify": (
+        "check kept results and make a sample anew; status 1 if anything differs",
+        [PROFILE, _arg("--quick", "make no sample anew", action="store_true")],
+        _verify,
+    ),
+    "run": (
+        "make the results of a study, without notebooks",
+        [STUDY, OF_PROFILE],
+        _call("paper.build:run", "study profile"),
+    ),
+    "gc": ("remove what no profile needs", GC, _call("runs.status:gc", "profile yes")),
+    "evaluate": (
+        "train fresh networks on a distilled set, one of ours or a stranger's .pt file",
+        EVALUATE,
+        _evaluate,
+    ),
+    "export": ("write a set, or a recipe's experts, for other code", EXPORT, _export),
+    "show": (
+        "print the numbers in force for a method, and where each comes from",
+        [_arg("profile", NAME), _arg("method", "for example AST"), CELL],
+        _show,
+    ),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input prints one message and returns 2, and `verify` 1 where anything differs."""
-    given = _parser().parse_args(arguments)
+    """Run one command; its exit status. An expected error prints one message and returns 2.
 
-    from ddlib.runs.store import (
-        FULL,
-        no_room,
-    )  # torch takes seconds to import: `--help` need not wait
-
-    try:
-        return _run(given)
-    except (InputError, Diverged, Lost) as error:
-        print(f"ddlib: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        print(f"ddlib: {no_room(error, Path(error.filename or 'a file'))}", file=sys.stderr)
-    return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    """All commands, and what they take."""
+    With DDLIB_DEBUG=1 in the environment its traceback comes first.
+    """
     parser = argparse.ArgumentParser(
         prog="ddlib",
-        description="The executable paper of AST: dataset distillation by trajectory matching",
+        description="Dataset distillation by trajectory matching: the executable paper of AST",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("paper", "run every notebook; make what is missing"),
-        ("figures", "render tables and figures again from the kept rows"),
-        (
-            "book",
-            "make the executed notebooks, the tables and the library's reference into a static site",
-        ),
-        ("tune", "run the search behind the profile's tuned settings"),
-        (
-            "plan",
-            "predict what a profile costs, here and on GPUs, before it is paid; `cells`: every cell of the paper",
-        ),
-        ("status", "what the store holds for a profile, and what is missing"),
-        (
-            "verify",
-            "check what is kept: tables and figures from rows, and a sample made anew; status 1 if anything differs",
-        ),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("profile", nargs="?", default="laptop")
-        if name == "paper":
-            command.add_argument(
-                "--parameters", type=Path, help="a YAML file of notebook parameters"
-            )
-            command.add_argument(
-                "--notebook", action="append", help="only this one (may be repeated)"
-            )
-        if name == "verify":
-            command.add_argument("--quick", action="store_true", help="make no sample anew")
-    command = commands.add_parser("run", help="make what a study is read from, and no notebook")
-    command.add_argument(
-        "study", help="its name, or `all`: every study but `tuning`, the search for settings"
-    )
-    command.add_argument("--profile", default="laptop")
-    command.add_argument(
-        "--shard",
-        metavar="i/n",
-        help="only the i-th of n parts: a member of a batch system's array, over one store",
-    )
-    command = commands.add_parser("gc", help="show what no profile needs, and remove it once asked")
-    command.add_argument(
-        "profile",
-        nargs="*",
-        help="profiles of your own whose artefacts stay too; those of the library's always do",
-    )
-    command.add_argument("--yes", action="store_true", help="remove without asking")
-    _borders(commands)
-    return parser
+    for name, (words, takes, _) in COMMANDS.items():
+        command = commands.add_parser(name, help=words, description=words)
+        for argument, more in takes:
+            command.add_argument(argument, **more)
+    options = parser.parse_args(arguments)
 
+    from ddlib.base import InputError
+    from ddlib.files import FULL, no_room
+    from ddlib.method.train import Diverged
+    from ddlib.runs.engine import Lost
 
-def _run(given: argparse.Namespace) -> int:
-    """The command that was given; its exit status."""
-    from ddlib import interop as trade
-    from ddlib.paper import book, verify
-    from ddlib.paper import build as press
-    from ddlib.runs import plan
-    from ddlib.runs import status as upkeep
-
-    if given.command == "paper":
-        press.paper(given.profile, given.parameters, given.notebook)
-    elif given.command == "figures":
-        press.figures(given.profile)
-    elif given.command == "book":
-        print(f"Open {book.make(given.profile)}")
-    elif given.command == "tune":
-        press.tune(given.profile)
-    elif given.command == "run":
-        press.run(given.study, given.profile, given.shard)
-    elif given.command == "plan":
-        press.cells() if given.profile == "cells" else plan.report(given.profile)
-    elif given.command == "verify":
-        return 0 if verify.verify(given.profile, given.quick) else 1
-    elif given.command == "status":
-        upkeep.status(given.profile)
-    elif given.command == "gc":
-        upkeep.gc(given.profile, given.yes)
-    elif given.command == "evaluate":
-        said = trade.Words(
-            given.data, given.lr, given.whitening, given.labels, given.width, given.depth
-        )
-        trade.evaluate_file(given.file, given.networks, given.epochs, said)
-    elif given.what == "experts":
-        trade.export_experts(given.profile, given.recipe, given.to, given.cell)
-    else:
-        trade.export_set(Path(given.what), given.to, given.form)
-    return 0
-
-
-def _borders(commands: argparse._SubParsersAction) -> None:
-    """The commands for sets and experts that come and go."""
-    command = commands.add_parser(
-        "evaluate",
-        help="train fresh networks on a distilled set: one of ours, or images in a stranger's .pt",
-    )
-    command.add_argument("file", type=Path, help="set.safetensors, or images_*.pt")
-    command.add_argument("--networks", type=int, default=5, help="how many; 5")
-    command.add_argument("--epochs", type=int, default=300, help="that each is trained for; 300")
-    theirs = command.add_argument_group(
-        "about a stranger's images, where their file does not say it"
-    )
-    theirs.add_argument("--data", help="what they were distilled from, as profiles name it")
-    theirs.add_argument(
-        "--whitening",
-        choices=("none", "zca", "mtt", "mtt-zca"),
-        help="their space: ours without or with ZCA, or that of MTT's code",
-    )
-    theirs.add_argument("--lr", type=float, help="to train with; else lr_*.pt beside the images")
-    theirs.add_argument(
-        "--labels", type=Path, help="their file; else labels_*.pt beside the images"
-    )
-    theirs.add_argument("--width", type=int, help="of the convnet that is trained; 128")
-    theirs.add_argument(
-        "--depth", type=int, help="of that convnet; 3 up to 32 pixels, 4 up to 64, else 5"
-    )
-    command = commands.add_parser(
-        "export",
-        help="write a set, or a recipe's experts, as .pt files in the form of MTT's code; a set in others, too",
-    )
-    command.add_argument("what", help="a set's file, or `experts`")
-    command.add_argument("--to", type=Path, required=True, help="the folder to write into")
-    forms = "for MTT's code; for DD-Ranking (images.pt, labels.pt, lr.pt); PNGs by class with a CSV; a folder for Hugging Face's datasets, with a card"
-    command.add_argument(
-        "--form",
-        choices=("mtt", "ddranking", "png", "datasets"),
-        default="mtt",
-        help=f"of a set: {forms}",
-    )
-    command.add_argument("--profile", default="laptop", help="whose experts")
-    command.add_argument("--recipe", default="sgd", help="which of them")
-    command.add_argument("--cell", help="on whose data; the profile's first")
+    try:
+        return COMMANDS[options.command][2](options) or 0
+    except (InputError, Diverged, Lost, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in FULL:
+                raise
+            message = no_room(error, Path(error.filename or "a file"))
+        if os.environ.get("DDLIB_DEBUG") == "1":
+            traceback.print_exc()
+    print(f"ddlib: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,55 +1,40 @@
-"""The library in six verbs: load data, train experts, pick initial images, distil, evaluate, save and load.
+"""Six functions: load data, train experts, pick images, distil, evaluate, save and load.
 
-Each builds the settings of one stage, as the profile `laptop` has them for its cell of the nearest IPC, and hands back what the store holds of them, made
-if it is missing: asked again, it is read. What a verb takes beyond its own arguments are fields of those settings (`help(ddlib.config.Distillation)` lists
-them with their defaults), and what cannot be used is refused before any work. The store is `store` beside the library, or the environment's STORE.
+Each returns the result of one stage from the store, and makes it there if it is missing. Numbers
+that are not given are those of the profile `laptop`, for its cell of the nearest IPC; `changes` are
+fields of the stage's settings (`ddlib.settings`). Bad input raises an InputError before any work.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
-import torch
 
-from ddlib import settings as config
-from ddlib.data import datasets as data
+from ddlib.base import InputError, Task, validated
+from ddlib.data import datasets
 from ddlib.data.datasets import Images
-from ddlib.method.evaluate import trained_on
+from ddlib.files import digest
+from ddlib.method.evaluate import SyntheticSet
 from ddlib.paper.paper import store_folder
-from ddlib.runs import engine, studies
-from ddlib.runs import stages as pipeline
+from ddlib.progress import Progress
+from ddlib.runs import engine, methods, plan, run, stages
+from ddlib.runs.profile import Profile, profile
 from ddlib.runs.store import Artefact, Store, read, write
-from ddlib.settings import (
-    Data,
-    Distilled,
-    Expert,
-    InputError,
-    Network,
-    Profile,
-    Selection,
-    Settings,
-    validated,
-)
+from ddlib.settings import NEED_EXPERT, AnySet, Data, Evaluation, Expert, Network, Selection
 
-__all__ = [
-    "distil",
-    "evaluate",
-    "load",
-    "load_data",
-    "pick_images",
-    "save",
-    "train_experts",
-]  # what `help` shows
+__all__ = ["distil", "evaluate", "load", "load_data", "pick_images", "save", "train_experts"]
 
-PROFILE = "laptop"  # whose networks, recipes and settings are taken where nothing else is said
-SMALLEST = 16  # images a step of an expert: below, chance rules
-NEAR = 1.5  # times chance: an expert that is right no oftener has seen next to nothing
+PROFILE = "laptop"  # whose network, recipes and numbers are taken where nothing else is given
+SMALLEST = 16  # images per step of an expert: with fewer, gradients are mostly noise
+NEAR = 1.5  # times chance: an expert that is not better than this has learned next to nothing
 
 log = logging.getLogger("ddlib")
 
@@ -57,57 +42,50 @@ log = logging.getLogger("ddlib")
 def load_data(
     name: str, path: Path | str | None = None, size: int | None = None, **changes: Any
 ) -> Images:
-    """The training, validation and test images of that name as networks see them; `folder`: your own, in path/<class>/*, cut to `size` pixels a side.
+    """Load training, validation and test images by the name of the data set.
+
+    `load_data("folder", path="my/images", size=32)` loads your own from path/<class>/*, each cut
+    square and brought to `size` pixels per side.
 
     Raises:
-        InputError: no such data, or not all of it where it should be; `changes` are fields of `config.Data`.
+        InputError: no such data set, or not all of its files are there.
     """
-    own = {"path": None if path is None else str(path), "size": size}
-    given = {field: value for field, value in own.items() if value is not None}
-    return data.load(
-        validated(Data, {"name": name, **given, **changes}, f"data '{name}'"), store_folder()
-    )
+    fields = {"name": name, "path": path and str(path), "size": size, **changes}
+    data = validated(Data, fields, f"data '{name}'")
+    return datasets.load(datasets.identify(data), store_folder())
 
 
 def train_experts(
     real: Images, n: int | None = None, recipe: str = "ast", **changes: Any
 ) -> list[Artefact]:
-    """n experts (the profile's number) on the training images, each with its `path` theta*_0 ... theta*_E, (E + 1, P), and a row an epoch in its record.
+    """Train n experts (default: the profile's number) on the training images.
 
-    `recipe` is one of the profile's: `ast` smooth and strong, `sgd` as MTT's, `momentum` strong alone ... A set smaller than the profile's is taken in
-    smaller batches, so that an epoch has as many steps; where batches of 16 leave too few, in more epochs, so that an expert takes about as many in all.
+    Each artefact holds the trajectory `path` theta*_0 ... theta*_E, (E + 1, P), and one row per
+    epoch in its record. `recipe` is one of the profile's: `ast`, `sgd` (MTT's), `momentum` ... On
+    a data set smaller than the profile's, batches are smaller and, where batches of 16 still give
+    too few steps, epochs are more.
 
     Raises:
-        InputError: no such recipe; `changes` are fields of `config.Expert`.
+        InputError: no such recipe.
     """
-    profile, named = scaled(real.settings)
-    one = studies.recipe(profile, profile.cells[named], recipe).model_dump()
-    ours, theirs = (
-        images_in(real.settings),
-        images_in(next(iter(config.profile(PROFILE).cells.values())).data),
+    scaled, cell = _profile_for(real.settings)
+    fields = methods.recipe(scaled, scaled.cells[cell], recipe).model_dump()
+    usual = profile(PROFILE)
+    n_here, n_there = _n_train(real.settings), _n_train(usual.cells[usual.main_cell].data)
+    batch = min(fields["batch"], max(SMALLEST, int(fields["batch"] * n_here / n_there)))
+    longer = max(1, round(ceil(n_there / fields["batch"]) / ceil(n_here / batch)))
+    epochs = {name: fields[name] * longer for name in ("epochs", "ramp_epochs")}
+    fields |= {"batch": batch, **epochs, **changes}
+    seeds = range(scaled.n_experts if n is None else n)
+    experts = _make(
+        [validated(Expert, fields | {"seed": seed}, f"recipe {recipe}") for seed in seeds]
     )
-    batch = min(one["batch"], max(SMALLEST, int(one["batch"] * ours / theirs)))
-    longer = max(1, round(ceil(theirs / one["batch"]) / ceil(ours / batch)))
-    one |= {
-        "batch": batch,
-        "epochs": one["epochs"] * longer,
-        "ramp_epochs": one["ramp_epochs"] * longer,
-    }
-    experts = made(
-        [
-            validated(Expert, one | changes | {"seed": seed}, f"recipe {recipe}")
-            for seed in range(profile.n_experts if n is None else n)
-        ]
-    )
-    if (
-        experts
-        and (right := fmean(expert.record["rows"][-1]["validation_accuracy"] for expert in experts))
-        < NEAR / real.classes
-    ):
-        about = f"the experts on {real.settings.title} are right on {right:.0%} of {len(real.y_val)} validation images, where guessing is on {1 / real.classes:.0%}"
+    ends = [expert.record["rows"][-1]["validation_accuracy"] for expert in experts]
+    if ends and fmean(ends) < NEAR / real.classes:
         log.warning(
-            "%s: images that follow them will hardly teach more; more images, or more `epochs`, help",
-            about,
+            "experts on %s classify %.0f %% of the validation images correctly, chance is %.0f %%: "
+            "images that follow them will hardly teach more; use more images, or more `epochs`",
+            *(real.settings.title, 100 * fmean(ends), 100 / real.classes),
         )
     return experts
 
@@ -120,157 +98,140 @@ def pick_images(
     seed: int = 0,
     **changes: Any,
 ) -> Artefact:
-    """`ipc` training images a class to begin with, or to be trained on as they are, a coreset: `images` (n, c, h, w) and `labels` (n,).
+    """Pick `ipc` training images per class, to start from or to train on as they are (a coreset).
 
-    `representative`, `herding`, `k_center` and `correct` look through the eyes of one of the experts; `real` takes any images, `noise` none.
+    `representative`, `herding`, `k_center` and `correct` use the features of one of the experts;
+    `real` draws at random, `noise` is no images at all. The artefact holds `images` (n, c, h, w)
+    and `labels` (n,).
 
     Raises:
-        InputError: no such method, no experts to look through, or too few images; `changes` are fields of `config.Selection`.
+        InputError: no such method, no experts where it needs them, or too few images.
     """
-    profile, named = scaled(real.settings, ipc)
-    if method not in ("real", "noise", "all"):
-        eyes = (
-            meant(experts[seed % len(experts)], Expert, "experts that train_experts left")
-            if experts
-            else None
-        )
-        if eyes and eyes.data != real.settings:
+    scaled, cell = _profile_for(real.settings, ipc)
+    if method in NEED_EXPERT and "expert" not in changes:
+        if not experts:
             raise InputError(
-                f"the experts saw {eyes.data}, but images of {real.settings} are to be picked: train experts on these"
+                f"'{method}' images are picked by an expert's features, but no experts were given: "
+                "hand over those of train_experts, or use method='real'"
             )
-        changes = {"expert": eyes} | changes
-    return made([studies.selection(profile, profile.cells[named], method, seed, **changes)])[0]
+        expert = _settings(experts[seed % len(experts)], Expert, "experts of train_experts")
+        if expert.data != real.settings:
+            raise InputError(
+                f"the experts saw {expert.data}, but the images to pick from are {real.settings}: "
+                "train experts on these"
+            )
+        changes["expert"] = expert
+    return _make([methods.selection(scaled, scaled.cells[cell], method, seed, **changes)])[0]
 
 
 def distil(
     experts: Sequence[Artefact], start: Artefact, method: str = "AST", seed: int = 0, **changes: Any
 ) -> Artefact:
-    """Images that teach, from `start` along the experts: `images`, `labels`, their `history` at each look, and the learned `lr` and the `curve` in the record.
+    """Distil synthetic images, from the images `start`, along the experts.
 
-    `method` names the switches and tuned numbers: `AST`, `MTT`, `FTD`, `DATM` ...; those that follow no expert (`DC`, `DSA`, `DM`) take none.
-
-    Raises:
-        InputError: no such method, experts that do not fit; `changes` are fields of `config.Distillation`, or of `config.Condensation`.
-    """
-    begun: Selection = meant(start, Selection, "images that pick_images left")
-    profile, named = scaled(begun.data, begun.ipc)
-    followed = (
-        {"experts": recipe_of(experts), "n_experts": len(experts)}
-        if studies.known(profile, method).recipe
-        else {}
-    )
-    return made(
-        [
-            studies.distillation(
-                profile, named, method, seed, start=start.settings, **followed | changes
-            )
-        ]
-    )[0]
-
-
-def evaluate(what: Artefact, network: Network | None = None, **changes: Any) -> pd.DataFrame:
-    """Fresh networks trained on a set from scratch, a row each: test `accuracy` after the last epoch, with the lr chosen on validation and with the set's own.
-
-    A set that the store made is judged there, and its rows are kept; any other, say a friend's file, is judged as it is.
+    `method` names the switches and the tuned numbers: `AST`, `MTT`, `FTD`, `DATM` ... `DC`, `DSA`
+    and `DM` follow no experts. The artefact holds `images`, `labels`, and their `history` at each
+    checkpoint evaluation; the learned `lr` and the `curve` are in its record.
 
     Raises:
-        InputError: `changes` are fields of `config.Evaluation`.
+        InputError: no such method, or experts that do not fit.
     """
-    of: Distilled | Selection = meant(
-        what, Distilled | Selection, "a set that distil or pick_images left"
-    )
-    profile, named = scaled(
-        pipeline.of_data(of), of.start.ipc if isinstance(of, Distilled) else of.ipc
-    )
-    settings = studies.evaluation(profile, named, of, network or pipeline.made_with(of), **changes)
-    store = store_at_hand()
-    if store.has(of) and same(store.load(of), what):
-        return pd.DataFrame(made([settings])[0].record["rows"])
-    return pd.DataFrame(
-        pipeline.judge(
-            settings,
-            what.tensors["images"],
-            trained_on(what, settings.labels == "hard"),
-            what.record["lr"],
-            store,
-        )
-    )
+    images = _settings(start, Selection, "images of pick_images")
+    scaled, cell = _profile_for(images.data, images.ipc)
+    followed = {}
+    if methods.known(scaled, method).recipe:
+        followed = {"experts": _recipe_of(experts), "n_experts": len(experts)}
+    given = {"start": start.settings, **followed, **changes}
+    return _make([methods.distillation(scaled, cell, method, seed, **given)])[0]
 
 
-def save(what: Artefact, file: Path | str) -> None:
-    """An artefact as a file of its own, exact, with all that is needed to use it; byte by byte what the store holds."""
-    write(Path(file), pipeline.settled(what.settings), what.tensors, what.record)
+def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any) -> pd.DataFrame:
+    """Train fresh networks on a set from scratch, and score them on the test images.
+
+    One row per network and protocol: `lr_chosen` has the learning rate selected on the validation
+    set, `lr_a` the set's own. Rows of a set in the store are kept there. Any other set, say a
+    friend's file, is judged as it is, each time anew.
+
+    Raises:
+        InputError: what was given is no set.
+    """
+    of = _settings(synthetic, AnySet, "a set of distil or pick_images")
+    scaled, cell = _profile_for(of.data, of.ipc)
+    settings = methods.evaluation(scaled, cell, of, network or of.network, **changes)
+    store = _store()
+    if store.has(of) and _taught(store.load(of)) == _taught(synthetic):
+        return pd.DataFrame(_make([settings])[0].record["rows"])
+    return pd.DataFrame(judge(settings, SyntheticSet.of(synthetic, settings.labels == "hard")))
+
+
+def save(artefact: Artefact, file: Path | str) -> None:
+    """Write an artefact to a file of its own, exactly, with all that is needed to use it."""
+    write(Path(file), stages.settings_of(artefact.settings), artefact.tensors, artefact.record)
 
 
 def load(file: Path | str) -> Artefact:
-    """What was saved, by this library on any machine.
-
-    Raises:
-        Absent: there is no such file.
-        Damaged: it is none of ours, or a byte of it is not the one that was written.
-    """
+    """Read what `save` wrote, on any machine; raises Absent or Damaged where it is not that."""
     return read(Path(file))
 
 
-def store_at_hand() -> Store:
-    """The one store, and this process as those that fill it."""
+def judge(settings: Evaluation, synthetic: SyntheticSet) -> list[dict]:
+    """Rows of fresh networks on any images, which the store does not keep; shows the time left."""
+    real = run.images(settings.data, _store())
+    searched = settings.search_networks * len(settings.factors) if len(settings.factors) > 1 else 0
+    most = searched + settings.networks * (1 + (1.0 in settings.factors))
+    with closing(Progress("judging the set", plan.seconds(settings))) as progress:
+        share = progress.total / most
+        done = partial(progress.advance, share, "networks train on it")
+        return stages.judge(settings, synthetic, real, done)
+
+
+def _store() -> Store:
+    """The one store; this process computes as those that fill it."""
     engine.settle()
     return Store(store_folder())
 
 
-def made(wanted: Sequence[Settings]) -> list[Artefact]:
-    """Their artefacts, made side by side where they are missing."""
-    store = store_at_hand()
-    pipeline.ensure(wanted, store)
-    return [pipeline.get(settings, store) for settings in wanted]
+def _make(wanted: Sequence[Task]) -> list[Artefact]:
+    """The artefacts of these settings; those that are missing are made side by side."""
+    store = _store()
+    run.ensure(wanted, store)
+    return [run.get(settings, store) for settings in wanted]
 
 
-def meant(what: Artefact, kind: Any, expected: str) -> Any:
-    """The settings of an artefact that was handed over.
-
-    Raises:
-        InputError: of another kind.
-    """
-    found = pipeline.settled(what.settings)
-    if not isinstance(found, kind):
-        raise InputError(f"{pipeline.name(found)} was given, expected {expected}: hand that over")
-    return found
+def _settings(artefact: Artefact, kind: Any, expected: str) -> Any:
+    """The settings of an artefact that was handed over, which should be of that kind."""
+    settings = stages.settings_of(artefact.settings)
+    if not isinstance(settings, kind):
+        raise InputError(f"{settings.title} was given, expected {expected}: hand that over")
+    return settings
 
 
-def scaled(where: Data, ipc: int = 1) -> tuple[Profile, str]:
-    """The profile with one cell, named as the data: its own of the nearest IPC, on these data."""
-    profile = config.profile(PROFILE)
-    nearest = min(profile.cells.values(), key=lambda cell: abs(cell.ipc - ipc))
-    return profile.model_copy(
-        update={"cells": {where.name: nearest.model_copy(update={"data": where, "ipc": ipc})}}
-    ), where.name
+def _profile_for(data: Data, ipc: int = 1) -> tuple[Profile, str]:
+    """The profile with one cell, named after the data: its own of the nearest IPC, on these."""
+    usual = profile(PROFILE)
+    nearest = min(usual.cells.values(), key=lambda cell: abs(cell.ipc - ipc))
+    cell = nearest.model_copy(update={"data": data, "ipc": ipc})
+    return usual.model_copy(update={"cells": {data.name: cell}}), data.name
 
 
-def images_in(where: Data) -> int:
-    """How many train."""
-    known = data.about(where)
+def _n_train(data: Data) -> int:
+    """The number of training images."""
+    known = datasets.about(data)
     return known.per_class * len(known.class_names)
 
 
-def recipe_of(experts: Sequence[Artefact]) -> dict[str, Any]:
-    """What the experts have in common, as that of seed 0.
-
-    Raises:
-        InputError: there are none, or they are not the first few of one recipe.
-    """
-    found = [expert.settings for expert in experts]
-    if not found or any(fields != found[0] | {"seed": seed} for seed, fields in enumerate(found)):
+def _recipe_of(experts: Sequence[Artefact]) -> dict[str, Any]:
+    """The settings of the first expert; the others may differ from it in their seeds alone."""
+    each = [expert.settings for expert in experts]
+    if not each or any(fields != each[0] | {"seed": seed} for seed, fields in enumerate(each)):
         raise InputError(
-            f"{len(found)} experts of seeds {[fields.get('seed') for fields in found]}: expected what one call of train_experts left, all of it, in order"
+            f"{len(each)} experts of seeds {[fields.get('seed') for fields in each]}: expected all "
+            "that one call of train_experts returned, in order; hand that over"
         )
-    return found[0]
+    return each[0]
 
 
-def same(one: Artefact, other: Artefact) -> bool:
-    """Whether two sets teach the same."""
-    parts = ("images", "labels", "soft")
-    return one.record["lr"] == other.record["lr"] and all(
-        (name in one.tensors) == (name in other.tensors)
-        and (name not in one.tensors or torch.equal(one.tensors[name], other.tensors[name]))
-        for name in parts
-    )
+def _taught(synthetic: Artefact) -> str:
+    """A digest of what networks train on: the images, their labels and the lr."""
+    parts = {k: t for k, t in synthetic.tensors.items() if k in ("images", "labels", "soft")}
+    return digest(parts, repr(synthetic.record["lr"]))

@@ -1,61 +1,59 @@
-"""The commands for sets and experts that come and go: `evaluate` one, ours or a stranger's; `export` ours, for other code or for people."""
+"""Sets and experts that come and go: judging a file, ours or a stranger's, and exporting ours.
+
+n images (n, c, h, w) in the network's space, K classes. As pixels an image is x = space.leave(z).
+A PNG clips x to [0, 1] and rounds it to one of 256 levels; only the .safetensors file is exact.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from ddlib import album
-from ddlib.data import datasets as data
-from ddlib.data import mtt_format as exchange
-from ddlib.method.evaluate import trained_on
-from ddlib.paper import figures as plots
-from ddlib.paper import tables
-from ddlib.paper.paper import Paper, store_folder
+from ddlib.api import judge
+from ddlib.base import InputError, validated
+from ddlib.data import datasets, mtt_format
+from ddlib.data.space import Space
+from ddlib.files import Damaged, write_whole
+from ddlib.method.evaluate import SyntheticSet
+from ddlib.paper import figures, style, tables
+from ddlib.paper.paper import store_folder
 from ddlib.paper.results import Results
-from ddlib.runs import stages as pipeline
-from ddlib.runs import studies
-from ddlib.runs.store import Artefact, Damaged, Store, peek, read, write_whole
-from ddlib.settings import (
-    Condensation,
-    Data,
-    Distillation,
-    Distilled,
-    Evaluation,
-    InputError,
-    Network,
-    Selection,
-    validated,
-)
+from ddlib.runs import engine, methods, run
+from ddlib.runs.profile import profile
+from ddlib.runs.stages import settings_of
+from ddlib.runs.store import Artefact, Store, peek, read
+from ddlib.settings import AnySet, Data, Distilled, Evaluation, Network, Selection
 
-WHITENING: dict[str, dict[str, Any]] = {  # --whitening, as fields of Data
+# What --whitening says, as fields of Data.
+WHITENING: dict[str, dict[str, Any]] = {
     "none": {},
     "zca": {"zca": True},
     "mtt": {"space": "mtt"},
     "mtt-zca": {"zca": True, "space": "mtt"},
 }
-ASKED = {
-    "data": f"--data NAME, what its images were distilled from ({', '.join(data.SETS)})",
-    "whitening": "--whitening WORD, the space that they are in: none (our normalised pixels), zca (ours whitened), mtt or mtt-zca (these two as MTT's code has them)",
-    "lr": "--lr NUMBER, to train with, the one that was learned with them (no lr_*.pt lies beside them)",
+NEEDED = {
+    "data": f"--data NAME, what the images were distilled from ({', '.join(datasets.SETS)})",
+    "whitening": "--whitening WORD, their space: none (our normalised pixels), zca (ours whitened),"
+    " mtt or mtt-zca (those of MTT's code)",
+    "lr": "--lr NUMBER, the learning rate to train with (there is no lr_*.pt beside the images)",
 }
-ALBUMS = ("png", "datasets")  # forms of a set as pixels
-DEPTHS = {
-    32: 3,
-    64: 4,
-    128: 5,
-}  # of the convnet that the field takes, by the side of the images up to which
+DEPTHS = {32: 3, 64: 4}  # pixels per side up to which a ConvNet of that depth is usual; above: 5
+PROTOCOL = (
+    "Test accuracy in percent of fresh networks trained on these images alone, after the last "
+    "epoch, the learning rate selected on the validation set: mean ± std (number of networks)."
+)
 
 
-@dataclass(frozen=True)
-class Words:
-    """What the command line says about a stranger's set, where the file does not."""
+class About(NamedTuple):
+    """What the command line says about a stranger's images, for their file does not."""
 
     data: str | None = None
     lr: float | None = None
@@ -65,248 +63,312 @@ class Words:
     depth: int | None = None
 
 
-def evaluate_file(file: Path, networks: int, epochs: int, said: Words) -> None:
-    """Fresh networks on a set: one of ours says itself what it was made of, of a stranger's .pt the command line says it.
+def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
+    """Train fresh networks on a set and print what they score.
 
     Raises:
-        InputError: the file is not sound, or does not fit what is said; something is not said, or said twice.
+        InputError: the file is not sound, or what is said about it is missing, doubled or wrong.
     """
-    judge = _ours if file.suffix == ".safetensors" else _theirs
-    settings, x, y, lr = judge(file, said)
-    settings = validated(
-        Evaluation,
-        dict(settings) | {"networks": networks, "epochs": epochs},
-        "--networks and --epochs",
-    )
-    store = Store(store_folder())
-    if said.data:
-        classes = pipeline.images(pipeline.of_data(settings.of), store).classes
+    read_any = _read_ours if file.suffix == ".safetensors" else _read_foreign
+    of, network, synthetic = read_any(file, about)
+    fields = {"of": of, "network": network, "networks": networks, "epochs": epochs}
+    settings = validated(Evaluation, fields, "--networks and --epochs")
+    y = synthetic.labels
+    if about.data:
+        classes = datasets.load(of.data, store_folder()).classes
         counts = (y.argmax(1) if y.dim() == 2 else y).bincount(minlength=classes)
         print(
-            f"{len(y)} images of {classes} classes of {said.data} ({int(counts.min())} to {int(counts.max())} a class), whitening {said.whitening}, lr {lr:g}"
+            f"{len(y)} images of {classes} classes of {about.data} ({int(counts.min())} to "
+            f"{int(counts.max())} per class), whitening {about.whitening}, lr {synthetic.lr:g}"
         )
-    rows = pipeline.judge(settings, x, y, lr, store)
-    scored = pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])
+    rows = judge(settings, synthetic)
+    scores = pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])
     print(
-        f"{tables.spread(scored)}: test accuracy in percent of networks trained for {epochs} epochs on the {len(y)} images alone, mean ± std (networks)"
+        f"{tables.spread(scores)}: test accuracy in percent of networks trained for {epochs} "
+        f"epochs on the {len(y)} images alone, mean ± std (networks)"
     )
 
 
-def _judged(where: Data, network: Network) -> Evaluation:
-    return Evaluation(of=Selection(data=where, method="all"), network=network)
+def _read_ours(file: Path, about: About) -> tuple[AnySet, Network, SyntheticSet]:
+    if extra := [f"--{name}" for name, value in about._asdict().items() if value is not None]:
+        raise InputError(f"{file} says itself what {' and '.join(extra)} would say: leave it out")
+    artefact, made = _read_set(file)
+    return made, made.network or Network(width=32), SyntheticSet.of(artefact)
 
 
-def _ours(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tensor, float]:
-    if extra := [f"--{name}" for name, value in vars(said).items() if value is not None]:
+def _read_set(file: Path) -> tuple[Artefact, Any]:
+    """A set, and the settings that it was made under."""
+    artefact = read(file)
+    if "images" not in artefact.tensors:
         raise InputError(
-            f"{file} says itself what {' and '.join(extra)} would say: leave {'it' if len(extra) == 1 else 'them'} out"
+            f"{file} holds {', '.join(artefact.tensors) or 'no tensors'}, expected a set with "
+            "images, labels and lr: name a file of results/*/sets, or one that you saved"
         )
-    held = read(file)
-    return (
-        _judged(*_made_of(held.settings)),
-        held.tensors["images"],
-        trained_on(held),
-        held.record["lr"],
-    )
+    return artefact, settings_of(artefact.settings)
 
 
-def _made_of(settings: dict) -> tuple[Data, Network]:
-    """The data of one of our sets, and the network it was made with."""
-    made: Any = pipeline.settled(settings)
-    return pipeline.of_data(made), pipeline.made_with(made) or Network(width=32)
-
-
-def _theirs(file: Path, said: Words) -> tuple[Evaluation, torch.Tensor, torch.Tensor, float]:
-    lacking = [ASKED[name] for name in ("data", "whitening") if getattr(said, name) is None]
-    if said.lr is None and not exchange.has_lr(file):
-        lacking.append(ASKED["lr"])
-    if said.data == "folder":
+def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticSet]:
+    if about.data == "folder":
         raise InputError(
-            f"{file} cannot say which folder its images were made of: judge the .safetensors that it was exported from, which can"
+            f"{file} cannot say which folder its images were made of: evaluate the .safetensors "
+            "file that it was exported from"
         )
+    lacking = [NEEDED[name] for name in ("data", "whitening") if getattr(about, name) is None]
+    if about.lr is None and not mtt_format.has_lr(file):
+        lacking.append(NEEDED["lr"])
     if lacking:
-        raise InputError(
-            f"{file} does not say all that is needed to judge it: add " + "; ".join(lacking)
-        )
-    where = validated(
-        Data, {"name": said.data, **WHITENING[said.whitening]}, "--data and --whitening"
-    )
-    known = data.about(where)
-    classes = len(known.class_names)
-    found = exchange.read_set(file, said.labels, known.shape, classes, classes * known.per_class)
-    lr = found.lr if said.lr is None else exchange.positive(said.lr, "--lr")
-    depth = (
-        said.depth
-        if said.depth is not None
-        else next((depth for side, depth in DEPTHS.items() if known.shape[1] <= side), 5)
-    )
-    network = validated(
-        Network,
-        {"width": 128 if said.width is None else said.width, "depth": depth},
-        "the network of --width and --depth",
-    )
-    return _judged(where, network), found.images, found.labels, lr
+        raise InputError(f"{file} does not say how to judge it: add " + "; ".join(lacking))
+    fields = {"name": about.data, **WHITENING[about.whitening]}
+    data = validated(Data, fields, "--data and --whitening")
+    known = datasets.about(data)
+    classes, side = len(known.class_names), known.shape[1]
+    most = classes * known.per_class  # as many as train a network in full
+    stored = mtt_format.read_set(file, about.labels, known.shape, classes, most)
+    lr = stored.lr if about.lr is None else mtt_format.positive(about.lr, "--lr")
+    depth = next((depth for largest, depth in DEPTHS.items() if side <= largest), 5)
+    size = {
+        "width": 128 if about.width is None else about.width,
+        "depth": depth if about.depth is None else about.depth,
+    }
+    network = validated(Network, size, "the network of --width and --depth")
+    # No settings of ours made these images; those of as many random ones stand for them.
+    of = Selection(data=data, method="noise", ipc=-(-len(stored.images) // classes))
+    return of, network, SyntheticSet(stored.images, stored.labels, lr)
 
 
-def export_set(file: Path, folder: Path, form: str = "mtt") -> None:
-    """One of our sets as `exchange.write_set` writes it, its images in the space that they are in; and the command that judges them, or what to know before they are.
+def export_set(file: Path | str, folder: Path, form: str = "mtt") -> None:
+    """Write one of our sets in another form, and print what was written.
 
-    As `png` or `datasets`, which are for looking and for plain pipelines, as `album` writes it, its images as pixels.
+    Forms: `mtt` and `ddranking` (.pt files in the set's own space), `png` and `datasets` (pixels).
+
+    Raises:
+        InputError: the file holds no set, or the folder holds another one.
     """
-    held = read(file)
-    if "images" not in held.tensors:
-        raise InputError(
-            f"{file} holds {', '.join(held.tensors) or 'no tensors'}, expected a set: images, labels and lr; name one of results/*/sets"
-        )
-    where, network = _made_of(held.settings)
-    if form in ALBUMS:
-        print(_export_album(file, held, where, folder, form))
+    file = Path(file)
+    artefact, made = _read_set(file)
+    if form in ("png", "datasets"):
+        _export_pixels(file, artefact, folder, form)
         return
-    whitening = next(
-        word
-        for word, fields in WHITENING.items()
-        if fields.get("zca", False) == where.zca and fields.get("space") == where.space
-    )
-    files = exchange.write_set(
-        folder,
-        held.tensors["images"],
-        held.tensors["soft" if "soft" in held.tensors else "labels"],
-        held.record["lr"],
-        form,
-    )
+    data, network = made.data, made.network or Network(width=32)
+    space = {"zca": data.zca, "space": data.space}
+    whitening = next(w for w, f in WHITENING.items() if {"zca": False, "space": None} | f == space)
+    labels = artefact.tensors["soft" if "soft" in artefact.tensors else "labels"]
+    images, lr = artefact.tensors["images"], artefact.record["lr"]
+    files = mtt_format.write_set(folder, images, labels, lr, form)
     print(", ".join(map(str, files)))
     if form == "ddranking":
-        same = (
-            "as these are"
-            if whitening == "mtt"
-            else f"and these are in another space, '{whitening}': their score there would mean nothing"
-        )
-        print(
-            f"DD-Ranking shows networks its real images by the fixed means and deviations of MTT's code (`data: {{space: mtt}}`), {same}."
-        )
-        return
-    if where.name in data.SETS and where.seed == 0:
-        said = f"--data {where.name} --whitening {whitening} --width {network.width} --depth {network.depth}"
-        print(f"Judge them anywhere with\n  python -m ddlib evaluate {files[0]} {said}")
+        print("DD-Ranking normalises real images as MTT's code does (`data: {space: mtt}`).")
+        if whitening != "mtt":
+            print(f"These are in another space, '{whitening}': their score would mean nothing.")
+    elif data.name in datasets.SETS and data.seed == 0:
+        size = f"--width {network.width} --depth {network.depth}"
+        how = f"--data {data.name} --whitening {whitening} {size}"
+        print(f"Judge them anywhere with\n  python -m ddlib evaluate {files[0]} {how}")
 
 
-def _export_album(file: Path, held: Artefact, where: Data, folder: Path, form: str) -> str:
-    """What was written, and how far it is from the set."""
-    names, loss = class_names(where, held), album.Loss.of(held)
-    if form == "datasets":
-        card = album.card(held, names, _about(file, held, where))
-        written = f"{album.write_datasets(folder, held, names, card)}"
-    else:
-        written = (
-            f"{album.write_pngs(folder, held, names)}, and {_sheet(folder, held, names)} to look at"
-        )
-    away = f"the mean pixel is {loss.levels(loss.mean)} of 255 levels away and the farthest {loss.levels(loss.largest)}"
+def dataset(artefact: Artefact, pixels: bool = False, hard: bool = False) -> TensorDataset:
+    """A set as a Dataset of PyTorch: images as networks see them, or as `pixels` in [0, 1].
+
+    A label is K probabilities where labels are soft; else, or if `hard`, a class.
+    """
+    synthetic = SyntheticSet.of(artefact, hard)
+    images = _pixels(artefact).clamp(0, 1) if pixels else synthetic.images
+    return TensorDataset(images, synthetic.labels)
+
+
+def _pixels(artefact: Artefact) -> Tensor:
+    """A set's images as pixels, not clipped."""
+    space = {k[6:]: t for k, t in artefact.tensors.items() if k.startswith("space.")}
+    return Space.from_tensors(space).leave(artefact.tensors["images"])
+
+
+def _levels(artefact: Artefact) -> Tensor:
+    """A set's images as PNGs keep them, uint8."""
+    return (_pixels(artefact).clamp(0, 1) * 255).round().byte()
+
+
+def _loss(artefact: Artefact) -> str:
+    """Sentences on how far PNGs are from the set's own pixels."""
+    x = _pixels(artefact)
+    clipped = ((x < 0) | (x > 1)).float().mean()
+    away = 255 * (_levels(artefact) / 255 - x).abs()
+    mean, most = (f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in (away.mean(), away.max()))
     return (
-        f"{len(held.tensors['images'])} PNGs and {written}\n"
-        f"They do to look at. Levels of a PNG end at black and white, those of a set need not: {loss.clipped:.1%} of the numbers are clipped, {away}. "
-        f"Only {file} is exact."
+        f"PNGs are for viewing only: values outside 0 to 255 are clipped ({clipped:.1%} of them), "
+        f"and all are rounded. The mean pixel is {mean} of 255 levels away from the set's own, the "
+        f"farthest {most}. The .safetensors file is exact, and is what accuracies are of."
     )
 
 
-def _sheet(folder: Path, held: Artefact, names: tuple[str, ...]) -> Path:
-    """The first images of each class, large, below what they began as."""
-    content = io.BytesIO()
-    with plots.style():
-        plots.before_after(held, names).savefig(
-            content, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
+def _export_pixels(file: Path, artefact: Artefact, folder: Path, form: str) -> None:
+    """Write PNGs by class with labels.csv and a sheet, or a folder for Hugging Face's `datasets`.
+
+    `load_dataset("imagefolder", data_dir=...)` reads train/metadata.jsonl beside the images.
+    """
+    names = _class_names(artefact)
+    rows = _image_rows(artefact, names)
+    if form == "png":
+        _write_pngs(folder, artefact, rows.file)
+        if "soft" in rows:
+            soft = pd.DataFrame(rows.soft.tolist()).add_prefix("soft_")
+            rows = rows.drop(columns="soft").join(soft)
+        csv = rows.to_csv(index=False, lineterminator="\n").encode()
+        write_whole(folder / "labels.csv", csv)
+        sheet = io.BytesIO()
+        look = {"format": "png", "dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
+        with style.style():
+            figures.before_after(artefact, names).savefig(sheet, **look)
+        write_whole(folder / "sheet.png", sheet.getvalue())
+        files = f"{folder / 'labels.csv'}, and a sheet of them, {folder / 'sheet.png'}"
+    else:
+        card = _card(file, artefact, names)
+        _write_pngs(folder / "train", artefact, rows.file)
+        records = rows.rename(columns={"file": "file_name"}).to_dict("records")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records)
+        write_whole(folder / "train" / "metadata.jsonl", lines.encode())
+        write_whole(folder / "README.md", card.encode())
+        files = f"{folder / 'README.md'}"
+    print(f"{len(rows)} PNGs and {files}\n{_loss(artefact)}")
+
+
+def _image_rows(artefact: Artefact, class_names: tuple[str, ...]) -> pd.DataFrame:
+    """One row per image: file, class, label, and its K probabilities where labels are soft.
+
+    The order of the folders is that of the classes.
+    """
+    y, width = artefact.tensors["labels"].tolist(), len(str(len(class_names) - 1))
+    plain = ["".join(c if c.isalnum() or c in "-_" else "_" for c in name) for name in class_names]
+    files = [f"{k:0{width}}_{plain[k]}/{y[:i].count(k):04}.png" for i, k in enumerate(y)]
+    rows = pd.DataFrame({"file": files, "class": [class_names[k] for k in y], "label": y})
+    labels = SyntheticSet.of(artefact).labels
+    return rows.assign(soft=labels.tolist()) if labels.dim() == 2 else rows
+
+
+def _write_pngs(folder: Path, artefact: Artefact, files: pd.Series) -> None:
+    """Write each image as a PNG, into a folder that holds no others.
+
+    Raises:
+        InputError: neither one channel nor three; there are PNGs of another set.
+    """
+    channels = artefact.tensors["images"].shape[1]
+    if channels not in (1, 3):
+        raise InputError(
+            f"images of {channels} channels cannot be PNGs: expected 1 or 3; export the set in "
+            "another form"
         )
-    write_whole(folder / "sheet.png", content.getvalue())
-    return folder / "sheet.png"
+    pngs: dict[Path, bytes] = {}
+    for file, image in zip(files, _levels(artefact).permute(0, 2, 3, 1).numpy(), strict=True):
+        content = io.BytesIO()
+        Image.fromarray(image[..., 0] if channels == 1 else image).save(content, "PNG")
+        pngs[folder / file] = content.getvalue()
+    # A reader of the folder would take two sets for one.
+    there = sorted(file for depth in ("*/*.png", "*/*/*.png") for file in folder.glob(depth))
+    if others := [file for file in there if pngs.get(file) != file.read_bytes()]:
+        raise InputError(
+            f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected "
+            "an empty folder, or this set's; write to another"
+        )
+    for file, png in pngs.items():
+        write_whole(file, png)
 
 
-def class_names(where: Data, held: Artefact) -> tuple[str, ...]:
-    """The classes of a set, by name; by number, where the images that it was made of are not there to tell."""
+def _class_names(artefact: Artefact) -> tuple[str, ...]:
+    """The classes of a set by name; by number where the images it was made of are not there."""
     try:
-        known = data.about(where)
+        known = datasets.about(settings_of(artefact.settings).data)
         return known.words(store_folder()) if known.words else known.class_names
     except (InputError, OSError):
-        soft = held.tensors.get("soft")
-        return tuple(
-            map(
-                str, range(int(held.tensors["labels"].max()) + 1 if soft is None else soft.shape[1])
-            )
-        )
+        tensors = artefact.tensors
+        hard = int(tensors["labels"].max()) + 1
+        return tuple(map(str, range(tensors["soft"].shape[1] if "soft" in tensors else hard)))
 
 
-def _about(file: Path, held: Artefact, where: Data) -> album.About:
-    """What the card of a set says beside it."""
-    made: Any = pipeline.settled(held.settings)
-    rows = rows_at_hand(file, held)
-    known = data.SETS.get(where.name)
-    ipc = (
-        f"{len(held.tensors['labels'])} images"
-        if held.settings.get("method") == "all"
-        else f"{(made.start if isinstance(made, Distilled) else made).ipc} a class"
-    )
-    return album.About(
-        f"{where.title}, {'distilled' if isinstance(made, Distilled) else 'a coreset'}, {ipc}",
-        "synthetic" if isinstance(made, Distilled) or made.method == "noise" else "real",
-        _how(made),
-        known.source if known else "a folder of images of its maker's own",
-        known.licence if known else "unknown",
-        None
-        if rows.empty
-        else rows.groupby("architecture")
-        .accuracy.apply(tables.spread)
-        .rename("test accuracy")
-        .reset_index(),
-    )
+def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
+    """The dataset card: YAML for machines (its title is JSON, which YAML reads), then text."""
+    made = settings_of(artefact.settings)
+    known = datasets.SETS.get(made.data.name)
+    licence = known.licence if known else "unknown"
+    n, *shape = artefact.tensors["images"].shape
+    kind = "distilled" if isinstance(made, Distilled) else "a coreset"
+    title = f"{made.data.title}, {kind}, {n} images"
+    rows = _rows_at_hand(file, artefact)
+    accuracy = "No evaluation was at hand when this was written."
+    if not rows.empty:
+        scores = rows.groupby("architecture").accuracy.apply(tables.spread)
+        table = scores.rename("test accuracy").reset_index().to_markdown(index=False)
+        accuracy = f"{PROTOCOL}\n\n{table}"
+    settings = json.dumps(_portable(artefact.settings), indent=1, ensure_ascii=False)
+    return f"""---
+pretty_name: {json.dumps(title)}
+license: {licence}
+task_categories: [image-classification]
+size_categories: [{"n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K"}]
+tags: [dataset-distillation, synthetic]
+---
+
+# {title}
+
+{n} images ({" x ".join(map(str, shape))}) of {len(class_names)} classes that stand for a whole
+training set. Each has its class{", and soft labels" if "soft" in artefact.tensors else ""}. Load
+them with `datasets.load_dataset("imagefolder", data_dir="path/of/this/folder", split="train")`, and
+train with the learning rate {artefact.record["lr"]:.6g}.
+
+Source: {known.source if known else "a folder of images of its maker's own"}. The images are derived
+from it, so its licence applies to them (`{licence}`).
+
+{accuracy}
+
+{_loss(artefact)}
+
+How they were made ({made.title}), as settings of ddlib:
+
+```json
+{settings}
+```
+"""
 
 
-def _how(made: Distilled | Selection) -> str:
-    """A sentence on how a set was made, without its full stop."""
-    if isinstance(made, Distillation):
-        trained = (
-            f"{made.n_experts} networks ({made.network.architecture}) trained on the real images"
-        )
-        return f"Trajectory matching: {made.iterations} outer iterations, in each {made.inner_steps} steps on these images were to lead where one of {trained} went"
-    if isinstance(made, Condensation):
-        return f"Condensation by {made.method.upper()}: {made.iterations} outer iterations, each on a new network ({made.network.architecture})"
-    return f"Images of the training set, picked by '{made.method}'"
+def _portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without their maker's folders: only the last part of each path."""
+    places = {name: Path(settings[name]).name for name in ("path", "buffer") if settings.get(name)}
+    inner = {k: _portable(v) if isinstance(v, dict) else v for k, v in settings.items()}
+    return inner | places
 
 
-def rows_at_hand(file: Path, held: Artefact) -> pd.DataFrame:
-    """Networks that were judged on a set, the lr chosen on validation: by the rows beside it, where it is one of a paper's, else by those that the store holds."""
-    found, beside = [], Results(file.absolute().parent.parent)
-    if beside.has_rows("main"):
-        rows = beside.rows("main")
-        found += [
-            some
-            for place, some in rows.groupby(["cell", "method", "distil_seed"])
-            if beside.set_file(*place).absolute() == file.absolute()
-        ]
-    for judged in (
-        [] if found else sorted((store_folder() / Evaluation.stage).glob("*.safetensors"))
-    ):
+def _rows_at_hand(file: Path, artefact: Artefact) -> pd.DataFrame:
+    """Rows of networks on a set, from the results that it belongs to, else from the store."""
+    results, found = Results(file.absolute().parent.parent), []
+    if results.has_rows("main"):
+        for place, rows in results.rows("main").groupby(["cell", "method", "distil_seed"]):
+            if results.set_file(*place).absolute() == file.absolute():
+                found.append(rows)
+    stored = sorted((store_folder() / Evaluation.stage).glob("*.safetensors"))
+    for judged in [] if found else stored:
         with suppress(Damaged):
             about = peek(judged)
-            if about["settings"].get("of") == held.settings and about["settings"].get("test"):
+            if about["settings"].get("of") == artefact.settings and about["settings"].get("test"):
                 found.append(pd.DataFrame(about["record"]["rows"]))
-    rows = pd.concat(found) if found else pd.DataFrame({"protocol": []})
+    rows = pd.concat([pd.DataFrame({"protocol": []}), *found])
     return rows[rows.protocol == "lr_chosen"]
 
 
-def export_experts(profile: str, recipe: str, folder: Path, cell: str | None = None) -> None:
-    """The experts of a recipe as replay_buffer_<n>.pt, ten a file; those that are missing are trained. Of a profile's first cell, if none is named.
+def export_experts(name: str, recipe: str, folder: Path, cell_name: str | None = None) -> None:
+    """Write the experts of a profile's recipe as replay_buffer_<n>.pt; train those missing.
 
     Raises:
         InputError: no such profile, recipe or cell.
     """
-    held = Paper(profile)
-    if cell is not None and cell not in held.profile.cells:
+    engine.settle()
+    chosen, store = profile(name), Store(store_folder())
+    cell_name = cell_name or chosen.main_cell
+    if cell_name not in chosen.cells:
         raise InputError(
-            f"no cell '{cell}' in profile {held.name}: expected one of {', '.join(held.profile.cells)}"
+            f"no cell '{cell_name}' in profile {name}: expected one of {', '.join(chosen.cells)}; "
+            "correct the name"
         )
-    where = held.profile.cells[cell or next(iter(held.profile.cells))]
-    wanted = [
-        studies.recipe(held.profile, where, recipe, seed) for seed in range(held.profile.n_experts)
-    ]
-    pipeline.ensure(wanted, held.store)
-    paths = (held.store.load(settings).tensors["path"] for settings in wanted)
-    files = exchange.write_buffer(folder, paths, pipeline.shapes(wanted[0]))
-    print(f"{len(wanted)} experts '{recipe}' of {where.data.title} in {', '.join(map(str, files))}")
+    cell = chosen.cells[cell_name]
+    wanted = [methods.recipe(chosen, cell, recipe, seed) for seed in range(chosen.n_experts)]
+    run.ensure(wanted, store)
+    paths = (store.load(settings).tensors["path"] for settings in wanted)
+    files = mtt_format.write_buffer(folder, paths, run.shapes(wanted[0]))
+    print(f"{len(wanted)} experts '{recipe}' of {cell.data.title} in {', '.join(map(str, files))}")

@@ -1,10 +1,14 @@
-"""Fault -> message, through the command line: each fault is really there, each message says what was found, what was expected and what to do, and no work is begun.
+"""The command line: what each fault is answered with, what `show` prints, and quick help.
 
-Faults inside one stage's settings have a table of their own in test_config.py.
+Each message says what was found, what was expected and what to do, and no work is begun. Faults
+inside one stage's settings have a table of their own in test_settings.py.
 """
 
 import copy
+import errno
 import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +17,13 @@ import pytest
 import torch
 import yaml
 
-from ddlib.__main__ import main
-from ddlib.paper import build as press
+from ddlib import interop
+from ddlib.__main__ import COMMANDS, main
+from ddlib.base import FORMAT
+from ddlib.files import Full
+from ddlib.runs.profile import PROFILES
 from ddlib.runs.store import write
-from ddlib.settings import FORMAT, PROFILES, Data, Selection
+from ddlib.settings import Data, Selection
 
 SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
 CELL = "cells/digits-ipc1"
@@ -29,11 +36,11 @@ class Place:
     folder: Path
     patch: pytest.MonkeyPatch
 
-    def profile(self, **changes):
-        """The path of a copy of the smoke profile with the values at some places, `cells/digits-ipc1/ipc`, replaced; None removes one."""
+    def profile(self, changes):
+        """A copy of the smoke profile with the values at some places changed; None removes one."""
         fields = copy.deepcopy(SMOKE)
-        for way, value in changes.items():
-            *path, last = way.split("/")
+        for place, value in changes.items():
+            *path, last = place.split("/")
             inner = fields
             for name in path:
                 inner = inner[name]
@@ -46,59 +53,40 @@ class Place:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
         return str(file)
 
-    def env(self, **values):
-        for name, value in values.items():
-            self.patch.setenv(name, value)
-
-
-def profile(**changes):
-    """A fault in a profile: the command that meets it."""
-    return lambda place: ["run", "main", "--profile", place.profile(**changes)]
-
-
-def of_data(name, **more):
-    """A profile on data that is not there."""
-    return lambda place: [
-        "run",
-        "experts",
-        "--profile",
-        place.profile(
-            **{
-                f"{CELL}/data": {"name": name} | more,
-                "cells/digits-ipc3/data": {"name": name} | more,
-            }
-        ),
-    ]
-
 
 def given(*arguments, **environment):
     """A fault on the command line or in the environment."""
 
     def make(place):
-        place.env(**environment)
+        for name, value in environment.items():
+            place.patch.setenv(name, value)
         return list(arguments)
 
     return make
 
 
+def profile(changes, *command):
+    """A fault in a profile, met by `show`, or by a command that is given."""
+    command = command or ("show", "{}", "AST")
+    return lambda place: [word.format(place.profile(changes)) for word in command]
+
+
+def of_data(name, **more):
+    """A profile on data that is not there."""
+    data = {f"cells/{cell}/data": {"name": name} | more for cell in SMOKE["cells"]}
+    return profile(data, "export", "experts", "--to", "there", "--profile", "{}")
+
+
 def holding(name, content, *arguments):
-    """A fault in a file; the arguments may name it as `{file}`."""
-
-    def make(place):
-        file = place.file(name, content)
-        return [argument.format(file=file) for argument in arguments]
-
-    return make
+    """A fault in a file; the arguments may name it as `{}`."""
+    return lambda place: [word.format(place.file(name, content)) for word in arguments]
 
 
 def own_set(place):
     file = place.folder / "mine.safetensors"
-    write(
-        file,
-        Selection(data=Data(name="digits"), method="real"),
-        {"images": torch.ones(10, 1, 16, 16), "labels": torch.arange(10)},
-        {"lr": 0.1},
-    )
+    settings = Selection(data=Data(name="digits"), method="real")
+    tensors = {"images": torch.ones(10, 1, 16, 16), "labels": torch.arange(10)}
+    write(file, settings, tensors, {"lr": 0.1})
     return file
 
 
@@ -111,10 +99,12 @@ def damaged_set(place):
 
 def no_ray(place):
     place.patch.setitem(sys.modules, "ray", None)
-    place.env(ENGINE="ray")
-    return ["run", "experts", "--profile", "smoke"]
+    place.patch.setenv("ENGINE", "ray")
+    return list(EXPERTS)
 
 
+EXPERTS = ("export", "experts", "--to", "there", "--profile", "smoke")
+RUN = ("run", "main", "--profile", "{}")
 FAULTS = {  # fault: the command that meets it; what was found, what was expected, what to do
     "unknown profile": (
         given("figures", "labtop"),
@@ -123,116 +113,116 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "correct the name, or write that file",
     ),
     "no such file": (
-        given("paper", "none.yaml"),
+        given("show", "none.yaml", "AST"),
         "none.yaml'",
         "the path of a YAML file",
         "correct the name, or write that file",
     ),
     "no YAML": (
-        holding("mine.yaml", "title: [unclosed", "figures", "{file}"),
+        holding("mine.yaml", "title: [unclosed", "show", "{}", "AST"),
         "profile mine is no YAML",
         "expected `name: value` lines as in",
         "correct ",
     ),
     "no text": (
-        holding("mine.yaml", b"\x89PNG\xff\xfe", "figures", "{file}"),
+        holding("mine.yaml", b"\x89PNG\xff\xfe", "show", "{}", "AST"),
         "profile mine is no YAML",
         "expected `name: value` lines as in",
         "correct ",
     ),
     "no mapping": (
-        holding("mine.yaml", "- a list", "plan", "{file}"),
+        holding("mine.yaml", "- a list", "show", "{}", "AST"),
         "found ['a list']",
         "valid dictionary",
         "correct this line",
     ),
     "extends itself": (
-        holding("mine.yaml", "extends: mine", "plan", "{file}"),
+        holding("mine.yaml", "extends: mine", "show", "{}", "AST"),
         "extends 'mine', which extends it",
         "profile beside it or of the library",
         "name a",
     ),
     "extends nothing": (
-        holding("mine.yaml", "extends: my", "plan", "{file}"),
+        holding("mine.yaml", "extends: my", "show", "{}", "AST"),
         "extends 'my', which is not there",
         "profile beside it or of the library",
         "name a",
     ),
     "unknown key": (
-        profile(seed=3),
+        profile({"seed": 3}),
         "seed: unknown key",
         "expected one of ablation, ceiling, cells",
         "check its spelling, or remove it",
     ),
     "unknown key in a cell": (
-        profile(**{f"{CELL}/ipcs": 3}),
+        profile({f"{CELL}/ipcs": 3}),
         "cells.digits-ipc1.ipcs: unknown key",
         "expected one of coreset_lr, data, ",
         "check its spelling",
     ),
     "unknown key of a stage": (
-        profile(**{"evaluation/epoch": 3}),
-        "epoch: unknown key",
+        profile({"evaluation/epoch": 3}),
+        "unknown key 'epoch'",
         "expected one of batch, epochs, factors",
-        "or remove it",
+        "correct this line",
     ),
-    "missing key": (profile(seeds=None), "profile", "seeds: Field required", "correct this line"),
+    "missing key": (profile({"seeds": None}), "profile", "seeds: Field required", "correct this"),
     "wrong type": (
-        profile(n_experts="two"),
+        profile({"n_experts": "two"}),
         "found 'two'",
         "n_experts: Input should be a valid integer",
         "correct this line",
     ),
     "several faults": (
-        profile(n_experts=0, seeds=1.5),
+        profile({"n_experts": 0, "seeds": 1.5}),
         "found 0",
         "greater than or equal to 1",
         "correct these lines",
     ),
     "N below M": (
-        profile(**{f"{CELL}/student/inner_steps": 1}),
+        profile({f"{CELL}/student/inner_steps": 1}),
         "N = 1 is below matched_epochs M = 2",
         "needs a step of its own",
         "raise N or lower M",
     ),
     "T_max too high": (
-        profile(**{f"{CELL}/student/start_epochs": 4}),
+        profile({f"{CELL}/student/start_epochs": 4}),
         "T_max = 4 with matched_epochs M = 2 reaches",
         "the experts have 4",
         "lower T_max or M",
     ),
     "checks above iterations": (
-        profile(**{f"{CELL}/student/checks": 9}),
+        profile({f"{CELL}/student/checks": 9}),
         "checks = 9",
         "above iterations = 4",
         "lower it",
     ),
     "ipc too high": (
-        profile(**{f"{CELL}/ipc": 121}),
+        profile({f"{CELL}/ipc": 121}, *RUN),
         "ipc = 121",
-        "has 120 training images a class",
+        "has 120 training images per class",
         "choose an ipc of at most 120",
     ),
     "unknown method": (
-        profile(**{f"{CELL}/methods": ["MTTT"]}),
+        profile({f"{CELL}/methods": ["MTTT"]}, *RUN),
         "no method 'MTTT'",
         "expected one of random; herding",
         "correct its name",
     ),
     "nothing tuned": (
-        profile(**{f"{CELL}/tuned/AST": None}),
+        profile({f"{CELL}/tuned/AST": None}),
         "has no tuned settings for 'AST'",
         "cells.digits-ipc1.tuned",
         "add them under",
     ),
     "unknown recipe": (
-        profile(**{"recipes/ast": None}),
+        profile({"recipes/ast": None}),
         "no expert recipe 'ast'",
         "expected one of sgd, momentum",
         "add it under `recipes`",
     ),
-    "unknown cell": (
-        profile(**{"ablation/cell": "digits"}),
+    "unknown cell of an ablation": (
+        profile({"ablation/cell": "digits"}, *RUN),
         "names a cell 'digits'",
         "expected one of digits-ipc1, digits-ipc3",
         "correct the name, or add",
@@ -249,22 +239,10 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "Unpack the archive there",
     ),
-    "no CIFAR-100": (
-        of_data("cifar100"),
-        "'cifar100' was not found whole in",
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        "Unpack the archive there",
-    ),
     "no MNIST": (
         of_data("mnist"),
         "'MNIST' was not found whole in",
         "train-images-idx3-ubyte.gz (md5",
-        "Put them there, or run",
-    ),
-    "no Fashion-MNIST": (
-        of_data("fashion_mnist"),
-        "'FashionMNIST' was not found whole in",
-        "http://fashion-mnist",
         "Put them there, or run",
     ),
     "no Tiny ImageNet": (
@@ -287,8 +265,8 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     ),
     "no path": (
         of_data("folder", size=32),
-        "data 'folder' lacks path",
-        "expected `path`, where the images lie",
+        "data 'folder' needs `path`",
+        "`size`, their side in pixels",
         "correct these lines",
     ),
     "path for other data": (
@@ -298,17 +276,16 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "leave them out, or set",
     ),
     "store of another format": (
-        holding(
-            "store/store.json",
-            json.dumps({"format": FORMAT + 1}),
-            "run",
-            "main",
-            "--profile",
-            "smoke",
-        ),
+        holding("store/store.json", json.dumps({"format": FORMAT + 1}), *EXPERTS),
         f"was filled under format {FORMAT + 1}",
         f"writes format {FORMAT}",
         "name another folder (STORE=...) or delete it",
+    ),
+    "store is a file": (
+        given(*EXPERTS, STORE=__file__),
+        "test_main.py cannot be the store",
+        "expected a folder",
+        "STORE=...",
     ),
     "unknown study": (
         given("run", "mian", "--profile", "smoke"),
@@ -316,53 +293,41 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "expected one of coresets, main",
         "correct the name",
     ),
-    "empty shard": (
-        given("run", "main", "--profile", "smoke", "--shard", ""),
-        "shard ''",
-        "expected i/n, the i-th of n shards",
-        "give 2/8 for example",
-    ),
-    "wrong shard": (
-        given("run", "main", "--profile", "smoke", "--shard", "3/2"),
-        "shard '3/2'",
-        "expected i/n, the i-th of n shards",
-        "give 2/8 for example",
-    ),
     "unknown engine": (
-        given("run", "experts", "--profile", "smoke", ENGINE="dask", WORKERS="2"),
+        given(*EXPERTS, ENGINE="dask", WORKERS="2"),
         "ENGINE=dask",
         "one of serial, processes, ray",
         "leave ENGINE out",
     ),
     "Ray not installed": (
         no_ray,
-        "ENGINE=ray, but Ray is not installed",
-        "serial and processes need nothing more",
-        "pip install 'ddlib[ray]'",
+        "ENGINE=ray",
+        "expected Ray to be installed (pip install 'ddlib[ray]')",
+        "leave ENGINE out",
     ),
     "wrong share of a GPU": (
-        given("run", "experts", "--profile", "smoke", GPU_SHARE="2"),
+        given(*EXPERTS, GPU_SHARE="2"),
         "GPU_SHARE=2",
         "from 0 to 1",
-        "set 0.25 to put four",
+        "or leave GPU_SHARE out",
     ),
     "no number of workers": (
-        given("run", "experts", "--profile", "smoke", WORKERS="two"),
+        given(*EXPERTS, WORKERS="two"),
         "WORKERS=two",
         "1 or more",
         "leave WORKERS out",
     ),
     "no workers": (
-        given("run", "experts", "--profile", "smoke", WORKERS="0"),
+        given(*EXPERTS, WORKERS="0"),
         "WORKERS=0",
         "expected a number of processes, 1 or more",
         "leave WORKERS out",
     ),
     "unknown device": (
-        given("run", "experts", "--profile", "smoke", DEVICE="gpu"),
+        given(*EXPERTS, DEVICE="gpu"),
         "DEVICE=gpu",
         "expected cpu, or cuda",
-        "correct DEVICE, or leave it out",
+        "or leave DEVICE out",
     ),
     "unknown notebook": (
         given("paper", "smoke", "--notebook", "11_more"),
@@ -370,50 +335,12 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "expected one of 00_tour",
         "correct the name, or leave it out",
     ),
-    "unknown parameter": (
-        holding(
-            "given.yaml",
-            "profil: smoke",
-            "paper",
-            "smoke",
-            "--notebook",
-            "00_tour",
-            "--parameters",
-            "{file}",
-        ),
-        "unknown parameter 'profil'",
-        "expected one of profile",
-        "correct its name, or remove it",
-    ),
-    "no parameter file": (
-        given("paper", "smoke", "--parameters", "none"),
-        "no parameter file none",
-        "expected a YAML file of `name: value` lines",
-        "correct the path",
-    ),
-    "parameters no mapping": (
-        holding("given.yaml", "smoke", "paper", "smoke", "--parameters", "{file}"),
-        "holds str",
-        "expected `name: value` lines",
-        "correct it",
-    ),
-    "parameters no YAML": (
-        holding("given.yaml", "a: [", "paper", "smoke", "--parameters", "{file}"),
-        "is no YAML",
-        "expected `name: value` lines",
-        "correct it",
-    ),
-    "no rows": (
-        given("figures", "smoke"),
-        "no rows in",
-        "where a study keeps them",
-        "run `make paper PROFILE=smoke` first",
-    ),
-    "nothing to verify": (
-        given("verify", "smoke"),
-        "nothing to verify: no rows in",
-        "expected what `make paper PROFILE=smoke` leaves there",
-        "run it first",
+    "no rows": (given("figures", "smoke"), "no rows in", "make paper PROFILE=smoke", "first"),
+    "unknown cell": (
+        given(*EXPERTS, "--cell", "best"),
+        "no cell 'best' in profile smoke",
+        "expected one of digits-ipc1",
+        "correct the name",
     ),
     "no set": (
         given("evaluate", "none.safetensors"),
@@ -422,9 +349,15 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "check",
     ),
     "foreign set": (
-        holding("some.safetensors", "images, supposedly", "evaluate", "{file}"),
+        holding("some.safetensors", "images, supposedly", "evaluate", "{}"),
         "some.safetensors",
         "not a ddlib file",
+        "take a sound copy",
+    ),
+    "damaged set": (
+        damaged_set,
+        "mine.safetensors is damaged",
+        "its content hashes to",
         "take a sound copy",
     ),
     "no networks": (
@@ -433,24 +366,18 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "greater than or equal to 1",
         "--networks and --epochs",
     ),
-    "store is a file": (
-        given("status", "smoke", STORE=__file__),
-        "test_errors.py cannot be the store",
-        "expected a folder",
-        "STORE=...",
-    ),
-    "damaged set": (
-        damaged_set,
-        "mine.safetensors is damaged",
-        "its content hashes to",
-        "take a sound copy",
+    "a set with words": (
+        lambda place: ["evaluate", str(own_set(place)), "--lr", "0.1", "--data", "digits"],
+        "mine.safetensors says itself",
+        "what --data and --lr would say",
+        "leave",
     ),
 }
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    for name in ("ENGINE", "WORKERS", "GPU_SHARE", "DEVICE"):
+    for name in ("ENGINE", "WORKERS", "GPU_SHARE", "DEVICE", "DDLIB_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("STORE", str(tmp_path / "store"))
     monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
@@ -462,27 +389,59 @@ def place(tmp_path, monkeypatch):
 def test_a_fault_is_named_with_what_was_expected_and_what_to_do(fault, place, capsys):
     make, *parts = FAULTS[fault]
     assert main(make(place)) == 2
-    said = capsys.readouterr().err
-    message = said[said.index("ddlib: ") :]
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    message = printed[printed.index("ddlib: ") :]
+    assert "Traceback" not in printed
     for words in parts:
         assert words in message, message
-    made = [
-        file
-        for file in (place.folder / "store").rglob("*.safetensors")
-        if file.parent.name != "data"
-    ]
-    assert not made and not (place.folder / "results").exists(), "no work is begun"
+    stored = (place.folder / "store").rglob("*.safetensors")
+    assert not [file for file in stored if file.parent.name != "data"], "no work is begun"
+    assert not (place.folder / "results").exists() and not (place.folder / "there").exists()
 
 
-def test_lost_markers_are_named(tmp_path, monkeypatch):
-    start, end = "<!-- paper:start -->", "<!-- paper:end -->"
-    for text, lost in (("no markers", start), (start, end), (f"{end} {start}", end)):
-        monkeypatch.setattr(press, "README", tmp_path / "README.md")
-        press.README.write_text(text)
-        with pytest.raises(
-            press.InputError,
-            match=f"has lost its markers: expected .*, found no {lost}; put them back where that part belongs",
-        ):
-            press.fill("paper", ["words"])
-        assert press.README.read_text() == text
+def test_a_full_disk_is_an_error_and_another_failure_is_not_hidden(place, capsys):
+    def fails(error):
+        def export(*_):
+            raise error
+
+        place.patch.setattr(interop, "export_set", export)
+        return main(["export", "x", "--to", "there"])
+
+    full = OSError(errno.ENOSPC, "No space left", "store/x")
+    for error, message in ((full, "could not be written"), (Full("no room for x"), "no room")):
+        assert fails(error) == 2 and message in capsys.readouterr().err
+    with pytest.raises(OSError, match="Input/output"):
+        fails(OSError(errno.EIO, "Input/output error"))
+
+
+def test_the_traceback_is_shown_where_it_is_asked_for(place, capsys):
+    place.patch.setenv("DDLIB_DEBUG", "1")
+    assert main(["show", "labtop", "AST"]) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and printed.splitlines()[-1].startswith("ddlib: no profile")
+
+
+def test_help_is_quick_and_names_every_command():
+    """PyTorch, which takes seconds to import, is not."""
+    code = "import sys, runpy; sys.argv = ['ddlib', '--help']\n"
+    code += "try: runpy.run_module('ddlib', run_name='__main__')\n"
+    code += "finally: assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True
+    )
+    assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
+
+
+def test_show_prints_each_number_and_where_it_comes_from(capsys):
+    assert main(["show", "smoke", "MTT + balanced loss"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name, value, origin in (
+        ("inner_steps", "4", "cell"),
+        ("balance", "True", "method"),
+        ("lr_images", "30.0", "tuned for MTT"),
+        ("matched_epochs", "2", "cell"),
+        ("gradient", "adjoint", "default"),
+        ("start", "real images, ipc 1, seed 0, of digits", "method"),
+    ):
+        assert lines[name].split(maxsplit=1)[1].startswith(value)
+        assert lines[name].endswith(origin)

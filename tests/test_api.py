@@ -1,0 +1,188 @@
+"""The six functions: the same artefacts as a paper's, a folder of one's own, and error messages."""
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from ddlib import api
+from ddlib.api import distil, evaluate, load, load_data, pick_images, save, train_experts
+from ddlib.base import InputError
+from ddlib.files import Damaged
+from ddlib.interop import dataset
+from ddlib.runs import run, stages, studies
+from ddlib.runs.profile import profile
+from ddlib.runs.store import Store
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+PAPERS = next(
+    each
+    for each in studies.main(profile("smoke"))
+    if (each.method, each.cell) == ("AST", "digits-ipc1")
+).settings
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A store that holds what a paper under `smoke` asks for first of AST."""
+    store = Store(tmp_path_factory.mktemp("api"))
+    run.ensure([PAPERS], store, workers=1)
+    return store
+
+
+@pytest.fixture(autouse=True)
+def small(stored, monkeypatch):
+    """Everything at the scale of `smoke`."""
+    monkeypatch.setattr(api, "PROFILE", "smoke")
+    monkeypatch.setenv("STORE", str(stored.root))
+    monkeypatch.setenv("ENGINE", "serial")
+
+
+def test_it_makes_what_a_paper_makes(stored, monkeypatch, tmp_path):
+    """The same settings, so nothing is left to make; a saved set has the store's bytes."""
+    monkeypatch.setattr(stages, "MAKE", {})
+    real = load_data("digits")
+    experts = train_experts(real)
+    made = distil(experts, pick_images(real, experts))
+    assert made.settings == PAPERS.of.model_dump(mode="json")
+    rows = pd.DataFrame(stored.load(PAPERS).record["rows"])
+    pd.testing.assert_frame_equal(evaluate(made), rows)
+    file = tmp_path / "set.safetensors"
+    save(made, file)
+    assert file.read_bytes() == stored.file(PAPERS.of).read_bytes()
+    monkeypatch.setenv("STORE", str(tmp_path / "elsewhere"))  # where nobody made it
+    pd.testing.assert_frame_equal(evaluate(load(file)), rows)
+    assert not list((tmp_path / "elsewhere").rglob("*.safetensors"))
+
+
+def test_the_readmes_script_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script = re.search(r"<!-- api:start -->\s+```python\n(.*?)```", README, re.DOTALL)[1]
+    names = {}
+    exec(compile(script, "README.md", "exec"), names)
+    assert re.fullmatch(r"\w+: [0-9.]+%\ndistilled: [0-9.]+%\n", capsys.readouterr().out)
+    again, made = load("first.safetensors"), names["made"]
+    assert again.settings == made.settings and again.tensors.keys() == made.tensors.keys()
+    assert all(torch.equal(t, made.tensors[name]) for name, t in again.tensors.items())
+
+
+def test_a_set_that_was_changed_is_judged_as_it_is(monkeypatch):
+    """It is not in the store; how far its evaluation is is shown, and never passes the end."""
+    start = pick_images(load_data("digits"), method="real")
+    short = {"networks": 1, "epochs": 2, "factors": [0.3, 1.0]}
+    before = evaluate(start, **short)
+    changed = type(start)(
+        {**start.tensors, "images": -start.tensors["images"]}, start.record, start.settings
+    )
+    done, advance = [], api.Progress.advance
+    monkeypatch.setattr(
+        api.Progress,
+        "advance",
+        lambda self, work, text: (advance(self, work, text), done.append(self.done / self.total)),
+    )
+    assert not evaluate(changed, **short).accuracy.equals(before.accuracy)
+    assert done == sorted(done) and 0.5 < done[-1] <= 1 + 1e-9
+
+
+def test_a_folder_of_ones_own(tmp_path):
+    """Few images: smaller batches, and more epochs where those still give too few steps."""
+    chance = np.random.default_rng(0)
+    for k, name in enumerate(("dark", "light")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = (100 * k + chance.integers(0, 100, (20, 24, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"train/{name}/{i}.png")
+    real = load_data("folder", path=tmp_path, size=16)
+    experts = train_experts(real)
+    made = distil(experts, pick_images(real, experts, ipc=2))
+    settings, usual = experts[0].settings, profile("smoke").recipes["ast"]
+    assert made.tensors["images"].shape == (4, 3, 16, 16) and settings["batch"] == api.SMALLEST
+    # 10 steps per epoch on the 1 200 images of digits, 2 on these 18
+    assert [settings[n] / usual[n] for n in ("epochs", "ramp_epochs")] == [5, 5]
+    assert evaluate(made).net_seed.nunique() == 2
+    x, y = dataset(made, pixels=True)[3]
+    assert y == 1 and x.shape == (3, 16, 16) and 0 <= x.min() <= x.max() <= 1
+
+
+@pytest.mark.parametrize("near", [0, 100])
+def test_experts_that_are_as_good_as_guessing_are_named(near, monkeypatch, caplog):
+    monkeypatch.setattr(api, "NEAR", near)
+    with caplog.at_level(logging.WARNING, "ddlib"):
+        train_experts(load_data("digits"))
+    assert ["chance is 10 %" in message for message in caplog.messages] == [True] * (near > 0)
+
+
+FAULTS = {
+    "unknown data": (lambda real, experts, start: load_data("digit"), "data 'digit' is unknown"),
+    "a field of folders": (
+        lambda real, experts, start: load_data("digits", size=3),
+        "size given with data 'digits'",
+    ),
+    "unknown recipe": (
+        lambda real, experts, start: train_experts(real, recipe="fast"),
+        "no expert recipe 'fast'",
+    ),
+    "unknown field": (
+        lambda real, experts, start: train_experts(real, epoch=3),
+        "epoch: unknown key",
+    ),
+    "unknown selection": (
+        lambda real, experts, start: pick_images(real, experts, method="best"),
+        "'best' images cannot be used",
+    ),
+    "no features": (lambda real, experts, start: pick_images(real), "no experts were given"),
+    "other data": (
+        lambda real, experts, start: pick_images(load_data("digits", seed=1), experts),
+        "the experts saw",
+    ),
+    "too many": (
+        lambda real, experts, start: pick_images(real, ipc=500, method="real"),
+        "120 training images per class",
+    ),
+    "no experts": (lambda real, experts, start: distil([], start), "0 experts"),
+    "an expert twice": (
+        lambda real, experts, start: distil([experts[0], experts[0]], start),
+        r"experts of seeds \[0, 0\]",
+    ),
+    "a start that is none": (
+        lambda real, experts, start: distil(experts, experts[0]),
+        "expected images of pick_images",
+    ),
+    "unknown method": (
+        lambda real, experts, start: distil(experts, start, "ASD"),
+        "no method 'ASD'",
+    ),
+    "an expert to judge": (
+        lambda real, experts, start: evaluate(experts[0]),
+        "expected a set of distil or pick_images",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_used_is_an_error(fault):
+    real = load_data("digits")
+    experts = train_experts(real)
+    call, message = FAULTS[fault]
+    with pytest.raises(InputError, match=message):
+        call(real, experts, pick_images(real, experts))
+
+
+def test_a_file_that_is_none_of_ours_is_damaged(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"images")
+    with pytest.raises(Damaged):
+        load(tmp_path / "a.safetensors")
+
+
+def test_labels_of_a_dataset_are_soft_or_hard(stored):
+    artefact = stored.load(PAPERS.of)
+    soft = torch.eye(10).flip(0)
+    learned = type(artefact)(artefact.tensors | {"soft": soft}, artefact.record, {})
+    assert dataset(artefact)[3][1] == 3 == dataset(learned, hard=True)[3][1]
+    x, y = dataset(learned)[3]
+    assert torch.equal(x, artefact.tensors["images"][3]) and torch.equal(y, soft[3].softmax(0))
