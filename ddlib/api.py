@@ -23,11 +23,10 @@ from ddlib.data import datasets
 from ddlib.data.datasets import Images
 from ddlib.files import digest
 from ddlib.method.evaluate import SyntheticSet
-from ddlib.paper.paper import store_folder
 from ddlib.progress import Progress
-from ddlib.runs import engine, methods, plan, run, stages
+from ddlib.runs import cost, engine, methods, run, stages
 from ddlib.runs.profile import Profile, profile
-from ddlib.runs.store import Artefact, Store, read, write
+from ddlib.runs.store import Artefact, Store, read, store_folder, write
 from ddlib.settings import NEED_EXPERT, AnySet, Data, Evaluation, Expert, Network, Selection
 
 __all__ = ["distil", "evaluate", "load", "load_data", "pick_images", "save", "train_experts"]
@@ -179,7 +178,7 @@ def judge(settings: Evaluation, synthetic: SyntheticSet) -> list[dict]:
     real = run.images(settings.data, _store())
     searched = settings.search_networks * len(settings.factors) if len(settings.factors) > 1 else 0
     most = searched + settings.networks * (1 + (1.0 in settings.factors))
-    with closing(Progress("judging the set", plan.seconds(settings))) as progress:
+    with closing(Progress("judging the set", cost.seconds(settings))) as progress:
         share = progress.total / most
         done = partial(progress.advance, share, "networks train on it")
         return stages.judge(settings, synthetic, real, done)

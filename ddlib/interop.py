@@ -24,12 +24,11 @@ from ddlib.data.space import Space
 from ddlib.files import Damaged, write_whole
 from ddlib.method.evaluate import SyntheticSet
 from ddlib.paper import figures, style, tables
-from ddlib.paper.paper import store_folder
 from ddlib.paper.results import Results
 from ddlib.runs import engine, methods, run
 from ddlib.runs.profile import profile
 from ddlib.runs.stages import settings_of
-from ddlib.runs.store import Artefact, Store, peek, read
+from ddlib.runs.store import Artefact, Store, peek, read, store_folder
 from ddlib.settings import AnySet, Data, Distilled, Evaluation, Network, Selection
 
 # What --whitening says, as fields of Data.

@@ -27,8 +27,10 @@ log = logging.getLogger("ddlib")
 class Artefact(Protocol):
     """A stored set."""
 
-    tensors: Mapping[str, Tensor]
-    record: Mapping[str, Any]
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+    @property
+    def record(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ddlib.progress import clock
 from ddlib.runs import cost, engine, run, studies
 from ddlib.runs.profile import Profile, profile, profiles
 from ddlib.runs.stages import KINDS, settings_of
-from ddlib.runs.store import Store, peek
+from ddlib.runs.store import Store, peek, store_folder
 
 STAGES = tuple(dict.fromkeys(kind.stage for kind in KINDS))
 BESIDE = ("checkpoints", "notes")  # folders whose files are named by the key of an artefact
@@ -40,9 +40,9 @@ def tasks(given: Profile) -> tuple[list[Task], list[Task]]:
     return paper, [task for task in search if task not in known]
 
 
-def status(name: str, store: Store) -> None:
+def status(name: str) -> None:
     """Print what is there, missing and begun, what is being made, and what is damaged."""
-    given = profile(name)
+    given, store = profile(name), Store(store_folder())
     wanted, search = tasks(given)
     faults = dict(faulty(store, wanted))
     missing = [task for task in wanted if task in faults or not store.has(task)]
@@ -152,13 +152,13 @@ def leftovers(store: Store, needed: set[str]) -> Iterator[tuple[Path, str]]:
     yield from ((file, "half written by a killed process") for file in sweep(store.root, False))
 
 
-def gc(names: list[str], store: Store, yes: bool = False) -> None:
+def gc(names: list[str], yes: bool = False) -> None:
     """Show what none of the library's profiles and of those named needs; remove it if agreed.
 
     Raises:
         InputError: a profile named cannot be read, or a process is at work in the store.
     """
-    needed: set[str] = set()
+    store, needed = Store(store_folder()), set[str]()
     for name in dict.fromkeys([*profiles(), *names]):
         needed |= {key(task) for task in chain(*tasks(profile(name)))}
     rest = list(leftovers(store, needed))

@@ -34,6 +34,13 @@ from ddlib.files import (
     write_whole,
 )
 
+HOME = Path(__file__).resolve().parent.parent.parent  # the project
+
+
+def store_folder() -> Path:
+    """The store's folder: the environment's STORE, else `store` in the project."""
+    return Path(os.environ.get("STORE") or HOME / "store")
+
 
 @dataclass(frozen=True)
 class Artefact:
