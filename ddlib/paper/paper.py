@@ -1,59 +1,64 @@
-"""A paper under one profile, as the notebooks hold it: ask for a study's rows, a table or a figure; what is missing is made.
+"""The paper under one profile: rows, tables and figures; what is missing is made first.
 
     paper = Paper("laptop")
-    paper.study("main")        # rows, one a network
+    paper.study("main")        # rows, one per network
     paper.table("main")        # a DataFrame, also kept as CSV and Markdown
     paper.figure("main")       # a Figure, also kept as SVG and PNG
 
-What was computed stands in the store, what it comes to in `results/<profile>`.
+Artefacts are in the store, what is read from them in `results/<profile>`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
+from filelock import FileLock
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from ddlib import settings as config
-from ddlib.data import datasets as data
+from ddlib.base import Task, key
+from ddlib.data import datasets
 from ddlib.data.datasets import Images
-from ddlib.paper import claims, tables
-from ddlib.paper import figures as plots
+from ddlib.files import digest
+from ddlib.paper import claims, figures, style, tables
 from ddlib.paper.results import Results
-from ddlib.runs import engine, studies
-from ddlib.runs import stages as pipeline
+from ddlib.runs import engine, run, studies
+from ddlib.runs.methods import CEILING
+from ddlib.runs.profile import Profile
+from ddlib.runs.profile import profile as read_profile
 from ddlib.runs.store import Artefact, Store, write
-from ddlib.settings import Distilled, Profile, Settings, key
+from ddlib.runs.studies import STUDIES, Run
+from ddlib.settings import AnySet
 
-HOME = Path(os.environ.get("DDLIB_HOME") or Path(__file__).resolve().parent.parent.parent)
-SMALL, LARGE = (
-    256 << 10,
-    2 << 20,
-)  # bytes of images: up to the first a set is kept under every seed, above the second it stays in the store
-AT_THE_END = (
-    "validation_accuracy",
-    "test_accuracy",
-    "norm_per_pixel",
-    "norm_per_sample",
-)  # what an expert's last epoch says of it
+HOME = Path(__file__).resolve().parents[2]
+LARGE = 2 << 20  # bytes of images above which a set stays in the store
+TRAINED_ON = ("images", "labels", "soft")  # what a set's digest is of, beside its learned lr
+
+
+class Own(Task):
+    """A notebook's own study: its name, and all that its rows depend on."""
+
+    stage: ClassVar[str] = "own"
+    words: ClassVar[str] = "the study {s.name}"
+    name: str
+    about: dict[str, Any]
 
 
 def store_folder() -> Path:
-    """Where the environment's STORE says; else `store` beside the library."""
+    """The environment's STORE; else `store` beside the library."""
     return Path(os.environ.get("STORE") or HOME / "store")
 
 
 class Paper:
-    """A profile, the store that its runs fill and the results that it leaves.
+    """A profile, the store of its artefacts, and its results.
 
     Raises:
-        InputError: unknown profile, or anything in it that cannot be run, before any work.
+        InputError: an unknown profile, or anything in it that cannot be run, before any work.
     """
 
     def __init__(
@@ -64,50 +69,67 @@ class Paper:
     ):
         engine.settle()
         self.name = Path(profile).stem
-        self.profile = config.profile(profile)
-        for settings in studies.everything(self.profile):
-            pipeline.check(settings)
+        self.profile = read_profile(profile)
+        for settings in studies.check(self.profile):
+            run.check(settings)
         self.store = Store(store or store_folder())
-        self.results = Results(
-            results or Path(os.environ.get("RESULTS") or HOME / "results") / self.name
-        )
+        default = Path(os.environ.get("RESULTS") or HOME / "results") / self.name
+        self.results = Results(results or default)
 
     def data(self, cell: str | None = None) -> Images:
-        """The images of a cell; of the main one if none is named; on the CPU, where notebooks look at them."""
-        return data.load(self._cell(cell).data, self.store.root)
+        """The images of a cell, by default the main one, on the CPU."""
+        return datasets.load(
+            self.profile.cells[cell or self.profile.main_cell].data, self.store.root
+        )
 
-    def get(self, settings: Settings) -> Artefact:
-        """One artefact, made if it is missing."""
-        pipeline.ensure([settings], self.store)
-        return pipeline.get(settings, self.store)
+    def get(self, settings: Task) -> Artefact:
+        """One artefact; it and all that it needs are made side by side if missing."""
+        run.ensure([settings], self.store)
+        return run.get(settings, self.store)
 
     def study(self, name: str) -> pd.DataFrame:
-        """The rows of a study: made where they are missing, and kept."""
-        pipeline.ensure(self.tasks(name), self.store)
+        """The rows of a study, made where they are missing; also kept as rows/<name>.csv."""
+        run.ensure(self.tasks(name), self.store)
         return self.results.keep_rows(name, pd.DataFrame(self.rows(name)))
 
-    def tasks(self, study: str) -> list[Settings]:
-        """What the rows of a study are read from."""
+    def tasks(self, study: str) -> list[Task]:
+        """The artefacts that the rows of a study are read from."""
         return [settings for _, settings in STUDIES[study].asks(self.profile)]
 
     def rows(
-        self, study: str, wanted: Callable[[Settings], bool] = lambda settings: True
-    ) -> list[dict]:
-        """What the stored artefacts of a study say, or those of them that are wanted."""
-        found = []
+        self, study: str, wanted: Callable[[Task], bool] = lambda settings: True
+    ) -> list[dict[str, Any]]:
+        """The rows of a study, or those of the artefacts that are wanted."""
+        rows: list[dict[str, Any]] = []
         for label, settings in STUDIES[study].asks(self.profile):
             if wanted(settings):
-                record = pipeline.get(settings, self.store).record
+                record = run.get(settings, self.store).record
                 if STUDIES[study].measured:
-                    record = record | {"spent": pipeline.spent(settings, self.store)}
-                found += [
-                    label | line | {"settings_key": key(settings)}
-                    for line in STUDIES[study].lines(record)
-                ]
-        return found
+                    record = record | {"spent": run.spent(settings, self.store)}
+                columns = {"settings_key": key(settings)}
+                rows += [label | line | columns for line in STUDIES[study].lines(record)]
+        return rows
+
+    def own(
+        self, name: str, about: dict[str, Any], compute: Callable[[], Iterable[dict[str, Any]]]
+    ) -> pd.DataFrame:
+        """A notebook's own study: rows that `compute` returns, kept in the store.
+
+        They are computed once for each value of `about`, which names all that they depend on and
+        must be JSON-able. Also kept as rows/<name>.csv.
+        """
+        settings = Own(name=name, about=about)
+
+        def make() -> None:
+            # through a DataFrame, for JSON holds no numpy numbers
+            rows = pd.DataFrame(compute()).to_dict("records")
+            self.store.save(settings, {}, {"rows": rows})
+
+        artefact = self.store.kept(settings, make)
+        return self.results.keep_rows(name, pd.DataFrame(artefact.record["rows"]))
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table, from rows alone."""
+        """A table, from rows alone; also kept as tables/<name>.csv and .md."""
         table = tables.TABLES[name](self.results)
         self.results.keep_table(name, table)
         if name == "claims":
@@ -115,171 +137,50 @@ class Paper:
         return table
 
     def figure(self, name: str) -> Figure:
-        """A figure, from rows and kept sets alone."""
-        with plots.style():
-            figure = plots.FIGURES[name](self.results)
+        """A figure, from rows and kept sets alone; also kept as figures/<name>.svg and .png."""
+        with style.style():
+            figure = figures.FIGURES[name](self.results)
             self.results.keep_figure(name, figure)
         return figure
 
     def film(self) -> bytes:
-        """The images of a set while they are distilled, as a GIF, also kept as figures/film.gif; from the store, for no frames are kept beside the rows."""
-        return self.results.keep_film(plots.film(self.get(studies.film(self.profile))))
+        """A set's images on their way, as a GIF; also kept as figures/film.gif."""
+        return self.results.keep_film(figures.film(self.get(studies.film(self.profile))))
 
     def keep_sets(self, methods: Iterable[str] | None = None) -> None:
-        """Copy the sets of the main study to the results, or those of these methods: see `kept_sets`."""
-        for run in kept_sets(self.profile):
-            made: Any = run.settings.of
-            if methods is not None and run.method not in methods:
-                continue
-            held = pipeline.get(made, self.store)
-            wanted = held.tensors.keys() - ({"history"} if run.distil_seed else set())
-            if "history" in wanted and made.start.ipc > 1:
-                wanted -= {"history"}
-            write(
-                self.results.set_file(run.cell, run.method, run.distil_seed),
-                made,
-                {n: held.tensors[n] for n in wanted},
-                held.record,
-            )
+        """Keep the sets of the main study, or of these methods of it, beside the rows.
 
-    def _cell(self, name: str | None) -> config.Cell:
-        return self.profile.cells[name or next(iter(self.profile.cells))]
-
-
-def kept_sets(profile: Profile) -> Iterator[studies.Run]:
-    """The sets of the main study that are kept beside its rows: small distilled ones under every seed, other ones and coresets under the first, none that is large."""
-    for run in studies.main(profile):
-        made, first = run.settings.of, run.distil_seed == 0
-        start = made.start if isinstance(made, Distilled) else made
-        known = data.about(start.data)
-        size = 4 * start.ipc * len(known.class_names) * prod(known.shape)
-        if run.method != studies.CEILING and size <= (
-            LARGE if first else SMALL if isinstance(made, Distilled) else 0
-        ):
-            yield run
+        The tensors are kept of seed 0, where they are not LARGE; of every set its digest.
+        """
+        # notebooks run side by side, and digests.csv is read before it is written
+        with FileLock(self.store.root / "locks" / f"{self.name}-sets.lock"):
+            for of in main_sets(self.profile):
+                if methods is not None and of.method not in methods:
+                    continue
+                settings, place = of.settings.of, (of.cell, of.method, of.distil_seed)
+                artefact = run.get(settings, self.store)
+                tensors, record = artefact.tensors, artefact.record
+                self.results.keep_set_digest(*place, set_digest(tensors), record["lr"])
+                if keeps_tensors(of):
+                    # the images on their way are drawn of one image per class only
+                    left_out = {"history"} if settings.ipc > 1 else set()
+                    kept = {n: t for n, t in tensors.items() if n not in left_out}
+                    write(self.results.set_file(*place), settings, kept, record)
 
 
-@dataclass(frozen=True)
-class Study:
-    """Rows, as data: `asks` gives the artefacts that they are read from, each with the first columns of its rows; `lines` what an artefact's record says.
-
-    Rows that are `measured` are read from what was noted beside the artefact, too, under "spent": they differ from run to run.
-    """
-
-    asks: Callable[[Profile], Iterable[tuple[dict, Settings]]]
-    lines: Callable[[dict], list[dict]]
-    measured: bool = False
+def main_sets(profile: Profile) -> list[Run]:
+    """The runs of the main study that have a set of their own."""
+    return [of for of in studies.main(profile) if of.method != CEILING]
 
 
-def rows(record: dict) -> list[dict]:
-    """One line a network of an evaluation, an epoch of an expert or of what follows one."""
-    return record["rows"]
+def keeps_tensors(of: Run) -> bool:
+    """Whether the tensors of a run's set are kept beside its rows."""
+    settings: AnySet = of.settings.of
+    known = datasets.about(settings.data)
+    size = 4 * settings.ipc * len(known.class_names) * prod(known.shape)
+    return of.distil_seed == 0 and size <= LARGE
 
 
-def curve(record: dict) -> list[dict]:
-    """One line an outer iteration."""
-    return record["curve"]
-
-
-def whole_path(record: dict) -> list[dict]:
-    """One line an expert: its whole path, and how good it is at the end."""
-    return [record["smoothness"] | {column: record["rows"][-1][column] for column in AT_THE_END}]
-
-
-def cost(record: dict) -> list[dict]:
-    """One line a set: its learned lr, its outer iterations, and what was noted while it was made."""
-    return [{"lr": record["lr"], "iterations": len(record["curve"]), **record["spent"]}]
-
-
-def effort(record: dict) -> list[dict]:
-    """One line: what was noted while it was made."""
-    return [record["spent"]]
-
-
-def of_runs(study: str) -> Callable[[Profile], Iterator[tuple[dict, Settings]]]:
-    """Each evaluation of a study whose lines are networks."""
-
-    def asks(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-        for run in studies.RUNS[study](profile):
-            label = run.label(profile.cells[run.cell]) | run.place
-            yield label | ({"ipc": None} if run.method == studies.CEILING else {}), run.settings
-
-    return asks
-
-
-def of_scores(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """Each set of the main cell and random images, judged with augmentation and without, soft labels also by the classes alone."""
-    for run, how in studies.scores(profile):
-        yield run.label(profile.cells[run.cell]) | how, run.settings
-
-
-def of_experts(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """Each expert."""
-    for data_name, recipe, settings in studies.experts(profile):
-        yield {"data": data_name, "recipe": recipe, "expert_seed": settings.seed}, settings
-
-
-def of_sets(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """Each distilled set of the main study and the ablation."""
-    for study in (studies.main, studies.ablation):
-        for run in study(profile):
-            if isinstance(run.settings.of, Distilled):
-                yield run.label(profile.cells[run.cell]), run.settings.of
-
-
-def of_followings(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """A student that follows the experts without being put back on their paths, on sets of the ablation."""
-    for run, following in studies.followings(profile):
-        yield {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}, following
-
-
-def of_choices(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """What choosing an architecture costs: each evaluation behind it, and each distilled set that it is made on."""
-    made: dict[Settings, dict] = {}
-    for label, settings in studies.architectures(profile):
-        yield label, settings
-        if isinstance(settings.of, Distilled):
-            made.setdefault(settings.of, label | {"network": "the set itself"})
-    yield from ((label, settings) for settings, label in made.items())
-
-
-def of_film(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """The one set that is filmed."""
-    yield (
-        {"cell": next(iter(profile.cells)), "method": "AST", "distil_seed": 0},
-        studies.film(profile),
-    )
-
-
-def of_candidates(profile: Profile) -> Iterator[tuple[dict, Settings]]:
-    """Each candidate of the search; validation accuracy only."""
-    for run, tried in studies.tuning(profile):
-        words = (
-            ", ".join(
-                f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in tried.items()
-            )
-            or "as it is"
-        )
-        made: Any = run.settings.of
-        yield (
-            run.label(profile.cells[run.cell])
-            | run.place
-            | {"tried": words, "iterations": made.iterations},
-            run.settings,
-        )
-
-
-STUDIES = {
-    **{study: Study(of_runs(study), rows) for study in studies.RUNS},
-    "experts": Study(of_experts, rows),
-    "smoothness": Study(of_experts, whole_path),
-    "curves": Study(of_sets, curve),
-    "costs": Study(of_sets, cost, measured=True),
-    "scores": Study(of_scores, rows),
-    "following": Study(of_followings, rows),
-    "continual": Study(studies.continual, rows),
-    "architectures": Study(studies.architectures, rows),
-    "choices": Study(of_choices, effort, measured=True),
-    "film": Study(of_film, rows),
-    "tuning": Study(of_candidates, rows),
-}
+def set_digest(tensors: dict[str, Tensor]) -> str:
+    """The digest of what networks are trained on."""
+    return digest({name: tensors[name] for name in TRAINED_ON if name in tensors})
