@@ -31,11 +31,10 @@ from ddlib.runs import engine, run, studies
 from ddlib.runs.methods import CEILING
 from ddlib.runs.profile import Profile
 from ddlib.runs.profile import profile as read_profile
-from ddlib.runs.store import Artefact, Store, write
+from ddlib.runs.store import HOME, Artefact, Store, store_folder, write
 from ddlib.runs.studies import STUDIES, Run
 from ddlib.settings import AnySet
 
-HOME = Path(__file__).resolve().parents[2]
 LARGE = 2 << 20  # bytes of images above which a set stays in the store
 TRAINED_ON = ("images", "labels", "soft")  # what a set's digest is of, beside its learned lr
 
@@ -47,11 +46,6 @@ class Own(Task):
     words: ClassVar[str] = "the study {s.name}"
     name: str
     about: dict[str, Any]
-
-
-def store_folder() -> Path:
-    """The environment's STORE; else `store` beside the library."""
-    return Path(os.environ.get("STORE") or HOME / "store")
 
 
 class Paper:

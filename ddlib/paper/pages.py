@@ -1,0 +1,143 @@
+"""The blocks of the README and of the docs that are made from what is kept: `make readme`.
+
+A block stands between `<!-- name:start -->` and `<!-- name:end -->`; no number in it is typed.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+
+import pandas as pd
+
+from ddlib.base import InputError
+from ddlib.data import datasets
+from ddlib.files import write_whole
+from ddlib.paper.paper import HOME, Paper
+from ddlib.runs import plan, studies
+from ddlib.runs.profile import Profile
+from ddlib.settings import Distillation
+
+README, DOCS, CELLS = HOME / "README.md", HOME / "docs", HOME / "results" / "scale" / "cells.csv"
+BLOCKS = {"paper": "laptop", "full": "laptop-full"}  # block -> the profile whose results it shows
+
+
+def readme() -> None:
+    """Fill every block that is made from kept results."""
+    for block, profile in BLOCKS.items():
+        if page_of(block):
+            fill(block, summary(Paper(profile)))
+    if page_of("cells"):
+        fill("cells", cells_table(pd.read_csv(CELLS)))
+
+
+def cells() -> None:
+    """`python -m ddlib plan cells`: predict every cell of the paper, and fill the docs' table."""
+    predicted = plan.cells().to_csv(index=False, lineterminator="\n", float_format="%.4g")
+    write_whole(CELLS, predicted.encode())
+    if page_of("cells"):
+        fill("cells", cells_table(pd.read_csv(CELLS)))
+
+
+def page_of(block: str) -> Path | None:
+    """The page that holds a block, if any does."""
+    pages = (page for page in (README, *sorted(DOCS.glob("*.md"))) if page.exists())
+    marks = (f"<!-- {block}:start -->", f"<!-- {block}:end -->")
+    return next((page for page in pages if any(mark in page.read_text() for mark in marks)), None)
+
+
+def fill(block: str, text: str) -> None:
+    """Put a text between the markers of a block.
+
+    Raises:
+        InputError: no page holds that block, or its page has lost a marker.
+    """
+    page = page_of(block)
+    if page is None:
+        raise InputError(
+            f"no page has a block '{block}': expected <!-- {block}:start --> and "
+            f"<!-- {block}:end --> in {README} or a page of {DOCS}; put them where it belongs"
+        )
+    write_whole(page, filled(page, block, text).encode())
+
+
+def filled(page: Path, block: str, text: str) -> str:
+    """The page with that text in the block.
+
+    Raises:
+        InputError: the page has lost one of the block's markers.
+    """
+    start, end = f"<!-- {block}:start -->", f"<!-- {block}:end -->"
+    head, first, rest = page.read_text().partition(start)
+    _, last, tail = rest.partition(end)
+    if not (first and last):
+        raise InputError(
+            f"{page} has lost its markers: expected {start} and below it {end}, found no "
+            f"{end if first else start}; put them back where that block belongs"
+        )
+    return head + "\n\n".join([start, text, end]) + tail
+
+
+def summary(paper: Paper) -> str:
+    """What came out under a profile: the main table, the verdicts on the claims, the scale."""
+    folder = paper.results.folder
+    place = f"results/{folder.name}"
+    claims = pd.read_csv(folder / "tables" / "claims.csv", dtype={"claim": str})
+    verdicts = [
+        f"{row.claim}. {row.statement}: **{row.verdict}**"
+        for row in claims[claims.claim.str.len() == 1].itertuples()
+    ]
+    return "\n\n".join(
+        [
+            "Test accuracy in percent after the last epoch: mean ± standard deviation over all "
+            "networks of all distillation seeds (number of networks). The learning rate was chosen "
+            f"on validation images. The [main figure]({place}/figures/main.svg) shows the same.",
+            (folder / "tables" / "summary.md").read_text().strip(),
+            "The paper's seven claims at this scale. A claim is as good as its weakest part, named "
+            f"in brackets; [claims.md]({place}/claims.md) has all that was measured.",
+            "\n".join(verdicts),
+            scale(paper.profile),
+        ]
+    )
+
+
+def scale(profile: Profile) -> str:
+    """How small the main cell is, in one sentence, from its first method that follows experts."""
+    cell = profile.main_cell
+    sets = (run.settings.of for run in studies.main(profile) if run.cell == cell)
+    of = next((of for of in sets if isinstance(of, Distillation)), None)
+    if of is None:
+        return f"No method follows experts on `{cell}`."
+    known = datasets.about(of.data)
+    images = known.per_class * len(known.class_names)
+    steps = ceil(images / of.experts.batch) if hasattr(of.experts, "batch") else None
+    epochs = f"{of.experts.epochs} epochs" + (f" × {steps} steps" if steps else "")
+    return (
+        f"Scale of the main cell, `{cell}`: {of.iterations} outer iterations, {of.n_experts} "
+        f"experts of {epochs}, a {of.network.architecture} of width {of.network.width}, {images} "
+        f"training images, {len(studies.seeds(profile, cell))} distillation seeds."
+    )
+
+
+def cells_table(rows: pd.DataFrame) -> str:
+    """One line per data set; IPC 1 / 10 / 50 side by side."""
+    here = {
+        "MNIST-M-5k, MNIST-5k": ("`laptop`", "yes, on two cores"),
+        "the same, every rival and more images": ("`laptop-full`", "yes, in hours"),
+        "digits": ("`smoke`", "yes, its numbers mean nothing"),
+    }
+    columns = ["data", "cells", "run here"]
+    lines = [dict(zip(columns, (data, *told), strict=True)) for data, told in here.items()]
+    for (pixels, name), cells in rows.groupby(["pixels", "data"], sort=False):
+        first, *others = cells.cell
+        names = ", ".join([f"`{first}`", *(f"`-{other.rsplit('-', 1)[1]}`" for other in others)])
+        line = {"data": f"{name}, {pixels} px", "cells": names, "run here": "no, a dry run only"}
+        for title, column in (
+            (f"{cells.gpu.iloc[0]}: hours", "hours"),
+            ("GB, adjoint", "adjoint GB"),
+            ("GB, unroll", "unroll GB"),
+            ("GB of disk", "disk GB"),
+        ):
+            line[title] = " / ".join(f"{value:.0f}" for value in cells[column])
+        lines.append(line)
+    return pd.DataFrame(lines).fillna("").to_markdown(index=False)
