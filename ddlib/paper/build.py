@@ -26,7 +26,7 @@ from ddlib.paper import tables
 from ddlib.paper.paper import HOME, Paper
 from ddlib.paper.results import NoRows
 from ddlib.progress import Progress, clock
-from ddlib.runs import engine, plan, studies
+from ddlib.runs import cost, engine, machine, studies
 from ddlib.runs import run as runs
 from ddlib.runs.studies import STUDIES
 
@@ -182,21 +182,29 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
     print(f"  {folder / 'notebooks' / GATHERS}.ipynb  (the paper)")
 
 
+def _running(notebook: Path) -> float:
+    return RUNNING
+
+
+def _name(notebook: Path) -> str:
+    return notebook.stem
+
+
 def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) -> None:
     """Make the studies that these notebooks read, then run them; both side by side."""
     names = dict.fromkeys(name for notebook in chosen for name in studies_of(notebook))
     wanted, workers = studies.asked(paper.profile, names), engine.default_workers()
     missing = runs.missing(wanted, paper.store)
     if missing:
-        paper.results.keep_machine(plan.machine())
+        paper.results.keep_machine(machine.machine())
     title = f"{paper.profile.title}: {len(missing)} results to make, {len(chosen)} notebooks to run"
     print(f"{title}, on {workers} cores", file=sys.stderr)
-    work = sum(map(plan.seconds, missing)) + RUNNING * len(chosen)
+    work = sum(map(cost.seconds, missing)) + RUNNING * len(chosen)
     progress = Progress(paper.name, work, workers)
     run_notebook = partial(
         execute, folder=paper.results.folder / "notebooks", parameters=parameters
     )
-    job = engine.Job(run_notebook, lambda notebook: RUNNING, lambda notebook: notebook.stem)
+    job = engine.Job(run_notebook, _running, _name)
     needs = {n: [o for o in chosen if o != n] if n.stem == GATHERS else [] for n in chosen}
     with engine.executor(workers) as pool:
         runs.ensure(wanted, paper.store, progress, workers, pool)
