@@ -1,11 +1,12 @@
-"""What a paper leaves in `results/<profile>/`: rows, and the tables and figures that are functions of rows.
+"""What a paper leaves in `results/<profile>/`: rows, distilled sets, tables and figures.
 
-rows/*.csv hold one line a network (or an epoch, or an iteration), sets/*.safetensors the distilled images; tables and figures can
-always be rendered again from them.
+rows/*.csv hold one line per network (or epoch, or iteration), sets/*.safetensors the distilled
+images. Tables and figures are functions of these, and can always be rendered again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -17,19 +18,13 @@ from matplotlib.figure import Figure
 from ddlib.runs.store import Artefact, read, write_whole
 from ddlib.settings import InputError
 
-
-def in_reading_order(rows: pd.DataFrame) -> list[str]:
-    """The methods of rows as the cell with most of them lists them, then those that it lacks."""
-    cells = [list(mine.method.unique()) for _, mine in rows.groupby("cell", sort=False)]
-    return list(
-        dict.fromkeys(
-            method for methods in sorted(cells, key=len, reverse=True) for method in methods
-        )
-    )
+SEALS = "SHA256SUMS"
+SET = ["cell", "method", "distil_seed"]  # the columns that name a distilled set
+DIGESTS = [*SET, "sha256", "lr"]
 
 
 class NoRows(InputError):
-    """A study was not run, or before its rows were kept."""
+    """A study was not run, or its rows were not kept."""
 
 
 class Results:
@@ -39,7 +34,7 @@ class Results:
         self.folder = Path(folder)
 
     def rows(self, name: str) -> pd.DataFrame:
-        """The rows of that study.
+        """The rows of a study.
 
         Raises:
             NoRows: they were not made yet.
@@ -47,44 +42,53 @@ class Results:
         file = self.folder / "rows" / f"{name}.csv"
         if not file.exists():
             raise NoRows(
-                f"no rows in {file}, where a study keeps them: run `make paper PROFILE={self.folder.name}` first, or the notebook that makes them"
+                f"no rows in {file}, where a study keeps them: run `make paper "
+                f"PROFILE={self.folder.name}` first, or the notebook that makes them"
             )
         return pd.read_csv(file)
 
     def has_rows(self, name: str) -> bool:
-        """Whether that study was run."""
+        """Whether a study was run."""
         return (self.folder / "rows" / f"{name}.csv").exists()
 
     def keep_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows, and return them as a reader will find them."""
-        write_whole(
-            self.folder / "rows" / f"{name}.csv",
-            rows.to_csv(index=False, lineterminator="\n").encode(),
-        )
+        self._write_csv(f"rows/{name}.csv", rows)
         return self.rows(name)
 
     def set_file(self, cell: str, method: str, seed: int) -> Path:
-        """Where a set is kept: sets/mnist_5k-ipc1.ast.0.safetensors; AST+ is ast_plus, MTT + inner momentum mtt_inner_momentum."""
+        """The file of a set, as sets/mnist_5k-ipc1.ast.0.safetensors; AST+ becomes ast_plus."""
         plain = re.sub(r"\W+", "_", re.sub(r"(?<=\w)\+", " plus", method.lower())).strip("_")
         return self.folder / "sets" / f"{cell}.{plain}.{seed}.safetensors"
 
     def set(self, cell: str, method: str, seed: int = 0) -> Artefact:
-        """A kept set: images (n, c, h, w) in the network's space, labels (n,), the learned lr in the record."""
+        """A kept set: images (n, c, h, w) in the network's space, labels (n,), lr in the record."""
         return read(self.set_file(cell, method, seed))
 
+    def keep_set_digest(
+        self, cell: str, method: str, seed: int, digest: str, lr: float | None = None
+    ) -> None:
+        """Note the digest of a set's tensors, and its learned lr, in sets/digests.csv."""
+        others = self.set_digests()
+        others = others[(others[SET] != [cell, method, seed]).any(axis=1)]
+        line = dict(zip(DIGESTS, (cell, method, seed, digest, lr), strict=True))
+        every = pd.DataFrame([*others.to_dict("records"), line])
+        self._write_csv("sets/digests.csv", every.sort_values(SET))
+
+    def set_digests(self) -> pd.DataFrame:
+        """cell, method, distil_seed, sha256, lr of the sets whose tensors need not be kept."""
+        file = self.folder / "sets" / "digests.csv"
+        return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=DIGESTS)
+
     def keep_table(self, name: str, table: pd.DataFrame) -> None:
-        """tables/<name>.csv and .md; numbers in Markdown as they are in the table."""
-        write_whole(
-            self.folder / "tables" / f"{name}.csv",
-            table.to_csv(index=False, lineterminator="\n").encode(),
-        )
+        """tables/<name>.csv with six digits, the same on every processor, and .md with four."""
+        self._write_csv(f"tables/{name}.csv", table, float_format="%.6g")
         shown = table.astype(object).where(table.notna(), "")
-        text = shown.to_markdown(index=False, floatfmt=".4g") + "\n"
-        write_whole(self.folder / "tables" / f"{name}.md", text.encode())
+        self._write(f"tables/{name}.md", shown.to_markdown(index=False, floatfmt=".4g") + "\n")
 
     def keep_ledger(self, text: str) -> None:
         """claims.md: the claims with all that was measured of them."""
-        write_whole(self.folder / "claims.md", text.encode())
+        self._write("claims.md", text)
 
     def keep_figure(self, name: str, figure: Figure) -> None:
         """figures/<name>.svg and .png, the same bytes from the same rows."""
@@ -99,10 +103,48 @@ class Results:
         return content
 
     def machine(self) -> dict | None:
-        """The machine that made what is kept, if that was written down."""
+        """The machine that made the results, if that was noted."""
         file = self.folder / "machine.json"
         return json.loads(file.read_text()) if file.exists() else None
 
     def keep_machine(self, about: dict) -> None:
         """machine.json: what made the results."""
-        write_whole(self.folder / "machine.json", (json.dumps(about, indent=2) + "\n").encode())
+        self._write("machine.json", json.dumps(about, indent=2) + "\n")
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of every kept file by its path; not of unfinished files and failed notebooks."""
+        files = {
+            file.relative_to(self.folder).as_posix(): file
+            for file in self.folder.rglob("*")
+            if file.is_file() and not re.search(r"^\.half-|\.failed\.ipynb$", file.name)
+        }
+        files.pop(SEALS, None)
+        return {
+            path: hashlib.sha256(files[path].read_bytes()).hexdigest() for path in sorted(files)
+        }
+
+    def seal(self) -> None:
+        """SHA256SUMS: the digests of all that is kept, as `sha256sum -c` reads them."""
+        self._write(SEALS, "".join(f"{sha}  {path}\n" for path, sha in self.digests().items()))
+
+    def sealed(self) -> dict[str, str]:
+        """What `seal` wrote: digests by path; empty where nothing was sealed.
+
+        Raises:
+            InputError: a line of it is not one that `seal` writes.
+        """
+        file = self.folder / SEALS
+        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+        for number, line in enumerate(lines, 1):
+            if not re.fullmatch(r"[0-9a-f]{64}  \S.*", line):
+                raise InputError(
+                    f"line {number} of {file} reads {line[:90]!r}: expected a sha256, two spaces "
+                    "and a path; take a sound copy of the file, or run `make paper` again"
+                )
+        return {line[66:]: line[:64] for line in lines}
+
+    def _write(self, path: str, text: str) -> None:
+        write_whole(self.folder / path, text.encode())
+
+    def _write_csv(self, path: str, table: pd.DataFrame, **options: str) -> None:
+        self._write(path, table.to_csv(index=False, lineterminator="\n", **options))

@@ -1,0 +1,240 @@
+"""How figures look: one look (colour, marker, line) per method or recipe, the same in all figures.
+
+Looks are distinct in grey, too. Coresets are grey, methods without experts green, MTT and the
+rivals that came of it blue, AST and its experts vermilion. Bands and bars are one standard
+deviation, unless a figure says otherwise.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+from PIL import Image
+from sklearn.isotonic import isotonic_regression
+
+WIDE, NARROW = 7.0, 3.4  # inches: a page, a column
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"  # by Okabe & Ito
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+GREY, SILVER = "#666666", "#999999"
+DASH, DOT, MIXED, LONG = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2))
+LEVELS, SHARE = 48, 0.002  # of 255, and of all pixels: what `same_picture` lets pass
+
+
+class Look(NamedTuple):
+    """How a method or a recipe is drawn, in every figure."""
+
+    color: str
+    marker: str = "o"
+    line: str | tuple = "-"
+
+
+METHODS = {
+    "random": Look(SILVER, "x"),
+    "herding": Look(SILVER, "^"),
+    "k-center": Look(SILVER, "s"),
+    "k-means": Look(GREY, "D"),
+    "MTT": Look(BLUE, "s", DASH),
+    "MTT + inner momentum": Look(SKY, "^", MIXED),
+    "MTT, strong experts": Look(BLUE, "v", DOT),
+    "DC": Look(GREEN, "<", DOT),
+    "DSA": Look(GREEN, ">", DASH),
+    "DM": Look(GREEN, "h", MIXED),
+    "FTD": Look(SKY, "D", LONG),
+    "TESLA": Look(SKY, "X", DOT),
+    "DATM": Look(PURPLE, "p", MIXED),
+    "AST": Look(VERMILION),
+    "AST+": Look(ORANGE, "*", LONG),
+    "AST − balanced loss": Look(PURPLE, "s", DASH),
+    "AST − intermediate matching": Look(BLUE, "s", DASH),
+    "AST − weight perturbation": Look(GREEN, "^", DOT),
+    "AST, T_max 6": Look(VERMILION),
+    "AST, T_max 6 − balanced loss": Look(PURPLE, "s", DASH),
+}
+RECIPES = {
+    "sgd": Look(BLACK, "s", DASH),
+    "ftd": Look(BLACK, "D", DOT),
+    "momentum": Look(BLUE, "v"),
+    "adam": Look(PURPLE, "^", MIXED),
+    "momentum_ramp": Look(SKY, "P", LONG),
+    "momentum_penalty": Look(GREEN, "D", DASH),
+    "momentum_penalty_per_pixel": Look(GREEN, "X", DOT),
+    "ast": Look(VERMILION),
+    "momentum_lr_matched": Look(SILVER, "h", DASH),
+    "momentum_warmup_penalty": Look(ORANGE, "p", MIXED),
+    "momentum_warmup": Look(ORANGE, "d", DOT),
+    "ast_weak": Look(VERMILION, "<", DASH),
+    "ast_strong": Look(VERMILION, ">", LONG),
+    "ast_natural": Look(VERMILION, "*", DOT),
+}
+OTHERS = {
+    **{"picked": Look(GREY, "D"), "distilled": Look(VERMILION)},  # sets of the user's own images
+    **{"supported": Look(GREEN), "not supported": Look(VERMILION, "X")},  # claims
+    **{"adjoint": Look(VERMILION), "unroll": Look(BLUE, "s", DASH)},  # gradients
+    "expert": Look(BLACK, "s", DASH),  # and students, on these images
+    "real images": Look(GREY, "D", DOT),
+    "distilled images": Look(VERMILION),
+}
+LOOKS = METHODS | RECIPES | OTHERS
+PLAIN = Look(GREY)
+STYLE: dict[str, dict[str, Any]] = {
+    # DejaVu Sans ships with matplotlib: the same letters everywhere
+    "font": {"family": "DejaVu Sans", "size": 8},
+    "axes": {"titlesize": 8.5, "labelsize": 8, "linewidth": 0.7, "grid": True, "axisbelow": True},
+    "axes.spines": {"top": False, "right": False},
+    "xtick": {"labelsize": 7.5},
+    "ytick": {"labelsize": 7.5},
+    "legend": {"fontsize": 7.5, "frameon": False},
+    "grid": {"color": "#e4e4e4", "linewidth": 0.6},
+    "lines": {"linewidth": 1.3, "markersize": 4},
+    "figure": {"dpi": 120, "titlesize": 8.5, "labelsize": 8},
+    "svg": {"hashsalt": "ddlib", "fonttype": "path"},
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The publication style on matplotlib's defaults: the same rows give the same bytes.
+
+    A matplotlibrc of the reader's own changes nothing.
+    """
+    with plt.rc_context():
+        matplotlib.rcdefaults()
+        for group, values in STYLE.items():
+            plt.rc(group, **values)
+        yield
+
+
+def canvas(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes in one row. It shows as the last word of a cell and stays open nowhere.
+
+    `options` are those of `Figure.subplots`.
+    """
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
+
+
+def span(counts: Iterable[int]) -> str:
+    """5, or 3–5 where not all have as many."""
+    counts = sorted(set(counts))
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+
+
+def line_of(name: str) -> dict[str, Any]:
+    """The look of a line, as `Axes.plot` takes it."""
+    color, marker, line = LOOKS.get(name, PLAIN)
+    return {"color": color, "linestyle": line, "marker": marker}
+
+
+def band(ax: Axes, wide: pd.DataFrame, name: str, label: str | None = None) -> None:
+    """The mean over the columns against the index, and one std about it if there are several."""
+    average, x, line = wide.mean(axis=1), wide.index, line_of(name)
+    marks = {"markersize": 3.2, "markevery": max(1, len(x) // 6)}
+    ax.plot(x, average, **line, **marks, label=label or name.replace("_", " "))
+    if wide.shape[1] > 1:
+        std = wide.std(axis=1, ddof=1)
+        ends = average - std, average + std
+        ax.fill_between(x, *ends, color=line["color"], alpha=0.15, linewidth=0)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def cross(ax: Axes, x: float, y: float, bars: dict[str, float], name: str) -> None:
+    """The point of a recipe, and its standard deviations `xerr` and `yerr`."""
+    look = LOOKS.get(name, PLAIN)
+    ax.errorbar(x, y, **bars, fmt="none", ecolor=look.color, elinewidth=0.8, alpha=0.6)
+    ax.plot([x], [y], look.marker, color=look.color, markersize=5, label=name.replace("_", " "))
+
+
+def spread_dots(ax: Axes, y: float, values: pd.Series, look: Look) -> None:
+    """Small dots for values, a large one for their mean, a bar of one standard deviation."""
+    if len(values) > 1:
+        ax.plot(values, np.full(len(values), y + 0.24), ".", color=look.color, markersize=2.5)
+        ax.plot(values.mean() + values.std(ddof=1) * np.array([-1, 1]), [y, y], color=look.color)
+    ax.plot([values.mean()], [y], look.marker, color=look.color, markersize=5)
+
+
+def name_ends(ax: Axes) -> None:
+    """Names of the lines beside their right ends, moved apart until all can be read.
+
+    A sample of the line before each name makes them a key to other panels, too, and in grey.
+    """
+    ax.autoscale_view()  # before it, the ends are not yet where they will be
+    size = plt.rcParams["xtick.labelsize"]
+    lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
+    heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
+    order = np.argsort(heights, kind="stable")
+    tall = 0.75 * ax.figure.get_figheight() / ax.get_gridspec().nrows  # inches, about
+    gaps = 1.3 * size / (72 * tall) * np.arange(len(order))
+    # the places nearest to the ends that keep the gaps
+    nearest = isotonic_regression(heights[order] - gaps, y_min=0, y_max=max(1 - gaps[-1], 0))
+    # x in inches from the right edge of the panel, y in parts of its height
+    inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, ax.transAxes)
+    beside = blended_transform_factory(inches, ax.transAxes)
+    for i, place in zip(order, nearest + gaps, strict=True):
+        color, label = lines[i].get_color(), lines[i].get_label()
+        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+        ax.annotate("", ends[i], (0.12, place), "data", beside, arrow)
+        sample = Line2D([0.14, 0.27, 0.4], [place] * 3)
+        sample.update_from(lines[i])
+        sample.set(transform=beside, clip_on=False, markevery=[1], label="_sample")
+        ax.add_artist(sample)
+        ax.text(0.46, place, label, transform=beside, color=color, fontsize=size, va="center")
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def logarithmic(ax: Axes) -> None:
+    """A logarithmic height about the lines: a band of one std may reach below zero."""
+    heights = np.concatenate([line.get_ydata() for line in ax.get_lines()])
+    ax.set_yscale("log")
+    ax.set_ylim(np.nanmin(heights) / 1.2, np.nanmax(heights) * 1.2)
+    plain_ticks(ax.yaxis)
+
+
+def key_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
+    """One key for all that any of these panels shows."""
+    shown = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    key = {label: handle for panel in shown for handle, label in panel}
+    if key:
+        place = {"loc": "outside lower center", "ncols": min(columns, len(key)), "handlelength": 3}
+        figure.legend(key.values(), key.keys(), **place)
+
+
+def same_picture(kept: bytes, made: bytes) -> str | None:
+    """How two PNGs differ, in words; None if they are the same to the eye.
+
+    More than SHARE of all pixels must differ by more than LEVELS in a channel: fonts and lines are
+    not rendered alike everywhere.
+    """
+    try:
+        a, b = (np.array(Image.open(io.BytesIO(png)).convert("RGBA"), int) for png in (kept, made))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"one of them is no sound PNG ({error})"
+    if a.shape != b.shape:
+        sizes = (f"{x.shape[1]} × {x.shape[0]} pixels" for x in (a, b))
+        return "{} kept, {} made".format(*sizes)
+    differ = (np.abs(a - b) > LEVELS).any(-1).mean()
+    if differ > SHARE:
+        return f"{differ:.2%} of its pixels differ by more than {LEVELS} of 255 levels"
+    return None
