@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -177,12 +178,12 @@ def film(artefact: Artefact) -> bytes:
     shown = [Image.fromarray(page) for page in pages]
     for page, row in zip(shown, rows, strict=True):
         page.putpalette(palette[:768])
-        draw, ink = ImageDraw.Draw(page), {"font": ImageFont.load_default(12), "fill": black}
+        write = partial(ImageDraw.Draw(page).text, font=ImageFont.load_default(12), fill=black)
         for j, label in enumerate(labels):
-            draw.text((j * wide + scale * w / 2, top / 2), f"{label}", anchor="mm", **ink)
+            write((j * wide + scale * w / 2, top / 2), f"{label}", anchor="mm")
         words = f"outer iteration {row['iteration']} of {rows[-1]['iteration']}"
-        draw.text((0, top + tall + 9), words, anchor="lm", **ink)
+        write((0, top + tall + 9), words, anchor="lm")
     content, durations = io.BytesIO(), [100] * (n - 1) + [1000]  # ms
-    others = {"save_all": True, "append_images": shown[1:]}
-    shown[0].save(content, "GIF", **others, duration=durations, loop=0)
+    first, *others = shown
+    first.save(content, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
     return content.getvalue()
