@@ -25,9 +25,9 @@ def ablation(results: Results) -> Figure:
     for (cell, group, base), runs in changed.groupby(["cell", "group", "base"], sort=False):
         wide = 100 * by_seed(rows[rows.cell == cell], "distil_seed", "accuracy", "method")
         lost = {name: (wide[name] - wide[base]).dropna() for name in runs.method.unique()}
-        where = "" if cell == first else f" on {cell}"
+        place = "" if cell == first else f" on {cell}"
         seeds = f"(n = {style.span(map(len, lost.values()))})".replace(" ", "\N{NO-BREAK SPACE}")
-        heading = textwrap.wrap(f"{group}: against {base}{where} {seeds}", 46)
+        heading = textwrap.wrap(f"{group}: against {base}{place} {seeds}", 46)
         blocks.append((heading, base, lost))
     heights = [len(heading) + len(lost) + 0.7 for heading, _, lost in blocks]
     columns = in_columns([*zip(blocks, heights, strict=True)], heights)

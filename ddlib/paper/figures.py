@@ -170,10 +170,7 @@ def student(results: Results) -> Figure:
 
 
 def walks(rows: pd.DataFrame) -> Figure:
-    """Walks that start together, rows as `smoothness.beside` gives them.
-
-    In the plane of the expert's path, and how far they are from its end.
-    """
+    """Walks that start together, rows as `smoothness.beside` gives them: plane, and distance."""
     last = rows.step.max()  # N, the inner step that meets the expert's last epoch
     figure, (plane, near) = style.canvas(style.WIDE, 2.4, 1, 2)
     for part, walk in rows.groupby("part", sort=False):
@@ -210,10 +207,7 @@ def memory(results: Results) -> Figure:
 
 
 def distillation(results: Results) -> Figure:
-    """The outer loop on the main cell, for methods that follow experts.
-
-    Its loss, what new networks learn from the images, and the inner lr.
-    """
+    """The outer loop on the main cell: its loss, what new networks learn, the inner lr."""
     rows = results.rows("curves")
     rows = rows[(rows.study == "main") & (rows.cell == rows.cell.iloc[0])]
     rows = rows[~rows.method.isin(WITHOUT_EXPERTS)]
@@ -351,10 +345,7 @@ def scaling(results: Results) -> Figure:
 
 
 def peers(results: Results) -> Figure:
-    """What users of trajectory matching report as needing several GPUs.
-
-    Predicted memory with each gradient, beside what GPUs hold.
-    """
+    """Predicted memory of runs that others report as needing several GPUs, beside GPUs."""
     rows = results.rows("scaling")
     rows = rows[rows.part.str.contains("IPC")]
     names = list(rows.part.unique())

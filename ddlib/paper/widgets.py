@@ -112,15 +112,18 @@ def walker(paper: Paper, settings: Distillation) -> Callable[[int, float, float]
     Raises:
         InputError: when it walks, a student's parameters stop being finite.
     """
-    real, made = datasets.load(settings.start.data, paper.store.root), paper.get(settings)
+    real, artefact = datasets.load(settings.start.data, paper.store.root), paper.get(settings)
     network = stages.network(settings.network, real.shape, real.classes)
     path = paper.get(stages.expert(settings.experts, 0)).tensors["path"]
     path = path[: settings.matched_epochs + 1]  # (M + 1, P), s = 0
-    sets = {"real images": made.tensors["history"][0], "distilled images": made.tensors["images"]}
+    sets = {
+        "real images": artefact.tensors["history"][0],
+        "distilled images": artefact.tensors["images"],
+    }
 
     def walk(steps: int, lr: float, momentum: float) -> list[dict]:
         inner = settings.model_copy(update={"inner_steps": steps})
-        loss = inner_loss(network, made.tensors["labels"], inner, real.strategies, start=0, t=0)
+        loss = inner_loss(network, artefact.tensors["labels"], inner, real.strategies, start=0, t=0)
         walks, a = {}, torch.tensor(lr)
         for name, images in sets.items():
             thetas = unroll.path(loss, path[0], images, a, steps, momentum, differentiable=False)
