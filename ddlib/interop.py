@@ -23,7 +23,7 @@ from ddlib.data import datasets, mtt_format
 from ddlib.data.space import Space
 from ddlib.files import Damaged, write_whole
 from ddlib.method.evaluate import SyntheticSet
-from ddlib.paper import figures, style, tables
+from ddlib.paper import pictures, style, tables
 from ddlib.paper.results import Results
 from ddlib.runs import engine, methods, run
 from ddlib.runs.profile import profile
@@ -216,7 +216,7 @@ def _export_pixels(file: Path, artefact: Artefact, folder: Path, form: str) -> N
         sheet = io.BytesIO()
         look = {"format": "png", "dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
         with style.style():
-            figures.before_after(artefact, names).savefig(sheet, **look)
+            pictures.before_after(artefact, names).savefig(sheet, **look)
         write_whole(folder / "sheet.png", sheet.getvalue())
         files = f"{folder / 'labels.csv'}, and a sheet of them, {folder / 'sheet.png'}"
     else:

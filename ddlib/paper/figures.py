@@ -41,7 +41,7 @@ from ddlib.paper.style import (
     spread_dots,
 )
 from ddlib.paper.tables import chosen, in_reading_order
-from ddlib.runs.studies import CEILING, CORESETS
+from ddlib.runs.methods import CEILING, CORESETS
 
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
 

@@ -25,7 +25,7 @@ from ddlib.base import Task, key
 from ddlib.data import datasets
 from ddlib.data.datasets import Images
 from ddlib.files import digest
-from ddlib.paper import claims, figures, style, tables
+from ddlib.paper import claims, figures, pictures, style, tables
 from ddlib.paper.results import Results
 from ddlib.runs import engine, run, studies
 from ddlib.runs.methods import CEILING
@@ -139,7 +139,7 @@ class Paper:
 
     def film(self) -> bytes:
         """A set's images on their way, as a GIF; also kept as figures/film.gif."""
-        return self.results.keep_film(figures.film(self.get(studies.film(self.profile))))
+        return self.results.keep_film(pictures.film(self.get(studies.film(self.profile))))
 
     def keep_sets(self, methods: Iterable[str] | None = None) -> None:
         """Keep the sets of the main study, or of these methods of it, beside the rows.

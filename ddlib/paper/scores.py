@@ -20,7 +20,7 @@ from math import e, exp
 import pandas as pd
 
 from ddlib.paper.claims import mean
-from ddlib.runs.studies import CEILING
+from ddlib.runs.methods import CEILING
 from ddlib.settings import InputError
 
 RANDOM = "random"

@@ -1,262 +1,159 @@
-"""Whether what is kept holds: every table and figure follows from the kept rows, rows, sets and profile agree, and a sample made anew is the kept one.
+"""Whether kept results hold: each file as it was sealed, all that follows from rows, a sample anew.
 
-On a machine of the kind that made the results (`measure.KIND`) all is equal to the byte, for a task's bytes depend on its settings alone. Another processor
-rounds otherwise, and training carries the last digit of a number into the first: the remade sample is then judged by what a reader would take from it.
-
-Rows: the mean of each column in JUDGED lies within SPREAD standard deviations of the kept rows (over networks, experts or iterations), or within MARGIN of
-their mean, whichever is more. With and without the hand-written kernels, which round as differently, the laptop's means differ by up to 0.2 of a deviation.
-
-Images: the kept set is nearer to the remade one than any other kept set of its cell is, and than the remade one is to where it started. In the same trial
-the right set lay at 0.6 of the way that its images went, the nearest wrong one (the same start, another recipe of experts) at 0.8.
+Numbers are compared as numbers (RTOL) and figures within the tolerance of `style.same_picture`, so
+that results hold on every processor. Only a sample that is trained anew on a machine of the kind
+that made the results (`machine.KIND`) must be equal to the byte: another processor rounds
+otherwise, and training carries the last digit of a number into the first. There the mean of each
+column in JUDGED must lie within SPREAD standard deviations of the kept rows, or within MARGIN of
+their mean, and the images must be nearer to the kept set than to any other kept set of the cell and
+than the start was to them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
+from math import isclose
 from pathlib import Path
 from shutil import copytree
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ddlib.paper import build as press
-from ddlib.paper import figures as plots
-from ddlib.paper import tables
-from ddlib.paper.paper import AT_THE_END, STUDIES, Paper, kept_sets
-from ddlib.runs import measure, studies
-from ddlib.runs import stages as pipeline
-from ddlib.runs.engine import Progress, clock, default_workers
-from ddlib.runs.store import Artefact, digest, read
-from ddlib.settings import Distilled, InputError, Profile, Settings, key
+from ddlib.base import InputError, key
+from ddlib.files import amount
+from ddlib.paper import build, figures, pages, style, tables
+from ddlib.paper.paper import Paper, keeps_tensors, main_sets, set_digest
+from ddlib.paper.results import SEALS
+from ddlib.progress import Progress, clock
+from ddlib.runs import cost, engine, run
+from ddlib.runs.machine import KIND, described, machine
+from ddlib.runs.store import Artefact, read
+from ddlib.runs.studies import STUDIES, Run
+from ddlib.settings import Distilled
 
-EQUAL, NEAR, DIFFERENT, NOT_KEPT, UNCHECKED = (
-    "equal",
-    "within tolerance",
-    "DIFFERENT",
-    "not kept",
-    "not checked",
-)
+OK, NEAR, DIFFERENT, NOT_KEPT = "holds", "within tolerance", "DIFFERENT", "not kept"
+RTOL = 1e-5  # tables hold six digits
 SPREAD, MARGIN = 3.0, 0.01
-JUDGED = {
-    "experts": ["test_accuracy"],
-    "smoothness": ["test_accuracy", "step"],
-    "curves": ["lr"],
-}  # of all other studies: accuracy
+# Columns by which rows made on another processor are judged; of other studies: accuracy.
+JUDGED = {"experts": ["test_accuracy"], "smoothness": ["test_accuracy", "step"], "curves": ["lr"]}
+NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
-Row = dict[str, Any]
-Sets = dict[tuple[str, str, int], Artefact]  # by cell, method and distillation seed
+Rows = list[dict[str, Any]]
 
 
 class Verdict(NamedTuple):
-    """What became of one artefact, and why."""
+    """What became of one file or study, and why."""
 
-    artefact: str
+    what: str
     verdict: str
     note: str = ""
 
 
 def verify(profile: str, quick: bool = False) -> bool:
-    """`make verify`: print a verdict an artefact; whether nothing differs. Writes nothing into the results; `quick` makes no sample anew.
+    """Print a verdict for each file that is kept; whether nothing differs. Nothing is written.
 
     Raises:
         InputError: nothing is kept under that profile.
     """
-    held = Paper(profile)
-    if not (held.results.folder / "rows").is_dir():
+    kept = Paper(profile)
+    if not (kept.results.folder / "rows").is_dir():
         raise InputError(
-            f"nothing to verify: no rows in {held.results.folder / 'rows'}; expected what `make paper PROFILE={held.name}` leaves there: run it first"
+            f"nothing to verify: no rows in {kept.results.folder / 'rows'}; run `make paper "
+            f"PROFILE={kept.name}` first"
         )
     with tempfile.TemporaryDirectory(prefix="ddlib-verify-") as folder:
-        fresh = Paper(profile, Path(folder) / "store", Path(folder) / "results" / held.name)
-        alike = same_kind(held)
-        found = [*rendered(held, fresh), *readme(held), *agreeing(held), *executed(held)]
+        fresh = Paper(profile, Path(folder) / "store", Path(folder) / "results" / kept.name)
+        verdicts = [
+            *sealed(kept),
+            *of_rows(kept),
+            *of_sets(kept),
+            *drawn_again(kept, fresh),
+            *of_notebooks(kept),
+            *of_readme(kept),
+        ]
         if not quick:
-            run = sample(held)
-            remake(held, fresh, run)
-            found += remade(held, fresh, run, alike)
-    wide = max(len(one.artefact) for one in found)
-    for one in found:
-        print(f"{one.artefact:{wide}}  {one.verdict:{len(NEAR)}}  {one.note}".rstrip())
-    print(
-        f"\n{len(found)} artefacts: {', '.join(f'{n} {verdict}' for verdict, n in Counter(one.verdict for one in found).items())}"
-    )
-    return not any(one.verdict == DIFFERENT for one in found)
+            verdicts += made_anew(kept, fresh)
+    wide = max(len(one.what) for one in verdicts)
+    for one in verdicts:
+        print(f"{one.what:{wide}}  {one.verdict:{len(NEAR)}}  {one.note}".rstrip())
+    counts = Counter(one.verdict for one in verdicts)
+    print(f"\n{len(verdicts)} checks: {', '.join(f'{n} {what}' for what, n in counts.items())}")
+    return not counts[DIFFERENT]
 
 
-def same_kind(held: Paper) -> bool:
-    """Say which machine made the results and which this is; whether equal bytes can be asked of this one."""
-    made, here = held.results.machine(), measure.machine()
-    other = [name for name in measure.KIND if made is not None and made.get(name) != here[name]]
-    differs = "; ".join(f"{name} was {made.get(name)}, is {here[name]}" for name in other)
-    kind = (
-        "unknown, judged as another kind"
-        if made is None
-        else f"another kind ({differs})"
-        if other
-        else "the same kind"
-    )
-    print(
-        f"made on: {measure.described(made) if made else 'a machine that was not written down (machine.json)'}\nhere:    {measure.described(here)}: {kind}\n"
-    )
-    return made is not None and not other
-
-
-def rendered(held: Paper, fresh: Paper) -> Iterator[Verdict]:
-    """Every table and every figure, made again elsewhere from a copy of the rows and sets."""
-    for part in ("rows", "sets"):
-        if (held.results.folder / part).is_dir():
-            copytree(held.results.folder / part, fresh.results.folder / part)
-    for name in tables.TABLES:
-        yield again(held, fresh, f"tables/{name}", ("csv", "md"), partial(fresh.table, name))
-    yield again(held, fresh, "claims", ("md",), lambda: None)  # made with their table
-    for name in plots.FIGURES:
-        yield again(held, fresh, f"figures/{name}", ("svg", "png"), partial(fresh.figure, name))
-    there = (held.results.folder / "figures" / "film.gif").exists()
-    yield (
-        Verdict("figures/film.gif", UNCHECKED, "its frames lie in the store alone")
-        if there
-        else Verdict("figures/film.gif", NOT_KEPT)
-    )
-
-
-def readme(held: Paper) -> Iterator[Verdict]:
-    """The README's block of results, where this is the profile that it speaks of."""
-    if held.name in press.BLOCKS and press.README.exists():
-        same = (
-            press.filled(press.BLOCKS[held.name], press.summary(held.results))
-            == press.README.read_text()
-        )
-        yield (
-            Verdict(press.README.name, EQUAL)
-            if same
-            else Verdict(
-                press.README.name,
-                DIFFERENT,
-                "its block is not what the tables say; `make paper` fills it",
-            )
-        )
-
-
-def again(
-    held: Paper, fresh: Paper, what: str, kinds: Iterable[str], make: Callable[[], object]
-) -> Verdict:
-    """One table or figure, made again, beside the files that are kept."""
-    kept, made = (
-        [paper.results.folder / f"{what}.{kind}" for kind in kinds] for paper in (held, fresh)
-    )
-    lacking = [file.name for file in kept if not file.exists()]
-    if len(lacking) == len(kept):
-        return Verdict(what, NOT_KEPT)
+def checked(what: str, find: Callable[[], str | None], verdict: str = OK) -> Verdict:
+    """The verdict of a check that returns a fault or None; damaged files can break any check."""
     try:
-        make()
-    except Exception as error:  # rows that somebody changed can break a table in any way
-        return Verdict(
-            what,
-            DIFFERENT,
-            f"cannot be made again: {error}".replace(
-                str(fresh.results.folder), str(held.results.folder)
-            ),
-        )
-    if lacking:
-        return Verdict(what, DIFFERENT, f"lacks {', '.join(lacking)}")
-    for old, new in zip(kept, made, strict=True):
-        if old.read_bytes() != new.read_bytes():
-            return Verdict(
-                what, DIFFERENT, f"{old.name} is not what the rows give{first_line(old, new)}"
-            )
-    return Verdict(what, EQUAL)
+        fault = find()
+    except Exception as error:
+        fault = f"cannot be checked: {type(error).__name__}: {error}".split("\n")[0]
+    return Verdict(what, DIFFERENT, fault) if fault else Verdict(what, verdict)
 
 
-def first_line(old: Path, new: Path) -> str:
-    """Where a table's files part."""
-    where = (
-        parting(old.read_text(errors="replace"), new.read_text()) if old.suffix == ".csv" else ""
-    )
-    return f": {where}" if where else ""
+def sealed(kept: Paper) -> Iterator[Verdict]:
+    """Every file against SHA256SUMS: changed, missing and extra ones are named."""
+    try:
+        expected = kept.results.sealed()
+    except (InputError, OSError) as error:
+        yield Verdict(SEALS, DIFFERENT, str(error))
+        return
+    if not expected:
+        yield Verdict(SEALS, DIFFERENT, f"is missing: `make figures PROFILE={kept.name}` writes it")
+        return
+    there = kept.results.digests()
+    for path in sorted(expected.keys() | there.keys()):
+        if path not in there:
+            yield Verdict(path, DIFFERENT, "is sealed, but not there")
+        elif path not in expected:
+            yield Verdict(path, DIFFERENT, "is not sealed: nothing that `make paper` writes")
+        elif there[path] != expected[path]:
+            size = amount((kept.results.folder / path).stat().st_size)
+            yield Verdict(path, DIFFERENT, f"was changed after it was sealed ({size} now)")
+    yield Verdict(SEALS, OK, f"{len(expected)} files")
 
 
-def parting(found: str, expected: str) -> str:
-    """The first line in which two texts differ, of each."""
-    pairs = enumerate(zip_longest(found.splitlines(), expected.splitlines(), fillvalue=""), 1)
-    return next(
-        (f"line {i} reads {a[:90]!r}, expected {b[:90]!r}" for i, (a, b) in pairs if a != b), ""
-    )
-
-
-def agreeing(held: Paper) -> Iterator[Verdict]:
-    """Every kept set and every study's rows: made under the settings that the profile asks for today, and in agreement with one another."""
-    sets: Sets = {}
-    yield from of_sets(held, sets)
-    rows = {study: kept_rows(held, study) for study in STUDIES if held.results.has_rows(study)}
+def of_rows(kept: Paper) -> Iterator[Verdict]:
+    """Each study's rows are those that the profile asks for: none missing, doubled or foreign."""
     for study in STUDIES:
-        if study not in rows:
-            yield Verdict(f"rows/{study}.csv", NOT_KEPT)
-            continue
-        if STUDIES[study].measured:
-            yield Verdict(
-                f"rows/{study}.csv",
-                UNCHECKED,
-                "measured while the sets were made, so it differs from run to run",
-            )
-            continue
-        fault = (
-            other_settings(held.profile, study, rows[study])
-            or disagreement(study, rows, sets)
-            or (EQUAL, f"{len(rows[study])} rows, under today's settings")
-        )
-        yield Verdict(f"rows/{study}.csv", *fault)
-    for file in sorted((held.results.folder / "rows").glob("*.csv")):
-        if file.stem not in STUDIES:
-            yield Verdict(f"rows/{file.name}", UNCHECKED, "a notebook's own, measured or predicted")
-
-
-def of_sets(held: Paper, sets: Sets) -> Iterator[Verdict]:
-    """Every set that is kept or should be; those that are sound are added to `sets`."""
-    wanted = {
-        held.results.set_file(run.cell, run.method, run.distil_seed): run
-        for run in kept_sets(held.profile)
-    }
-    for file in sorted({*wanted, *(held.results.folder / "sets").glob("*.safetensors")}):
-        name = f"sets/{file.name}"
-        if not file.exists():
-            yield Verdict(name, NOT_KEPT)
-        elif file not in wanted:
-            yield Verdict(
-                name, DIFFERENT, "no method of the profile makes a set of that name: remove it"
-            )
+        what = f"rows/{study}.csv"
+        if not (kept.results.folder / what).exists():
+            yield Verdict(what, NOT_KEPT)
         else:
-            run = wanted[file]
-            try:
-                artefact = read(file)
-            except InputError as error:
-                yield Verdict(name, DIFFERENT, str(error))
-                continue
-            if fault := other_value(artefact.settings, run.settings.of):
-                yield Verdict(name, DIFFERENT, fault)
-                continue
-            sets[run.cell, run.method, run.distil_seed] = artefact
-            yield Verdict(name, EQUAL, "whole, under today's settings")
+            yield checked(what, lambda study=study: count_fault(kept, study))
 
 
-def other_value(found: Row, asked: Settings) -> str | None:
-    """The first setting in which a set is another than the profile's."""
-    wanted = asked.model_dump(mode="json")
-    for name in sorted(wanted.keys() | found.keys()):
-        if found.get(name) != wanted.get(name):
-            return f"made under other settings: {name} is {found.get(name)!r} there, the profile asks for {wanted.get(name)!r}"
+def count_fault(kept: Paper, study: str) -> str | None:
+    """The first result of a study that has no row, too many, or that nobody asked for."""
+    asked = {
+        (*label.values(), key(task)): label for label, task in STUDIES[study].asks(kept.profile)
+    }
+    columns = [*next(iter(asked.values()), {}), "settings_key"]
+    rows = kept_rows(kept, study)
+    found = [tuple(row[column] for column in columns) for row in rows]
+    if foreign := [one for one in found if one not in asked]:
+        words = ", ".join(map(str, foreign[0]))
+        return f"{len(foreign)} rows are of other settings than the profile's, first: {words}"
+    if missing := [one for one in asked if one not in set(found)]:
+        return f"{len(missing)} of {len(asked)} results have no row, first: {missing[0]}"
+    if len({json.dumps(row, sort_keys=True) for row in rows}) < len(rows):
+        return "a row stands there twice"
+    sizes = Counter(Counter(found).values())
+    if study in ("main", "experts") and len(sizes) > len({row.get("epochs") for row in rows}) * 2:
+        return f"results have unequal numbers of rows: {dict(sizes)}"
     return None
 
 
-def kept_rows(held: Paper, study: str) -> list[Row]:
-    """A study's rows as they were written: to the last digit, blanks as None."""
-    table = pd.read_csv(held.results.folder / "rows" / f"{study}.csv", float_precision="round_trip")
-    return [{name: blank(value) for name, value in row.items()} for row in table.to_dict("records")]
+def kept_rows(kept: Paper, study: str) -> Rows:
+    """A study's rows to the last digit, blanks as None."""
+    file = kept.results.folder / "rows" / f"{study}.csv"
+    table = pd.read_csv(file, float_precision="round_trip")
+    return [{k: blank(v) for k, v in row.items()} for row in table.to_dict("records")]
 
 
 def blank(value: Any) -> Any:
@@ -264,287 +161,205 @@ def blank(value: Any) -> Any:
     return None if value is None or value != value else value
 
 
-def other_settings(profile: Profile, study: str, rows: list[Row]) -> tuple[str, str] | None:
-    """The first result of a study that the profile does not ask for under its label, or that it asks for in vain.
+def of_sets(kept: Paper) -> Iterator[Verdict]:
+    """Each kept set was made under today's settings, and each set of the profile has its digest."""
+    results, digests = kept.results, kept.results.set_digests()
+    wanted = {results.set_file(r.cell, r.method, r.distil_seed): r for r in main_sets(kept.profile)}
+    known = set(digests[["cell", "method", "distil_seed"]].itertuples(index=False, name=None))
+    lacking = [r for r in wanted.values() if (r.cell, r.method, r.distil_seed) not in known]
+    fault = f"{len(lacking)} sets have no digest, first: {lacking[0]}" if lacking else None
+    yield checked("sets/digests.csv", lambda: fault)
+    for file in sorted({*wanted, *(results.folder / "sets").glob("*.safetensors")}):
+        one, what = wanted.get(file), f"sets/{file.name}"
+        if one is None:
+            yield Verdict(what, DIFFERENT, "no method of the profile makes a set of that name")
+        elif file.exists():
+            yield checked(what, lambda file=file, one=one: set_fault(read(file), one, digests))
+        elif keeps_tensors(one):
+            yield Verdict(what, NOT_KEPT)
 
-    The search for settings is past and no part of `make paper`: the same candidates may stand there as an earlier form of the library judged them.
-    """
-    asked = {
-        (*label.values(), key(settings)): (label, settings)
-        for label, settings in STUDIES[study].asks(profile)
-    }
-    columns = [*next(iter(asked.values()))[0], "settings_key"] if asked else ["settings_key"]
-    found = dict.fromkeys(tuple(row.get(column) for column in columns) for row in rows)
-    foreign, lacking = (
-        [one for one in found if one not in asked],
-        [one for one in asked if one not in found],
-    )
-    if foreign and study == "tuning" and {one[:-1] for one in found} == {one[:-1] for one in asked}:
-        return (
-            UNCHECKED,
-            f"the profile's candidates, but {len(foreign)} of {len(found)} judged under other settings or format; `make tune` judges them again",
+
+def set_fault(artefact: Artefact, one: Run, digests: pd.DataFrame) -> str | None:
+    """What is wrong with a kept set."""
+    wanted = one.settings.of.model_dump(mode="json")
+    for name in sorted(wanted.keys() | artefact.settings.keys()):
+        if artefact.settings.get(name) != wanted.get(name):
+            return f"it was made under another {name} than the profile's"
+    place = [one.cell, one.method, one.distil_seed]
+    line = digests[(digests[["cell", "method", "distil_seed"]] == place).all(axis=1)]
+    digest = set_digest(artefact.tensors)
+    return None if digest in set(line.sha256) else "its digest is not that of sets/digests.csv"
+
+
+def drawn_again(kept: Paper, fresh: Paper) -> Iterator[Verdict]:
+    """Every table and figure, made again from a copy of the rows and sets."""
+    for part in ("rows", "sets"):
+        if (kept.results.folder / part).is_dir():
+            copytree(kept.results.folder / part, fresh.results.folder / part)
+    for name in tables.TABLES:
+        yield again(
+            kept, fresh, f"tables/{name}", ("csv", "md"), lambda name=name: fresh.table(name)
         )
-    if foreign:
-        words = ", ".join(str(value) for value in foreign[0])
-        return (
-            DIFFERENT,
-            f"{len(foreign)} of {len(found)} results were made under other settings than the profile's, first: {words}; `make paper` makes them again",
-        )
-    if lacking:
-        first = pipeline.name(asked[lacking[0]][1])
-        return (
-            DIFFERENT,
-            f"{len(lacking)} of {len(asked)} results that the profile asks for have no row, first: {first}; `make paper` makes them",
-        )
-    return None
+    yield again(kept, fresh, "claims", ("md",), lambda: None)  # made with their table
+    for name in figures.FIGURES:
+        yield again(kept, fresh, f"figures/{name}", ("png",), lambda name=name: fresh.figure(name))
 
 
-def disagreement(study: str, rows: dict[str, list[Row]], sets: Sets) -> tuple[str, str] | None:
-    """The first place where a study's rows say other than what is kept beside them."""
-    for what, found, expected in facing(study, rows, sets):
-        if found != expected:
-            return DIFFERENT, f"{what}: found {found}, expected {expected}"
-    return None
+def again(
+    kept: Paper, fresh: Paper, what: str, kinds: tuple[str, ...], make: Callable[[], object]
+) -> Verdict:
+    """One table or figure, made again, beside the files that are kept."""
+    files = [kept.results.folder / f"{what}.{kind}" for kind in kinds]
+    if not any(file.exists() for file in files):
+        return Verdict(what, NOT_KEPT)
+
+    def fault() -> str | None:
+        make()
+        for file in files:
+            made = fresh.results.folder / f"{what}{file.suffix}"
+            if file.suffix == ".png":
+                wrong = style.same_picture(file.read_bytes(), made.read_bytes())
+            else:
+                wrong = parting(file.read_text(), made.read_text())
+            if wrong:
+                return f"{file.name} is not what the rows give: {wrong}"
+        return None
+
+    return checked(what, fault)
 
 
-def facing(study: str, rows: dict[str, list[Row]], sets: Sets) -> Iterator[tuple[str, Any, Any]]:
-    """(what, what the row says, what it should say): learned lrs and curves as the sets hold them, what two studies both say as the first of them does."""
-
-    def who(row: Row) -> tuple[str, str, int]:
-        return row["cell"], row["method"], row["distil_seed"]
-
-    if study == "main":
-        for i, row in enumerate(rows["main"], 2):
-            if who(row) in sets:
-                yield (
-                    f"lr in line {i}, by the set's own",
-                    row["lr"],
-                    sets[who(row)].record["lr"] * row["lr_factor"],
-                )
-    if study == "curves":
-        mine = [
-            (i, row)
-            for i, row in enumerate(rows["curves"], 2)
-            if row["study"] == "main" and who(row) in sets
-        ]
-        for i, row in mine:
-            lines = {line["iteration"]: line for line in sets[who(row)].record["curve"]}
-            yield (
-                f"line {i}, by the set's own curve",
-                *both(
-                    row,
-                    lines.get(row["iteration"], {}),
-                    ("loss", "start", "lr", "validation_accuracy"),
-                ),
-            )
-    if study == "coresets" and "main" in rows:
-        pairs: Iterable[tuple[Row, Row]] = zip_longest(
-            rows["coresets"],
-            (row for row in rows["main"] if row["method"] in studies.CORESETS),
-            fillvalue={},
-        )
-        for i, (row, other) in enumerate(pairs, 2):
-            yield (
-                f"line {i}, by rows/main.csv",
-                *both(row, other, sorted((row.keys() | other.keys()) - {"study"})),
-            )
-    if study == "smoothness" and "experts" in rows:
-        last = {row["settings_key"]: row for row in rows["experts"]}
-        for i, row in enumerate(rows["smoothness"], 2):
-            yield (
-                f"line {i}, by rows/experts.csv",
-                *both(row, last.get(row["settings_key"], {}), AT_THE_END),
-            )
-
-
-def both(row: Row, other: Row, columns: Iterable[str]) -> tuple[Row, Row]:
-    """The columns in which two rows differ, of each."""
-    unlike = [name for name in columns if blank(row.get(name)) != blank(other.get(name))]
-    mine, theirs = ({name: blank(one.get(name)) for name in unlike} for one in (row, other))
-    return mine, theirs
-
-
-def executed(held: Paper) -> Iterator[Verdict]:
-    """Every notebook's executed copy, and whatever lies beside: no cell of it ended with an error, and its cells are the notebook's of today."""
-    folder, sources = (
-        held.results.folder / "notebooks",
-        {file.name: file for file in press.notebooks()},
-    )
-    for name in sorted({*sources, *(file.name for file in folder.glob("*.ipynb"))}):
-        if not (folder / name).exists():
-            yield Verdict(f"notebooks/{name}", NOT_KEPT)
+def parting(kept: str, made: str) -> str | None:
+    """The first line in which two texts differ, once numbers are compared as numbers."""
+    pairs = zip_longest(kept.splitlines(), made.splitlines(), fillvalue="")
+    for i, (a, b) in enumerate(pairs, 1):
+        if a == b:
             continue
-        fault = fault_of(folder / name, sources.get(name), held.name)
-        yield (
-            Verdict(f"notebooks/{name}", DIFFERENT, fault)
-            if fault
-            else Verdict(f"notebooks/{name}", EQUAL, "executed without error, from today's cells")
+        words = [" ".join(NUMBER.sub("#", line).split()) for line in (a, b)]
+        numbers = [[float(n.replace("−", "-")) for n in NUMBER.findall(x)] for x in (a, b)]
+        near = len(numbers[0]) == len(numbers[1]) and all(
+            isclose(x, y, rel_tol=RTOL, abs_tol=1e-9) for x, y in zip(*numbers, strict=True)
         )
-
-
-def fault_of(copy: Path, source: Path | None, profile: str) -> str | None:
-    """What is wrong with an executed copy of the notebook `source`, and what to do; the parameters that it was given are a cell of its own."""
-    try:
-        cells = json.loads(copy.read_text())["cells"]
-        errors = [
-            output["ename"]
-            for cell in cells
-            for output in cell.get("outputs", [])
-            if output["output_type"] == "error"
-        ]
-        done = [
-            written(cell)
-            for cell in cells
-            if "injected-parameters" not in cell["metadata"].get("tags", [])
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"holds an error: no notebook can be read from it ({error})"
-    if errors:
-        return f"holds an error: {errors[0]}"
-    if source is None:
-        return f"there is no {copy.name} in {press.NOTEBOOKS.name}/ that it could be a copy of: remove it"
-    asked = [written(cell) for cell in json.loads(source.read_text())["cells"]]
-    for number, (found, expected) in enumerate(
-        zip_longest(done, asked, fillvalue=("nothing", "")), 1
-    ):
-        if found != expected:
-            how = (
-                parting(found[1], expected[1])
-                if found[0] == expected[0]
-                else f"is {found[0]}, expected {expected[0]}"
-            )
-            return f"executed from another {press.NOTEBOOKS.name}/{copy.name}: cell {number} {how}; `make paper PROFILE={profile}` runs it again"
+        if words[0].replace("-", "") != words[1].replace("-", "") or not near:
+            return f"line {i} reads {a[:90]!r}, expected {b[:90]!r}"
     return None
 
 
-def written(cell: Row) -> tuple[str, str]:
-    """The kind of a notebook's cell, and what it says."""
-    return cell["cell_type"], "".join(cell["source"]).rstrip()
+def of_notebooks(kept: Paper) -> Iterator[Verdict]:
+    """Every executed copy: run to its end under this profile, from today's cells."""
+    folder, sources = kept.results.folder / "notebooks", {f.name: f for f in build.notebooks()}
+    for name in sorted({*sources, *(file.name for file in folder.glob("*.ipynb"))}):
+        what, copy = f"notebooks/{name}", folder / name
+        if not copy.exists():
+            yield Verdict(what, NOT_KEPT)
+        elif name.endswith(".failed.ipynb"):
+            yield Verdict(what, NOT_KEPT, "a run that failed, set aside")
+        else:
+            source = sources.get(name)
+            yield checked(what, lambda c=copy, s=source: copy_fault(c, s, kept.name))
 
 
-def sample(held: Paper) -> studies.Run:
-    """The distilled set of the main study that is cheapest to make with all it needs, and its evaluation."""
-    runs = [run for run in studies.main(held.profile) if isinstance(run.settings.of, Distilled)]
+def copy_fault(copy: Path, source: Path | None, profile: str) -> str | None:
+    """What is wrong with an executed copy of a notebook."""
+    if source is None:
+        return f"there is no {copy.name} in notebooks/ that it could be a copy of: remove it"
+    cells = json.loads(copy.read_text())["cells"]
+    injected = [c for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    if errors := [output for output in outputs if output["output_type"] == "error"]:
+        return f"holds an error: {errors[0]['ename']}"
+    if not outputs or any(cell["execution_count"] is None for cell in code):
+        return "a cell of it was not run, or its outputs are gone"
+    given = "".join("".join(cell["source"]) for cell in injected)
+    if not re.search(rf"""profile = ["'](?:.*/)?{re.escape(profile)}(?:\.ya?ml)?["']""", given):
+        return f"it was not run under the profile {profile}"
+    texts = [("".join(c["source"]).rstrip(), c["cell_type"]) for c in cells if c not in injected]
+    today = json.loads(source.read_text())["cells"]
+    asked = [("".join(c["source"]).rstrip(), c["cell_type"]) for c in today]
+    for number, (found, expected) in enumerate(zip_longest(texts, asked), 1):
+        if found != expected:
+            return f"cell {number} is not that of today's notebook; `make paper` runs it again"
+    return None
+
+
+def of_readme(kept: Paper) -> Iterator[Verdict]:
+    """The page whose block shows this profile's results."""
+    for block, profile in pages.BLOCKS.items():
+        page = pages.page_of(block) if profile == kept.name else None
+        if page is not None:
+            text = pages.filled(page, block, pages.summary(kept))
+            yield checked(page.name, lambda page=page, text=text: parting(page.read_text(), text))
+
+
+def made_anew(kept: Paper, fresh: Paper) -> Iterator[Verdict]:
+    """The cheapest distilled set of the main study and its evaluation, trained in a new store."""
+    runs = [one for one in main_sets(kept.profile) if isinstance(one.settings.of, Distilled)]
     if not runs:
-        raise InputError(
-            f"profile {held.name} distils nothing, so no sample can be made anew: verify with --quick"
-        )
-    return min(
-        runs, key=lambda run: sum(map(pipeline.work, pipeline.missing([run.settings], None)))
-    )
-
-
-def remake(held: Paper, fresh: Paper, run: studies.Run) -> None:
-    """Make the sample anew in a store of its own, which shares the data with the usual one and nothing else."""
-    held.data(run.cell)  # a missing data set stops here, and names its folder
-    data = held.store.root / "data"
-    data.mkdir(exist_ok=True)
-    (fresh.store.root / "data").symlink_to(data.resolve())
-    tasks, workers = pipeline.missing([run.settings], fresh.store), default_workers()
-    seconds = sum(map(pipeline.work, tasks))
-    print(
-        f"made anew, about {clock(seconds / min(workers, len(tasks)))} to {clock(seconds)} on {workers} cores:",
-        file=sys.stderr,
-    )
-    for settings in sorted(tasks, key=lambda task: task.stage):
-        print(f"  {pipeline.name(settings)}", file=sys.stderr)
-    pipeline.ensure([run.settings], fresh.store, Progress("verify", seconds, workers))
-
-
-def remade(held: Paper, fresh: Paper, run: studies.Run, alike: bool) -> Iterator[Verdict]:
-    """The sample's rows and its set beside the kept ones; `alike`: they must be equal, else near."""
-    for study in (name for name, one in STUDIES.items() if not one.measured):
-        made = [
-            {name: blank(value) for name, value in row.items()}
-            for row in fresh.rows(study, fresh.store.has)
-        ]
-        if made and held.results.has_rows(study):
-            keys = {row["settings_key"] for row in made}
-            kept = [row for row in kept_rows(held, study) if row["settings_key"] in keys]
-            yield Verdict(
-                f"rows/{study}.csv, made anew",
-                *compared_rows(kept, made, None if alike else JUDGED.get(study, ["accuracy"])),
-            )
-    file = held.results.set_file(run.cell, run.method, run.distil_seed)
-    name = f"sets/{file.name}, made anew"
-    if not file.exists():
-        yield Verdict(name, NOT_KEPT)
         return
-    try:
-        target: Any = run.settings.of
-        yield Verdict(
-            name,
-            *compared_sets(
-                held, file, fresh.store.load(target), fresh.store.load(target.start), alike
-            ),
-        )
-    except InputError as error:
-        yield Verdict(name, DIFFERENT, str(error))
+    works = {one: run.missing([one.settings], None) for one in runs if one.distil_seed == 0}
+    one = min(works, key=lambda r: sum(map(cost.seconds, works[r])))
+    alike = same_kind(kept)
+    (fresh.store.root / "data").symlink_to(kept.store.root.resolve() / "data")
+    kept.data(one.cell)  # a missing data set stops here
+    workers, seconds = engine.default_workers(), sum(map(cost.seconds, works[one]))
+    print(f"made anew, at most about {clock(seconds)}: {one.settings.title}", file=sys.stderr)
+    run.ensure([one.settings], fresh.store, Progress("verify", seconds, workers))
+    for study in (name for name, entry in STUDIES.items() if not entry.measured):
+        made = [{k: blank(v) for k, v in r.items()} for r in fresh.rows(study, fresh.store.has)]
+        if made and kept.results.has_rows(study):
+            keys = {row["settings_key"] for row in made}
+            rows = [row for row in kept_rows(kept, study) if row["settings_key"] in keys]
+            judged = None if alike else JUDGED.get(study, ["accuracy"])
+            fault = rows_fault(rows, made, judged)
+            yield checked(f"rows/{study}.csv, anew", lambda f=fault: f, OK if alike else NEAR)
+    file = kept.results.set_file(one.cell, one.method, 0)
+    of: Any = one.settings.of
+    made_set, start = fresh.store.load(of), fresh.store.load(of.start)
+    yield checked(
+        f"sets/{file.name}, anew",
+        lambda: images_fault(file, made_set, start, alike),
+        OK if alike else NEAR,
+    )
 
 
-def compared_rows(kept: list[Row], made: list[Row], judged: list[str] | None) -> tuple[str, str]:
-    """A verdict on rows made anew and why; with columns to judge by, near is good enough."""
+def same_kind(kept: Paper) -> bool:
+    """Say which machine made the results and which this is; whether equal bytes are asked."""
+    made, here = kept.results.machine(), machine()
+    other = [name for name in KIND if made is None or made.get(name) != here[name]]
+    print(f"made on: {described(made) if made else 'unknown (no machine.json)'}")
+    print(f"here:    {described(here)}, {'another' if other else 'the same'} kind\n")
+    return not other
+
+
+def rows_fault(kept: Rows, made: Rows, judged: list[str] | None) -> str | None:
+    """Where rows made anew differ from the kept ones; by these columns alone, if there are any."""
     if len(kept) != len(made):
-        return DIFFERENT, f"{len(kept)} rows are kept, {len(made)} were made"
-    unlike = [
-        both(row, other, other)
-        for row, other in zip(kept, made, strict=True)
-        if both(row, other, other) != ({}, {})
-    ]
-    if not unlike:
-        return EQUAL, f"{len(made)} rows"
+        return f"{len(kept)} rows are kept, {len(made)} were made"
     if judged is None:
+        unlike = [i for i, (a, b) in enumerate(zip(kept, made, strict=True)) if a != b]
         return (
-            DIFFERENT,
-            f"{len(unlike)} of {len(made)} rows, the first: kept {unlike[0][0]}, made anew {unlike[0][1]}",
+            f"{len(unlike)} of {len(made)} rows differ, first {made[unlike[0]]}" if unlike else None
         )
-    ours, theirs = (pd.DataFrame(rows) for rows in (kept, made))
-    if "epoch" in ours:
-        ours, theirs = (table[table.epoch == table.epoch.max()] for table in (ours, theirs))
-    notes, far = [], False
+    ours, theirs = pd.DataFrame(kept), pd.DataFrame(made)
     for column in judged:
-        found, expected, room = (
-            theirs[column].mean(),
-            ours[column].mean(),
-            max(SPREAD * ours[column].std(ddof=0), MARGIN),
-        )
-        far |= not abs(found - expected) <= room
-        notes.append(f"mean {column} {found:.4g}, kept {expected:.4g} ± {room:.2g}")
-    return DIFFERENT if far else NEAR, "; ".join(notes)
+        mean, room = ours[column].mean(), max(SPREAD * ours[column].std(ddof=0), MARGIN)
+        if not abs(theirs[column].mean() - mean) <= room:
+            return f"mean {column} {theirs[column].mean():.4g}, kept {mean:.4g} ± {room:.2g}"
+    return None
 
 
-def compared_sets(
-    held: Paper, file: Path, made: Artefact, start: Artefact, alike: bool
-) -> tuple[str, str]:
-    """A verdict on a set made anew and why.
-
-    Raises:
-        InputError: the kept one cannot be read.
-    """
+def images_fault(file: Path, made: Artefact, start: Artefact, alike: bool) -> str | None:
+    """Where a set made anew differs from the kept one."""
     kept = read(file)
-    if kept.record == made.record and digest(kept.tensors) == digest(
-        {name: made.tensors.get(name, made.tensors["labels"]) for name in kept.tensors}
-    ):
-        return EQUAL, "images, labels and learned lr"
+    if set_digest(kept.tensors) == set_digest(made.tensors):
+        return None
     if alike:
-        return (
-            DIFFERENT,
-            f"images by {away(kept, made):.3g} of their norm; learned lr {kept.record['lr']}, made anew {made.record['lr']}",
-        )
-    if digest({"labels": kept.tensors["labels"]}) != digest({"labels": made.tensors["labels"]}):
-        return DIFFERENT, "other labels"
-    cell = file.name.split(".")[0]
-    others = {
-        other.name: read(other)
-        for other in file.parent.glob(f"{cell}.*.safetensors")
-        if other != file
-    }
-    distances = {"where it started": away(start, made)} | {
-        name: away(other, made) for name, other in others.items()
-    }
-    nearest = min(distances, key=distances.get)
-    words = f"{away(kept, made):.3g} of their norm away, {nearest} {distances[nearest]:.3g}"
-    return NEAR if away(kept, made) < distances[nearest] else DIFFERENT, words
+        return f"its images differ by {away(kept, made):.3g} of their norm"
+    others = [read(f) for f in file.parent.glob(f"{file.name.split('.')[0]}.*") if f != file]
+    nearest = min(away(one, made) for one in (start, *others))
+    if away(kept, made) < nearest:
+        return None
+    return f"{away(kept, made):.3g} of their norm away, another set only {nearest:.3g}"
 
 
 def away(one: Artefact, made: Artefact) -> float:
