@@ -17,8 +17,8 @@ from torch import Tensor
 from ddlib.data.space import Space
 from ddlib.paper.results import Results
 from ddlib.paper.style import WIDE, canvas
+from ddlib.runs.methods import CORESETS
 from ddlib.runs.store import Artefact
-from ddlib.runs.studies import CORESETS
 from ddlib.settings import InputError
 
 CLASSES, FEW = 20, 5  # columns of an image grid, at most; images per class in one

@@ -20,13 +20,12 @@ from matplotlib.figure import Figure
 
 from ddlib.data import datasets
 from ddlib.method import smoothness
-from ddlib.method import student as unroll
-from ddlib.method.distill import inner_loss
+from ddlib.method.functional import network as network_of
+from ddlib.method.student import InnerLoop, inner_loss, walk
 from ddlib.paper import figures
 from ddlib.paper.paper import Paper
 from ddlib.paper.results import Results
 from ddlib.paper.style import style
-from ddlib.runs import stages
 from ddlib.settings import Distillation, InputError
 
 REACH = 10.0  # a slider's lr: from so many times less than the learned one to so many times more
@@ -113,21 +112,21 @@ def walker(paper: Paper, settings: Distillation) -> Callable[[int, float, float]
         InputError: when it walks, a student's parameters stop being finite.
     """
     real, artefact = datasets.load(settings.start.data, paper.store.root), paper.get(settings)
-    network = stages.network(settings.network, real.shape, real.classes)
-    path = paper.get(stages.expert(settings.experts, 0)).tensors["path"]
+    network = network_of(settings.network, real.shape, real.classes)
+    path = paper.get(settings.experts.at(0)).tensors["path"]
     path = path[: settings.matched_epochs + 1]  # (M + 1, P), s = 0
     sets = {
         "real images": artefact.tensors["history"][0],
         "distilled images": artefact.tensors["images"],
     }
 
-    def walk(steps: int, lr: float, momentum: float) -> list[dict]:
+    def rows(steps: int, lr: float, momentum: float) -> list[dict]:
         inner = settings.model_copy(update={"inner_steps": steps})
         loss = inner_loss(network, artefact.tensors["labels"], inner, real.strategies, start=0, t=0)
         walks, a = {}, torch.tensor(lr)
         for name, images in sets.items():
-            thetas = unroll.path(loss, path[0], images, a, steps, momentum, differentiable=False)
-            walks[name] = torch.stack(thetas)  # (N + 1, P)
+            loop = InnerLoop(loss, path[0], images, a, steps, momentum)
+            walks[name] = torch.stack([path[0], *walk(loop)])  # (N + 1, P)
             if not walks[name].isfinite().all():
                 raise InputError(
                     f"at a = {lr:.3g} and μ = {momentum:g} a student's parameters stop being "
@@ -135,7 +134,7 @@ def walker(paper: Paper, settings: Distillation) -> Callable[[int, float, float]
                 )
         return smoothness.beside(path, walks)
 
-    return walk
+    return rows
 
 
 def panel(*draws: Callable[..., Figure], **controls: ipywidgets.ValueWidget) -> ipywidgets.VBox:
