@@ -1,264 +1,131 @@
-"""From settings to artefacts on a set-up that takes seconds: the same bytes alone, side by side, and after a kill."""
-
-from dataclasses import replace
+"""From settings to artefacts: the same bytes alone, after a kill, and from inputs that are handed in."""
 
 import pytest
 import torch
+from tiny import ALL, DATA, EXPERT, NET, ROWS, SET, START
 
+from ddlib.base import InputError
 from ddlib.data.space import Space
-from ddlib.method import evaluate
 from ddlib.method.train import Diverged
-from ddlib.runs import engine, store
-from ddlib.runs import stages as pipeline
-from ddlib.runs.stages import expert, get
+from ddlib.runs import run, stages, store
+from ddlib.runs.checkpoint import Checkpoint
+from ddlib.runs.run import get
+from ddlib.runs.stages import Following, Inputs, make, settings_of
 from ddlib.runs.store import Store
-from ddlib.settings import (
-    Data,
-    Distillation,
-    Evaluation,
-    Expert,
-    Following,
-    Network,
-    Selection,
-    generator,
-)
+from ddlib.settings import Distillation, Evaluation, Network, Selection
 
-DATA = Data(name="digits")
-NET = Network(width=8, depth=2)  # wide enough for the fused kernels
-EXPERT = Expert(data=DATA, network=NET, epochs=3, lr=0.02)
-START = Selection(data=DATA, method="representative", expert=EXPERT)
-SET = Distillation(
-    experts=EXPERT,
-    n_experts=2,
-    start=START,
-    inner_steps=4,
-    matched_epochs=2,
-    start_epochs=2,
-    batch=7,
-    balance=True,
-    perturbation=1.0,
-    intermediate="adaptive",
-    lr_images=30.0,
-    iterations=6,
-    checks=3,
-    check_epochs=5,
-    seed=3,
-)
-ROWS = Evaluation(of=SET, network=NET, networks=2, epochs=4, factors=(0.3, 1.0), looks=2)
 HARSH = SET.model_copy(update={"lr_images": 1e30})
-ALL = [EXPERT, expert(EXPERT, 1), START, SET, ROWS, Following(of=SET)]
+FOLLOWING = Following(of=SET)
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """A store filled by one process, one task after the other; to be read only."""
-    made = Store(tmp_path_factory.mktemp("done"))
-    pipeline.ensure(ALL, made, workers=1)
-    return made
+def same_bytes(made, other, tasks=ALL):
+    """Assert that two stores hold the same artefacts."""
+    for settings in tasks:
+        assert made.file(settings).read_bytes() == other.file(settings).read_bytes(), settings.title
 
 
-@pytest.fixture
-def halfway(done, tmp_path):
-    """A store that has what SET needs."""
-    some = Store(tmp_path / "halfway")
-    for settings in (EXPERT, expert(EXPERT, 1), START):
-        some.file(settings).parent.mkdir(parents=True, exist_ok=True)
-        some.file(settings).write_bytes(done.file(settings).read_bytes())
-    return some
-
-
-def test_two_processes_leave_the_same_bytes_and_a_failure_stops_nothing_else(done, tmp_path, capfd):
-    beside = Store(tmp_path)
-    with pytest.raises(Diverged, match=r"stopped being finite.*lower lr_images first"):
-        pipeline.ensure([Evaluation(of=HARSH, network=NET), *ALL], beside, workers=2)
-    for settings in ALL:
-        assert beside.file(settings).read_bytes() == done.file(settings).read_bytes(), (
-            settings.stage
-        )
-    assert not beside.has(HARSH) and not beside.has(Evaluation(of=HARSH, network=NET))
-    assert "failed" in capfd.readouterr().err
+def test_a_failure_stops_nothing_else(done, tmp_path, capfd):
+    """What two processes leave is compared in test_runs_determinism.py."""
+    beside, harsh = Store(tmp_path), Evaluation(of=HARSH, network=NET)
+    with pytest.raises(Diverged, match=r"stopped being finite at outer iteration \d \(lr_images"):
+        run.ensure([harsh, *ALL], beside, workers=1)
+    same_bytes(beside, done)
+    assert not beside.has(HARSH) and not beside.has(harsh)
+    assert f"{HARSH.title} failed: the " in capfd.readouterr().err
 
 
 def test_what_is_there_is_read_not_made(done, monkeypatch):
     before = {settings: done.file(settings).read_bytes() for settings in ALL}
-    monkeypatch.setattr(pipeline, "MAKE", {})
+    monkeypatch.setattr(stages, "MAKE", {})
     for settings in ALL:
         assert get(settings, done).settings == settings.model_dump(mode="json")
-    assert pipeline.missing(ALL, done) == {}
-    pipeline.ensure(ALL, done)
+    assert run.missing(ALL, done) == {}
+    run.ensure(ALL, done)
     assert before == {settings: done.file(settings).read_bytes() for settings in ALL}
 
 
 def test_get_makes_all_that_is_needed(done, tmp_path):
-    fresh = Store(tmp_path)
-    assert set(pipeline.missing([ROWS], fresh)) == {ROWS, SET, START, EXPERT, expert(EXPERT, 1)}
+    fresh, needed = Store(tmp_path), [EXPERT, EXPERT.at(1), START, SET, ROWS]
+    assert set(run.missing([ROWS], fresh)) == set(needed)
     get(ROWS, fresh)
-    for settings in (EXPERT, expert(EXPERT, 1), START, SET, ROWS):
-        assert fresh.file(settings).read_bytes() == done.file(settings).read_bytes()
+    same_bytes(fresh, done, needed)
+    assert not fresh.has(FOLLOWING)
 
 
-@pytest.mark.parametrize("stopped", [1, 3, 4, 5])
-def test_a_killed_run_goes_on_to_the_same_bytes(stopped, done, halfway, monkeypatch):
-    began = []
-
-    def run(*arguments, until=None):
-        began.append(arguments[-1].iteration)
-        for i, step in enumerate(distil(*arguments), began[-1]):
-            if i == until:
-                raise KeyboardInterrupt
+def test_a_stopped_run_goes_on_to_the_same_bytes(done, halfway, monkeypatch):
+    def stops(self):
+        for step in steps(self):
             yield step
+            if step.state.iteration == 4:
+                raise KeyboardInterrupt
 
-    distil = pipeline.distil
+    steps = stages.OuterLoop.steps
     monkeypatch.setenv("CHECKPOINT", "0")  # after every iteration
-    monkeypatch.setattr(pipeline, "distil", lambda *arguments: run(*arguments, until=stopped))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages.OuterLoop, "steps", stops)
         get(SET, halfway)
     assert not halfway.has(SET)
-    held = halfway.resume(SET)
-    assert held.record["iteration"] == stopped and [
-        row["iteration"] for row in held.record["curve"]
-    ] == list(range(1, stopped + 1))
-    monkeypatch.setattr(pipeline, "distil", run)
+    past = halfway.resume(SET).record
+    assert past["iteration"] == 4
+    assert [row["iteration"] for row in past["curve"]] == [1, 2, 3, 4]
     get(SET, halfway)
-    assert began == [0, stopped]
-    assert halfway.file(SET).read_bytes() == done.file(SET).read_bytes()
+    same_bytes(halfway, done, [SET])
     assert halfway.resume(SET) is None
 
 
-def test_a_run_killed_while_it_looks_goes_on_to_the_same_bytes(done, halfway, monkeypatch):
-    score, looks = pipeline.score, []
-
-    def interrupted(*arguments, **named):
-        looks.append(named["seed"])
-        if len(looks) == 2:
-            raise KeyboardInterrupt
-        return score(*arguments, **named)
-
-    monkeypatch.setenv("CHECKPOINT", "0")
-    monkeypatch.setattr(pipeline, "score", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        get(SET, halfway)
-    get(SET, halfway)
-    assert looks == [2, 4, 4, 6]  # the first look is not taken again
-    assert halfway.file(SET).read_bytes() == done.file(SET).read_bytes()
+@pytest.mark.parametrize("settings", ALL, ids=lambda s: s.title)
+def test_a_stage_reads_what_it_is_handed_and_nothing_else(settings, done, tmp_path):
+    artefacts = {other: done.load(other) for other in settings.needs()}
+    elsewhere = Checkpoint(Store(tmp_path), settings)  # it has no artefact
+    tensors, record = make(settings, Inputs(run.images(DATA, done), artefacts), elsewhere)
+    made = done.load(settings)
+    assert tensors.keys() == made.tensors.keys() and str(record) == str(made.record)
+    assert all(torch.equal(tensors[name], t) for name, t in made.tensors.items())
+    if artefacts:
+        with pytest.raises(KeyError):
+            make(settings, Inputs(run.images(DATA, done), {}), elsewhere)
 
 
-def test_an_outer_loop_that_is_not_finite_stops_and_keeps_its_last_good_state(halfway):
-    with pytest.raises(
-        Diverged,
-        match=r"stopped being finite at outer iteration \d \(lr_images 1e\+30.*the last good state is kept",
-    ):
-        get(HARSH, halfway)
-    assert not halfway.has(HARSH)
-    held = halfway.resume(HARSH)
-    assert 0 < held.record["iteration"] < HARSH.iterations
-    assert torch.isfinite(held.tensors["images"]).all() and torch.isfinite(held.tensors["log_lr"])
-
-
-def test_the_kept_images_are_those_that_validated_best(done):
+def test_the_images_that_are_kept_are_those_that_validated_best(done):
     made, start = get(SET, done), get(START, done)
-    history, looked = (
-        made.tensors["history"],
-        [row for row in made.record["curve"] if "validation_accuracy" in row],
-    )
-    assert [row["iteration"] for row in looked] == [2, 4, 6] and len(history) == 4
-    assert torch.equal(history[0], start.tensors["images"]) and torch.equal(
-        made.tensors["labels"], start.tensors["labels"]
-    )
-    best = max(looked, key=lambda row: row["validation_accuracy"])
+    history, curve = made.tensors["history"], made.record["curve"]
+    checks = [row for row in curve if "validation_accuracy" in row]
+    assert [row["iteration"] for row in checks] == [2, 4, 6] and len(curve) == 6
+    assert torch.equal(history[0], start.tensors["images"])
+    assert torch.equal(made.tensors["labels"], start.tensors["labels"])
+    best = max(checks, key=lambda row: row["validation_accuracy"])
     assert made.record["chosen_iteration"] == best["iteration"] and made.record["lr"] == best["lr"]
     assert torch.equal(made.tensors["images"], history[best["iteration"] // 2])
     assert len({t.numpy().tobytes() for t in history}) == 4
-    assert len(made.record["curve"]) == 6 and {row["start"] for row in made.record["curve"]} <= {
-        0,
-        1,
-    }
+    assert {row["start"] for row in curve} <= {0, 1}
 
 
 def test_an_artefact_says_all_that_is_needed(done):
-    held = store.read(done.file(SET))
-    assert Distillation(**held.settings) == SET
-    space = Space.from_tensors(
-        {n.removeprefix("space."): t for n, t in held.tensors.items() if n.startswith("space.")}
-    )
-    real = pipeline.images(DATA, done)
-    assert torch.equal(space.leave(real.x_test), real.space.leave(real.x_test))
+    made, real = store.read(done.file(SET)), run.images(DATA, done)
+    assert Distillation(**made.settings) == SET and settings_of(made.settings) == SET
+    parts = {n.removeprefix("space."): t for n, t in made.tensors.items() if n.startswith("space.")}
+    left = Space.from_tensors(parts).leave(real.x_test)
+    assert torch.equal(left, real.space.leave(real.x_test))
     rows = get(ROWS, done).record["rows"]
-    assert {row["protocol"]: row["lr"] / row["lr_factor"] for row in rows} == pytest.approx(
-        dict.fromkeys(["lr_chosen", "lr_a"], held.record["lr"])
-    )
     for protocol in ("lr_chosen", "lr_a"):
-        assert [row["net_seed"] for row in rows if row["protocol"] == protocol] == [0, 1]
+        some = [row for row in rows if row["protocol"] == protocol]
+        assert [row["net_seed"] for row in some] == [0, 1]
+        assert some[0]["lr"] / some[0]["lr_factor"] == pytest.approx(made.record["lr"])
     for row in rows:
         assert row["best_on_test"] >= max(row["accuracy"], row["best_on_validation"])
-
-
-@pytest.mark.parametrize("method", ["noise", "real", "representative", "herding", "k_center"])
-@pytest.mark.parametrize("features", ["logits", "penultimate"])
-def test_a_selection_holds_ipc_images_of_each_class(method, features, done, tmp_path, halfway):
-    settings = Selection(data=DATA, method=method, ipc=3, expert=EXPERT, features=features)
-    held, real = get(settings, halfway), pipeline.images(DATA, halfway)
-    assert held.tensors["labels"].tolist() == [c for c in range(10) for _ in range(3)]
-    assert held.tensors["images"].shape == (30, 1, 16, 16)
-    if method != "noise":
-        taken = held.tensors["indices"]
-        assert torch.equal(real.x_train[taken], held.tensors["images"]) and torch.equal(
-            real.y_train[taken], held.tensors["labels"]
-        )
-
-
-def test_everything_is_the_training_set(halfway):
-    held, real = get(Selection(data=DATA, method="all"), halfway), pipeline.images(DATA, halfway)
-    assert torch.equal(held.tensors["images"], real.x_train) and torch.equal(
-        held.tensors["labels"], real.y_train
-    )
+    with pytest.raises(InputError, match="settings of nothing belong to no stage"):
+        settings_of({})
 
 
 def test_a_student_at_rest_has_an_error_of_one(done, halfway):
-    """The following divides by the expert's own way: a student that hardly moves is as far as the start was."""
-    rows = get(Following(of=SET), done).record["rows"]
-    assert [(row["expert_seed"], row["epoch"]) for row in rows] == [
-        (i, e) for i in (0, 1) for e in (1, 2, 3)
-    ]
-    slow = SET.model_copy(update={"a0": 1e-9, "lr_lr": 0.0})
-    assert [
-        row["error"] for row in get(Following(of=slow), halfway).record["rows"]
-    ] == pytest.approx([1.0] * 6, abs=1e-5)
+    """The error is divided by the expert's own path, so one that hardly moves is that far off."""
+    rows = get(FOLLOWING, done).record["rows"]
+    places = [(row["expert_seed"], row["epoch"]) for row in rows]
+    assert places == [(i, e) for i in (0, 1) for e in (1, 2, 3)]
     assert max(abs(row["error"] - 1) for row in rows) > 1e-3
-
-
-def test_tuning_and_choosing_never_look_at_the_test_images(done, tmp_path, monkeypatch):
-    tuned = ROWS.model_copy(update={"test": False})
-    real = pipeline.images(DATA, done)
-    other = replace(
-        real,
-        x_test=real.x_test.flip(0) + 1,
-        y_test=real.y_test[torch.randperm(len(real.y_test), generator=generator("mix"))],
-    )
-    assert (other.y_test != real.y_test).float().mean() > 0.5
-    monkeypatch.setattr(pipeline, "images", lambda *_: other)
-    accuracy, seen = evaluate.accuracy, []
-    monkeypatch.setattr(
-        evaluate,
-        "accuracy",
-        lambda flat, theta, x, y: seen.append(x is other.x_test) or accuracy(flat, theta, x, y),
-    )
-    blind = Store(tmp_path)
-    for settings in (START, SET, tuned):
-        get(settings, blind)
-    monkeypatch.undo()
-    assert seen and not any(seen)
-    assert torch.equal(blind.load(EXPERT).tensors["path"], done.load(EXPERT).tensors["path"])
-    for settings in (START, SET):
-        assert blind.file(settings).read_bytes() == done.file(settings).read_bytes()
-    rows, judged = blind.load(tuned).record["rows"], done.load(ROWS).record["rows"]
-    assert all(
-        row[name] is None
-        for row in rows
-        for name in ("accuracy", "best_on_validation", "best_on_test")
-    )
-    for name in ("lr_factor", "lr", "validation_accuracy", "protocol", "net_seed"):
-        assert [row[name] for row in rows] == [row[name] for row in judged], name
+    slow = SET.model_copy(update={"a0": 1e-9, "lr_lr": 0.0})
+    errors = [row["error"] for row in get(Following(of=slow), halfway).record["rows"]]
+    assert errors == pytest.approx([1.0] * 6, abs=1e-5)
 
 
 def test_the_seed_changes_the_outcome(done, halfway):
@@ -266,33 +133,31 @@ def test_the_seed_changes_the_outcome(done, halfway):
     assert not torch.equal(other.tensors["images"], get(SET, done).tensors["images"])
 
 
-def test_a_failed_task_stops_only_those_that_need_it(capsys):
-    ran = []
+def test_what_an_artefact_took_is_told_beside_what_its_experts_took(done, halfway):
+    took = run.spent(SET, done)
+    experts = sum(done.note(EXPERT.at(i))["seconds"] for i in range(2))
+    assert took["experts_seconds"] == pytest.approx(experts) and took["runs"] == 1
+    assert took["seconds"] > 0 and took["megabytes"] > 0
+    assert set(run.spent(SET, halfway).values()) == {None}  # artefacts came without their notes
 
-    def do(task):
-        ran.append(task)
-        if task in "bx":
-            raise ValueError(f"{task} broke")
 
-    tasks = {
-        "d": ["c", "e"],
-        "c": ["b"],
-        "b": ["a"],
-        "a": ["made before"],
-        "x": [],
-        "e": ["a"],
-        "f": ["e"],
-    }
-    with pytest.raises(ValueError, match="broke"):
-        engine.run(
-            tasks,
-            do,
-            work=lambda task: ord(task) / 100,
-            label=lambda task: f"task {task}",
-            workers=1,
-        )
-    assert sorted(ran) == ["a", "b", "e", "f", "x"]
-    assert ran.index("a") < ran.index("b") and ran.index("a") < ran.index("e") < ran.index("f")
-    assert ran[0] == "x"  # the longest that can run
-    said = capsys.readouterr().err
-    assert "task b failed: b broke" in said and "task x failed: x broke" in said
+@pytest.mark.parametrize("kind", ["set", "coreset", "rows"])
+def test_more_images_than_there_are_is_an_error(kind):
+    greedy = Selection(data=DATA, method="real", ipc=121)
+    wanted = {
+        "coreset": greedy,
+        "set": Distillation(experts=EXPERT, start=greedy, start_epochs=2),
+        "rows": Evaluation(of=greedy, network=Network()),
+    }[kind]
+    text = "ipc = 121, but digits has 120 training images per class: choose an ipc of at most 120"
+    with pytest.raises(InputError, match=text):
+        run.check(wanted)
+    run.check(Selection(data=DATA, method="real", ipc=120))
+    run.check(Selection(data=DATA, method="noise", ipc=121))  # noise has no end
+
+
+def test_a_network_that_diverges_scores_chance_and_says_so(halfway, caplog):
+    settings = Evaluation(of=START, network=NET, networks=1, epochs=3, factors=(1e30,))
+    (row,) = get(settings, halfway).record["rows"]
+    assert {row[n] for n in ("accuracy", "best_on_validation", "best_on_test")} == {0.1}
+    assert "network 0 scores chance: the training loss stopped being finite" in caplog.text
