@@ -1,4 +1,7 @@
-"""One thread, as the engine's processes have: the same bytes on every machine with the same wheels, and no fight over cores; one paper and one browser for all."""
+"""One thread, as the engine's processes have: the same bytes with the same wheels.
+
+One store, one paper and one browser serve all tests.
+"""
 
 import os
 import shutil
@@ -53,9 +56,9 @@ def halfway(done, tmp_path):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """The machine's own Chromium, without a window; its tests are skipped where it, or what drives it, is missing.
+    """The machine's own Chromium, without a window; without it, its tests are skipped.
 
-    It closes with the module, for what drives it has an event loop of its own, and papermill wants one too.
+    It closes with the module, for it has an event loop of its own, and papermill wants one too.
     """
     api = pytest.importorskip(
         "playwright.sync_api", reason="no Playwright to drive a browser: pip install playwright"

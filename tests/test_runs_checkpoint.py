@@ -99,7 +99,7 @@ def flip(file, content):
 SHORT = [  # one checkpoint before the end
     EXPERT.model_copy(update=HARDER | {"epochs": 2}),
     RICH.model_copy(update={"iterations": 2, "checks": 2, "check_epochs": 1}),
-    DSA.model_copy(update={"iterations": 2, "check_epochs": 1}),
+    DSA.model_copy(update={"outer": 1, "iterations": 2, "check_epochs": 1}),
     Film(of=SET.model_copy(update={"iterations": 2, "checks": 1}), frames=2),
 ]
 
@@ -146,7 +146,7 @@ def test_an_interval_is_a_number_of_seconds(monkeypatch, tmp_path):
         text = f"CHECKPOINT={wrong}: expected the seconds between two checkpoints"
         with pytest.raises(InputError, match=text):
             interval()
-    with pytest.raises(InputError, match="CHECKPOINT=inf: .*leave it out for 60"):
+    with pytest.raises(InputError, match=r"CHECKPOINT=inf: .*leave it out for 60"):
         run.ensure([EXPERT], Store(tmp_path))
     assert not (tmp_path / "experts").exists()
 

@@ -1,4 +1,4 @@
-"""From settings to artefacts: the same bytes alone, after a kill, and from inputs that are handed in."""
+"""From settings to artefacts: alone, after a kill, from inputs handed in, always the same bytes."""
 
 import pytest
 import torch
