@@ -1,342 +1,191 @@
-"""The rivals in trajectory matching as studies ask for them: each runs, ends with the same bytes after kills, is judged, and does what its switches say."""
+"""Methods: what each changes, where each number of a run comes from, and what a profile adds."""
 
-import signal
+import copy
 
 import pytest
-import torch
 import yaml
-from test_keeper import dies_at, in_a_child, with_needs
-from test_pipeline import DATA, NET, SET
+from tiny import DATA, EXPERT
 
-from ddlib import settings as config
-from ddlib.method import distill as distil
-from ddlib.method import train as fit
-from ddlib.method.distill import begin, window
-from ddlib.method.evaluate import trained_on
-from ddlib.runs import plan, studies
-from ddlib.runs import stages as pipeline
-from ddlib.runs.stages import expert, get
-from ddlib.runs.store import Store
-from ddlib.settings import Distillation, Evaluation, Expert, Following, InputError, Selection
+from ddlib.base import InputError
+from ddlib.runs import studies
+from ddlib.runs.methods import (
+    MINUS,
+    PLUS,
+    distillation,
+    evaluation,
+    everything,
+    methods,
+    origins,
+    recipe,
+    synthetic,
+)
+from ddlib.runs.profile import PROFILES, profile
+from ddlib.settings import Condensation, Distillation, Expert, Selection
 
 CELL = "digits-ipc1"
+SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
 TUNED = {"lr_images": 30.0, "a0": 0.05, "lr_lr": 1e-5}
-OWN = {  # what a cell says of each beside its lrs; the last two take AST's
+OWN = {  # what a cell says of rivals beside their lrs
     "FTD": {"ema": 0.7},
     "TESLA": {},
-    "TESLA + soft labels": {},
     "DATM": {"first_start": 1, "early_epochs": 2, "growth": 3, "start_epochs": 3},
-    "AST + soft labels": None,
-    "AST, FTD experts": None,
 }
-SWITCHES = {  # in which each differs from MTT, and the last two from AST
-    "FTD": {"ema"},
-    "TESLA": {"gradient"},
-    "TESLA + soft labels": {"gradient", "labels"},
-    "DATM": {
-        "labels",
-        "lr_labels",
-        "first_start",
-        "early_epochs",
-        "growth",
-        "start_epochs",
-        "start",
-    },
-    "AST + soft labels": {"labels", "lr_labels"},
-    "AST, FTD experts": {"start"},  # whose features are those of the experts that are followed
+VARIANTS = {
+    "AST+": {"of": "AST", "recipe": "momentum", "start": "real", "balance": False},
+    "AST+, long": {"of": "AST+", "inner_steps": 5},
 }
 
 
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory):
-    """The smoke profile with these rows: FTD's experts are a recipe."""
-    fields = yaml.safe_load((config.PROFILES / "smoke.yaml").read_text())
-    fields["recipes"]["ftd"] = fields["recipes"]["sgd"] | {
-        "sharpness": 0.01,
-        "sharpness_alpha": 0.4,
-    }
-    cell = fields["cells"][CELL]
-    cell["methods"] += list(OWN)
-    cell["tuned"] |= {method: TUNED | more for method, more in OWN.items() if more is not None}
-    cell["student"] |= {"iterations": 6, "checks": 3, "check_epochs": 5}
-    fields |= {"cells": {CELL: cell}, "seeds": 1, "tuning": []}
-    fields["cross_architecture"]["cells"] = [CELL]
-    file = tmp_path_factory.mktemp("profile") / "rivals.yaml"
-    file.write_text(yaml.safe_dump(fields))
-    return config.profile(str(file))
+@pytest.fixture
+def changed(tmp_path):
+    """A function: the smoke profile, with rivals and variants, and what `change` does to it."""
+
+    def make(change=lambda fields: None):
+        fields = copy.deepcopy(SMOKE) | {"variants": copy.deepcopy(VARIANTS)}
+        sharp = {"sharpness": 0.01, "sharpness_alpha": 0.4}
+        fields["recipes"]["ftd"] = fields["recipes"]["sgd"] | sharp
+        fields["cells"][CELL]["tuned"] |= {name: TUNED | more for name, more in OWN.items()}
+        fields["cells"][CELL]["tuned"]["DM"] = {"lr_images": 1.0, "iterations": 2}
+        change(fields)
+        file = tmp_path / "own.yaml"
+        file.write_text(yaml.safe_dump(fields))
+        return profile(str(file))
+
+    return make
 
 
-@pytest.fixture(scope="module")
-def made(profile, tmp_path_factory):
-    """A store with each one's set; to be read only."""
-    store = Store(tmp_path_factory.mktemp("rivals"))
-    pipeline.ensure(
-        [studies.distillation(profile, CELL, method, 0) for method in [*OWN, "MTT"]],
-        store,
-        workers=1,
-    )
-    return store
+def differing(one, other):
+    one, other = (settings.model_dump() for settings in (one, other))
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 
 
-def looks(held):
-    return [row for row in held.record["curve"] if "validation_accuracy" in row]
+SWITCHES = {  # method -> another, and the fields in which they differ
+    "MTT + inner momentum": ("MTT", {"momentum", "a0", "lr_lr"}),
+    "MTT, strong experts": ("MTT", {"experts"}),
+    "MTT, AST experts": ("MTT", {"experts"}),
+    "MTT + representative start": ("MTT", {"start"}),
+    "MTT + balanced loss": ("MTT", {"balance"}),
+    "MTT + intermediate matching": ("MTT", {"intermediate"}),
+    "MTT + weight perturbation": ("MTT", {"perturbation"}),
+    "FTD": ("MTT", {"ema", "experts"}),
+    "TESLA": ("MTT", {"gradient"}),
+    "DATM": ("MTT", {"labels", "lr_labels", "start", "experts", *OWN["DATM"]}),
+    "AST + soft labels": ("AST", {"labels", "lr_labels"}),
+    "AST, FTD experts": ("AST", {"experts", "start"}),  # the start uses the experts' features
+    "AST − ramp": ("AST", {"experts", "start"}),
+    "AST − penalty": ("AST", {"experts", "start"}),
+    "AST − representative start": ("AST", {"start"}),
+    "AST − balanced loss": ("AST", {"balance"}),
+    "AST − intermediate matching": ("AST", {"intermediate"}),
+    "AST − weight perturbation": ("AST", {"perturbation"}),
+    "AST − inner momentum": ("AST", {"momentum", "a0", "lr_lr"}),
+    "AST+": ("AST", {"experts", "start", "balance"}),
+    "AST+, long": ("AST+", {"inner_steps"}),
+}
 
 
-@pytest.mark.parametrize("method", OWN)
-def test_a_rival_is_its_baseline_with_its_switches_on(method, profile):
-    settings, base = (
-        studies.distillation(profile, CELL, name, 0)
-        for name in (method, "AST" if "AST" in method else "MTT")
-    )
-    differ = {
-        name for name in Distillation.model_fields if getattr(settings, name) != getattr(base, name)
-    } - {"experts"}
-    assert differ == SWITCHES[method]
-    recipe = (
-        "ftd"
-        if method in ("FTD", "DATM", "AST, FTD experts")
-        else "ast"
-        if "AST" in method
-        else "sgd"
-    )
-    assert settings.experts == studies.recipe(profile, profile.cells[CELL], recipe)
-    assert settings in [run.settings.of for run in studies.main(profile)] and settings.experts in [
-        e for _, _, e in studies.experts(profile)
-    ]
+def test_a_method_changes_what_it_says_and_nothing_else(changed):
+    given = changed()
+    assert {*MINUS, *PLUS} < SWITCHES.keys()
+    for method, (base, fields) in SWITCHES.items():
+        one, other = (distillation(given, CELL, name, 0) for name in (method, base))
+        assert differing(one, other) == fields, method
+    sharp = distillation(given, CELL, "FTD", 0).experts
+    assert sharp == recipe(given, given.cells[CELL], "ftd") and sharp.sharpness == 0.01
+    assert distillation(given, CELL, "AST", 0) == distillation(profile("smoke"), CELL, "AST", 0)
 
 
-@pytest.mark.parametrize("method", OWN)
-def test_a_rival_killed_again_and_again_ends_with_the_same_bytes(
-    method, profile, made, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("CHECKPOINT", "0")
-    settings = studies.distillation(profile, CELL, method, 0)
-    store, kills = with_needs(settings, made, tmp_path), 0
-    while not store.has(settings):
-
-        def life(half=kills % 3 == 2):
-            dies_at(
-                6 if half else 5, half
-            )  # each adds five checkpoints: iterations, and epochs of looks
-            get(settings, store)
-
-        status = in_a_child(life)
-        assert status == (-signal.SIGKILL if not store.has(settings) else status) and kills < 10
-        kills += 1
-    assert kills >= 3
-    assert store.file(settings).read_bytes() == made.file(settings).read_bytes()
+def test_a_method_without_experts_is_a_condensation_and_a_coreset_a_selection(changed):
+    given = changed()
+    dm, herding = (synthetic(given, CELL, name, 3) for name in ("DM", "herding"))
+    assert isinstance(dm, Condensation) and (dm.method, dm.outer, dm.seed) == ("dm", 1, 3)
+    assert dm.checks == given.cells[CELL].student["checks"]  # what it shares with Distillation
+    assert isinstance(herding, Selection) and herding.expert.seed == 3 % given.n_experts
+    assert everything(given.cells[CELL], 0.02) == Selection(data=DATA, method="all", lr=0.02)
+    assert evaluation(given, CELL, herding, epochs=3).epochs == 3
 
 
-@pytest.mark.parametrize("method", OWN)
-def test_a_rival_is_judged_and_followed(method, profile, made):
-    settings = studies.distillation(profile, CELL, method, 0)
-    rows = get(
-        Evaluation(of=settings, network=NET, networks=1, epochs=3, factors=(1.0,)), made
-    ).record["rows"]
-    assert len(rows) == 2 and all(0 <= row["accuracy"] <= 1 for row in rows)
-    errors = [row["error"] for row in get(Following(of=settings), made).record["rows"]]
-    assert len(errors) == settings.n_experts * (settings.start_epochs + 1) and all(
-        0 < error < 10 for error in errors
-    )
+def test_numbers_come_in_one_order(changed):
+    """Default < cell < method < tuned < call."""
+
+    def last(n):
+        """The profile whose `student` and so on set the inner momentum up to the n-th layer."""
+
+        def change(fields):
+            cell = fields["cells"][CELL]
+            cell["student"] |= {"momentum": 0.1, "perturbation_form": "norm_matched"} if n else {}
+            fields["variants"]["own"] = {"of": "AST"} | ({"momentum": 0.2} if n > 1 else {})
+            cell["tuned"]["own"] = TUNED | ({"momentum": 0.3} if n > 2 else {})
+
+        return changed(change)
+
+    source = {name: where for name, _, where in origins(last(0), CELL, "own")}
+    assert source["perturbation_form"] == "default" and source["n_experts"] == "profile"
+    assert source["inner_steps"] == "cell" and source["experts"] == source["start"] == "method"
+    source = {name: where for name, _, where in origins(last(1), CELL, "own")}
+    assert source["perturbation_form"] == "cell"
+    assert source["momentum"] == "method"  # AST says 0.9, above the cell's 0.1
+    for n, momentum, origin in ((1, 0.9, "method"), (2, 0.2, "method"), (3, 0.3, "tuned for own")):
+        found = {name: (value, where) for name, value, where in origins(last(n), CELL, "own")}
+        assert found["momentum"] == (momentum, origin)
+        assert found.keys() == Distillation.model_fields.keys()
+    assert distillation(last(3), CELL, "own", 0, momentum=0.4).momentum == 0.4
 
 
-@pytest.mark.parametrize("method", OWN)
-def test_the_set_that_is_kept_is_that_of_a_look(method, profile, made):
-    held = get(studies.distillation(profile, CELL, method, 0), made)
-    best = [row["iteration"] for row in looks(held)].index(held.record["chosen_iteration"])
-    assert (
-        torch.equal(held.tensors["images"], held.tensors["history"][best + 1])
-        and len(held.tensors["history"]) == 4
-    )
-    assert ("soft" in held.tensors) == ("soft labels" in method or method == "DATM")
-    y = trained_on(held)
-    if "soft" in held.tensors:
-        assert (
-            y.shape == (10, 10)
-            and torch.equal(y, held.tensors["soft"].softmax(1))
-            and held.tensors["labels"].tolist() == list(range(10))
-        )
-    else:
-        assert y is held.tensors["labels"]
+def test_borrowed_numbers_keep_the_students_reach_and_say_so(changed):
+    """N a / (1 - mu): AST's a0 and lr_lr under no momentum; those of a call stay as they are."""
+    given, method = changed(), "AST − inner momentum"
+    ast, plain = (distillation(given, CELL, name, 0) for name in ("AST", method))
+    assert plain.a0 == pytest.approx(10 * ast.a0) and plain.momentum == 0
+    assert plain.lr_lr == pytest.approx(100 * ast.lr_lr)
+    origin = {name: (value, where) for name, value, where in origins(given, CELL, method)}
+    text = "tuned for AST, scaled to this inner momentum"
+    assert origin["a0"] == (plain.a0, text) and origin["lr_lr"] == (plain.lr_lr, text)
+    assert origin["lr_images"] == (ast.lr_images, "tuned for AST")
+    asked = distillation(given, CELL, method, 0, a0=0.02, lr_lr=1e-5)
+    assert (asked.a0, asked.lr_lr) == (0.02, 1e-5)
+    assert not any("scaled" in where for _, _, where in origins(given, CELL, "AST"))
 
 
-def test_soft_labels_can_be_left_aside(profile, made, tmp_path):
-    """Judged under hard labels, a set with soft ones scores what the same images score without them; its own labels score otherwise."""
-    settings = studies.distillation(profile, CELL, "DATM", 0)
-    judged = Evaluation(of=settings, network=NET, networks=1, epochs=3, factors=(1.0,))
-    held, bare = made.load(settings), with_needs(settings, made, tmp_path)
-    bare.save(
-        settings, {name: t for name, t in held.tensors.items() if name != "soft"}, held.record
-    )
-    asked = ((judged.model_copy(update={"labels": "hard"}), made), (judged, made), (judged, bare))
-    hard, soft, without = (
-        [row["accuracy"] for row in get(how, store).record["rows"]] for how, store in asked
-    )
-    assert hard == without != soft
-    runs = [how["labels"] for run, how in studies.scores(profile) if run.method == "DATM"]
-    assert runs == ["own", "own", "hard"] and all(
-        how["labels"] == "own"
-        for run, how in studies.scores(profile)
-        if "label" not in run.method and run.method != "DATM"
-    )
+def test_a_variant_of_a_coreset_changes_its_selection(changed):
+    def change(fields):
+        fields["variants"]["deep"] = {"of": "k-means", "features": "penultimate"}
+
+    given = changed(change)
+    plain, deep = (synthetic(given, "digits-ipc3", name, 1) for name in ("k-means", "deep"))
+    assert differing(plain, deep) == {"features"} and deep.features == "penultimate"
 
 
-def walk(settings, store, steps):
-    """The states of the outer loop, as the pipeline begins it."""
-    real = pipeline.images(settings.start.data, store)
-    flat, start = (
-        pipeline.network(settings.experts.network, real.shape, real.classes),
-        get(settings.start, store).tensors,
-    )
-    paths = [
-        get(expert(settings.experts, i), store).tensors["path"] for i in range(settings.n_experts)
-    ]
-    state = begin(
-        settings,
-        start["images"],
-        pipeline.expert_labels(settings, flat, start["images"], store) if settings.labels else None,
-    )
-    loop = distil.distil(
-        settings,
-        flat,
-        lambda i, s, m: paths[i][s : s + m + 1],
-        start["labels"],
-        real.strategies,
-        state,
-    )
-    return state, [next(loop) for _ in range(steps)]
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("own", {"of": "nothing"}, "variant 'own' is `of` nothing: expected a name of its own"),
+        ("own", {"recipe": "sgd"}, "variant 'own' is `of` None"),
+        ("AST", {"of": "MTT"}, "'AST' has the name of a known method"),
+        ("own", {"of": "AST", "balanced": True}, "unknown key 'balanced'"),
+        ("own", {"of": "AST", "balance": "yes"}, "balance: .*found 'yes'"),
+    ],
+)
+def test_a_variant_of_nothing_is_an_error(name, fields, message, changed):
+    with pytest.raises(InputError, match=message):
+        methods(changed(lambda profile: profile["variants"].update({name: fields})))
 
 
-def test_the_average_is_its_closed_form_and_changes_no_step(profile, made):
-    """A_t = d^t S_0 + (1 - d) sum_i d^(t - i) S_i; the images themselves go as without it."""
-    settings = studies.distillation(profile, CELL, "FTD", 0)
-    first, steps = walk(settings, made, 6)
-    plain = walk(settings.model_copy(update={"ema": None}), made, 6)[1]
-    images, d = [first.images, *(step.state.images for step in steps)], settings.ema
-    for t, step in enumerate(steps, 1):
-        expected = d**t * images[0] + (1 - d) * sum(
-            d ** (t - i) * images[i] for i in range(1, t + 1)
-        )
-        torch.testing.assert_close(step.state.average, expected)
-        assert (
-            torch.equal(step.state.images, plain[t - 1].state.images)
-            and plain[t - 1].state.average is None
-        )
-        assert (
-            torch.equal(step.state.kept, step.state.average)
-            and (step.state.kept - step.state.images).norm() > 0
-        )
-    held = get(settings, made)
-    for look, kept in zip(looks(held), held.tensors["history"][1:], strict=True):
-        assert torch.equal(kept, steps[look["iteration"] - 1].state.average)
+def test_what_a_profile_lacks_is_named(changed):
+    given = changed()
+    with pytest.raises(InputError, match="no method 'MTTT': expected one of random; herding"):
+        synthetic(given, CELL, "MTTT", 0)
+    with pytest.raises(InputError, match="no expert recipe 'adamw'"):
+        recipe(given, given.cells[CELL], "adamw")
+    text = "cell digits-ipc3 has no tuned settings for 'TESLA': add them under cells.digits-ipc3"
+    with pytest.raises(InputError, match=text):
+        synthetic(given, "digits-ipc3", "TESLA", 0)
 
 
-def test_learned_labels_start_as_an_experts_and_go_down_their_gradient(profile, made):
-    settings = studies.distillation(profile, CELL, "DATM", 0)
-    first, steps = walk(settings, made, 2)
-    real, start = pipeline.images(DATA, made), get(settings.start, made).tensors
-    flat = pipeline.network(settings.experts.network, real.shape, real.classes)
-    end = get(settings.start.expert, made).tensors["path"][-1]
-    torch.testing.assert_close(first.labels, flat(end, start["images"]))
-    assert (
-        first.labels.argmax(1).tolist() == start["labels"].tolist()
-    )  # which is what "correct" asks for
-    one, two = (step.state for step in steps)
-    torch.testing.assert_close(one.labels, first.labels - settings.lr_labels * one.v_labels)
-    torch.testing.assert_close(two.labels, one.labels - settings.lr_labels * two.v_labels)
-    assert (
-        one.v_labels.norm() > 0 and (two.v_labels - distil.LABEL_MOMENTUM * one.v_labels).norm() > 0
-    )
-
-
-def test_the_experts_own_labels_are_those_of_its_matched_end(profile, made):
-    """In every iteration anew, from the images before the step; nothing of them is learned."""
-    settings = studies.distillation(profile, CELL, "TESLA + soft labels", 0)
-    first, steps = walk(settings, made, 3)
-    real = pipeline.images(DATA, made)
-    flat, before = (
-        pipeline.network(settings.experts.network, real.shape, real.classes),
-        first.images,
-    )
-    ends = [
-        get(expert(settings.experts, i), made).tensors["path"] for i in range(settings.n_experts)
-    ]
-    for step in steps:
-        possible = [flat(path[step.start + settings.matched_epochs], before) for path in ends]
-        assert (
-            any(torch.allclose(step.state.labels, logits, atol=1e-5) for logits in possible)
-            and step.state.v_labels is None
-        )
-        before = step.state.images
-
-
-def test_the_start_window_grows_as_datms():
-    """T- = 0, T = 10, T+ = 20 over 1000 iterations, the settings of CIFAR-10 at ten images a class; and one that begins late."""
-    late = SET.model_copy(update={"start_epochs": 20, "early_epochs": 10, "growth": 1000})
-    assert [window(late, t) for t in (0, 99, 100, 550, 999, 1000, 9999)] == [
-        (0, 10),
-        (0, 10),
-        (0, 11),
-        (0, 15),
-        (0, 19),
-        (0, 20),
-        (0, 20),
-    ]
-    assert window(late.model_copy(update={"first_start": 4}), 0) == (4, 10)
-    assert window(SET, 7) == (0, SET.start_epochs)
-
-
-def test_starts_lie_in_the_window(profile, made):
-    settings = studies.distillation(profile, CELL, "DATM", 0)
-    seen = [row["start"] for row in get(settings, made).record["curve"]]
-    assert all(
-        first <= start < last
-        for start, (first, last) in zip(seen, (window(settings, t) for t in range(6)), strict=True)
-    ) and set(seen) == {1, 2}
-
-
-def test_sharp_experts_differ_from_plain_ones_by_their_steps_alone(profile, made):
-    """They begin at the same point, with the same batches, and are no worse than chance."""
-    sharp, plain = (
-        get(studies.recipe(profile, profile.cells[CELL], name), made) for name in ("ftd", "sgd")
-    )
-    assert torch.equal(sharp.tensors["path"][0], plain.tensors["path"][0]) and not torch.equal(
-        sharp.tensors["path"][1], plain.tensors["path"][1]
-    )
-    assert sharp.record["rows"][-1]["validation_accuracy"] > 0.3
-
-
-def test_a_start_of_images_that_the_expert_is_right_about(tmp_path):
-    store, settings = (
-        Store(tmp_path),
-        Selection(
-            data=DATA,
-            method="correct",
-            ipc=2,
-            expert=Expert(data=DATA, network=NET, epochs=4, lr=0.02),
-        ),
-    )
-    held, real = get(settings, store), pipeline.images(DATA, store)
-    flat, end = (
-        pipeline.network(NET, real.shape, real.classes),
-        get(settings.expert, store).tensors["path"][-1],
-    )
-    assert (
-        fit.accuracy(flat, end, held.tensors["images"], held.tensors["labels"])
-        == 1.0
-        > fit.accuracy(flat, end, real.x_train, real.y_train)
-    )
-    assert (
-        held.tensors["labels"].tolist() == [c for c in range(10) for _ in range(2)]
-        and len(set(held.tensors["indices"].tolist())) == 20
-    )
-    with pytest.raises(
-        InputError,
-        match=r"the expert is right about \d+ images of class 0, below ipc = 120: train it longer, or lower ipc",
-    ):
-        get(settings.model_copy(update={"ipc": 120}), store)
-
-
-def test_tesla_is_predicted_to_cost_what_the_exact_sweep_does(profile):
-    settings = studies.distillation(profile, CELL, "TESLA", 0)
-    assert plan.part(settings) == plan.part(settings.model_copy(update={"gradient": "adjoint"}))
+def test_experts_are_those_of_the_recipe_on_the_cells_data(changed):
+    given = changed()
+    expert = recipe(given, given.cells[CELL], "adam", 1)
+    assert isinstance(expert, Expert) and expert.data == DATA and expert.network == given.network
+    assert (expert.optimiser, expert.seed) == ("adam", 1) and expert != EXPERT
+    asked = [settings for _, settings in studies.experts(given)]
+    assert expert in asked and len(asked) == len(set(asked))

@@ -6,7 +6,8 @@ from tiny import ALL, DATA, EXPERT, NET, ROWS, SET, START
 
 from ddlib.base import InputError
 from ddlib.data.space import Space
-from ddlib.method.train import Diverged
+from ddlib.method.functional import network
+from ddlib.method.train import Diverged, accuracy
 from ddlib.runs import run, stages, store
 from ddlib.runs.checkpoint import Checkpoint
 from ddlib.runs.run import get
@@ -126,6 +127,35 @@ def test_a_student_at_rest_has_an_error_of_one(done, halfway):
     slow = SET.model_copy(update={"a0": 1e-9, "lr_lr": 0.0})
     errors = [row["error"] for row in get(Following(of=slow), halfway).record["rows"]]
     assert errors == pytest.approx([1.0] * 6, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["noise", "real", "correct", "representative", "herding", "k_center"]
+)
+def test_a_selection_holds_ipc_images_per_class(method, done, halfway):
+    settings = Selection(data=DATA, method=method, ipc=2, expert=EXPERT)
+    made, real = get(settings, halfway).tensors, run.images(DATA, halfway)
+    assert made["labels"].tolist() == [c for c in range(10) for _ in range(2)]
+    assert made["images"].shape == (20, 1, 16, 16)
+    if method != "noise":
+        taken = made["indices"]
+        assert len(set(taken.tolist())) == 20
+        assert torch.equal(real.x_train[taken], made["images"])
+        assert torch.equal(real.y_train[taken], made["labels"])
+    if method == "correct":
+        net, end = network(NET, real.shape, real.classes), done.load(EXPERT).tensors["path"][-1]
+        right = accuracy(net, end, made["images"], made["labels"])
+        assert right == 1.0 > accuracy(net, end, real.x_train, real.y_train)
+        with pytest.raises(
+            InputError, match=r"right about \d+ images of class \d, below ipc = 120"
+        ):
+            get(settings.model_copy(update={"ipc": 120}), halfway)
+
+
+def test_everything_is_the_training_set(halfway):
+    made, real = get(Selection(data=DATA, method="all"), halfway), run.images(DATA, halfway)
+    assert torch.equal(made.tensors["images"], real.x_train)
+    assert torch.equal(made.tensors["labels"], real.y_train)
 
 
 def test_the_seed_changes_the_outcome(done, halfway):
