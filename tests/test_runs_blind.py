@@ -1,94 +1,80 @@
-"""Experts, selections, distilled sets and the search for settings cannot see the test images: with noise and shuffled labels in their place they keep their bytes."""
+"""Nothing that is made or chosen sees the test images.
+
+With noise and shuffled labels in their place, experts, selections, sets and the search for settings
+keep their bytes.
+"""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ddlib import settings as config
-from ddlib.runs import stages as pipeline
-from ddlib.runs import studies
+from ddlib.base import generator
+from ddlib.runs import run, studies
+from ddlib.runs.methods import evaluation, synthetic
+from ddlib.runs.profile import profile
+from ddlib.runs.stages import Film, Following
 from ddlib.runs.store import Store
-from ddlib.settings import Distillation, Expert, Selection, generator
+from ddlib.settings import Expert
 
-PROFILE = config.profile("smoke")
-CELL = next(iter(PROFILE.cells))
-
-
-def tasks():
-    """Of every method and ablation of the profile's main cell one set; every recipe of experts that they follow; every candidate of the search."""
-    sets = [
-        run.settings.of
-        for study in (studies.main, studies.ablation)
-        for run in study(PROFILE)
-        if run.cell == CELL and run.distil_seed == 0
-    ]
-    return list(
-        pipeline.missing([*sets, *(run.settings for run, _ in studies.tuning(PROFILE))], None)
-    )
+PROFILE = profile("smoke")
+CELL, OTHER = PROFILE.cells
+SETS = [synthetic(PROFILE, CELL, name, 0) for name in ("AST", "MTT", "herding", "k-center")]
+SETS += [synthetic(PROFILE, OTHER, "DM", 0), synthetic(PROFILE, CELL, "random", 0)]
+SEARCH = next(settings for _, settings in studies.tuning(PROFILE))
+JUDGED = evaluation(PROFILE, CELL, SETS[0])
+OF_SET = [Film(of=SETS[0], frames=2), Following(of=SETS[0])]
+TASKS = list(run.missing([*SETS, SEARCH, *OF_SET], None))
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Two stores of the same tasks: one made with the test images, one with noise for them and with their labels shuffled."""
+    """Two stores of the same tasks: made with the test images, and with noise for them."""
     sighted, blind = (Store(tmp_path_factory.mktemp(name)) for name in ("sighted", "blind"))
-    real, chance = pipeline.images(PROFILE.cells[CELL].data, sighted), generator("test_blind")
-    other = replace(
-        real,
-        x_test=torch.randn(real.x_test.shape, generator=chance),
-        y_test=real.y_test[torch.randperm(len(real.y_test), generator=chance)],
-    )
-    assert (other.y_test != real.y_test).float().mean() > 0.5
+    real, chance = run.images(PROFILE.cells[CELL].data, sighted), generator("test_blind")
+    mixed = real.y_test[torch.randperm(len(real.y_test), generator=chance)]
+    noise = torch.randn(real.x_test.shape, generator=chance)
+    other = replace(real, x_test=noise, y_test=mixed)
+    assert (mixed != real.y_test).float().mean() > 0.5
     for store, images in ((sighted, real), (blind, other)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "images", lambda *_, images=images: images)
-            for settings in tasks():
-                pipeline.get(settings, store)
+            patch.setattr(run, "images", lambda *_, images=images: images)
+            for settings in [*TASKS, JUDGED]:
+                run.get(settings, store)
     return sighted, blind
-
-
-def test_experts_walk_the_same_way(both):
-    mine = [settings for settings in tasks() if isinstance(settings, Expert)]
-    assert {e.optimiser for e in mine} == {"sgd", "momentum"} and {e.penalty for e in mine} == {
-        "none",
-        "per_sample",
-    }
-    for settings in mine:
-        seen, unseen = (store.load(settings) for store in both)
-        assert seen.tensors["path"].numpy().tobytes() == unseen.tensors["path"].numpy().tobytes()
-        for name in ("rows", "smoothness"):  # but for what the test images say
-            assert [without_test(row) for row in listed(seen.record[name])] == [
-                without_test(row) for row in listed(unseen.record[name])
-            ]
-    assert (
-        seen.record["rows"][-1]["test_accuracy"] > 2 * unseen.record["rows"][-1]["test_accuracy"]
-    )  # the labels were really others
-
-
-def listed(rows):
-    return rows if isinstance(rows, list) else [rows]
 
 
 def without_test(row):
     return {name: value for name, value in row.items() if not name.startswith(("test", "norm"))}
 
 
+def test_experts_take_the_same_path(both):
+    experts = [settings for settings in TASKS if isinstance(settings, Expert)]
+    assert {e.optimiser for e in experts} == {"sgd", "momentum"}
+    assert {e.penalty for e in experts} == {"none", "per_sample"}
+    for settings in experts:
+        seen, unseen = (store.load(settings) for store in both)
+        assert torch.equal(seen.tensors["path"], unseen.tensors["path"])
+        assert seen.record["smoothness"] == unseen.record["smoothness"]
+        rows = [[without_test(row) for row in a.record["rows"]] for a in (seen, unseen)]
+        assert str(rows[0]) == str(rows[1])  # a loss is nan
+    last = [artefact.record["rows"][-1]["test_accuracy"] for artefact in (seen, unseen)]
+    assert last[0] > 2 * last[1]  # the labels were really others
+
+
 def test_selections_sets_and_the_search_keep_every_byte(both):
-    mine = [settings for settings in tasks() if not isinstance(settings, Expert)]
-    assert {s.method for s in mine if isinstance(s, Selection)} >= {
-        "real",
-        "representative",
-        "herding",
-        "k_center",
-    }
-    assert (
-        sum(isinstance(s, Distillation) for s in mine) > 15
-        and sum(s.stage == "rows" for s in mine) == 4
-    )
-    for (
-        settings
-    ) in mine:  # images, labels, learned lr, chosen iteration, curve; of the search every row
+    made = [settings for settings in TASKS if not isinstance(settings, Expert)]
+    assert {"selections", "sets", "rows", "films", "followings"} == {s.stage for s in made}
+    for settings in made:
         seen, unseen = (store.file(settings).read_bytes() for store in both)
-        assert seen == unseen, pipeline.name(settings)
-    rows = both[1].load(next(s for s in mine if s.stage == "rows")).record["rows"]
+        assert seen == unseen, settings.title
+    rows = both[1].load(SEARCH).record["rows"]
     assert all(row["accuracy"] is None and row["validation_accuracy"] > 0 for row in rows)
+
+
+def test_the_factor_of_an_evaluation_is_chosen_without_them(both):
+    seen, unseen = (store.load(JUDGED).record["rows"] for store in both)
+    blind = {"accuracy", "best_on_validation", "best_on_test"}
+    for one, other in zip(seen, unseen, strict=True):
+        assert {name for name in one if one[name] != other[name]} <= blind
+    assert [row["accuracy"] for row in seen] != [row["accuracy"] for row in unseen]
