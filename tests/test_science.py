@@ -4,7 +4,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from ddlib.runs import stages as pipeline
+from ddlib.runs import run
 from ddlib.runs.store import Store
 from ddlib.settings import Data, Distillation, Evaluation, Expert, Network, Selection
 
@@ -40,9 +40,9 @@ def test_distilled_images_beat_random_ones_by_more_than_the_spread(folder):
         random = Selection(data=DATA, method="real", lr=BUDGET["a0"], seed=seed)
         distilled = Distillation(experts=EXPERTS, start=random, seed=seed, **AST, **BUDGET)
         for name, made in (("random", random), ("distilled", distilled)):
-            rows = pipeline.get(
-                Evaluation(of=made, network=NET, networks=2, epochs=40), folder
-            ).record["rows"]
+            rows = run.get(Evaluation(of=made, network=NET, networks=2, epochs=40), folder).record[
+                "rows"
+            ]
             score[name].append(
                 fmean(row["accuracy"] for row in rows if row["protocol"] == "lr_chosen")
             )

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ddlib.method import networks
-from ddlib.method.distill import begin, distil
+from ddlib.method.distill import begin, distill
 from ddlib.method.functional import FunctionalNetwork
-from ddlib.method.matching import balance, matched_steps, objective
+from ddlib.method.student import balance, matched_steps, objective
 from ddlib.settings import (
     Data,
     Distillation,
@@ -111,7 +111,7 @@ def test_an_expert_that_stands_still_is_refused():
     def outer(intermediate, expert):
         settings = Distillation(**given, intermediate=intermediate)
         return next(
-            distil(settings, flat, lambda i, s, m: expert, labels, (), begin(settings, images))
+            distill(settings, flat, lambda i, s, m: expert, labels, (), begin(settings, images))
         )
 
     with pytest.raises(

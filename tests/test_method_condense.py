@@ -8,12 +8,10 @@ from statistics import fmean
 import plain
 import pytest
 import torch
-import yaml
 from torch.nn import functional as F
 
-from ddlib import interop as trade
 from ddlib.data import datasets as data
-from ddlib.method import augment, condense, networks
+from ddlib.method import augment, condense, functional
 from ddlib.method.condense import (
     batches,
     distance,
@@ -22,23 +20,16 @@ from ddlib.method.condense import (
     matching,
     members,
     siamese,
-    trained,
 )
 from ddlib.method.distill import begin
-from ddlib.method.fast.convnet import Fused, flat
 from ddlib.method.functional import FunctionalNetwork
 from ddlib.method.train import Diverged
-from ddlib.paper import verify
-from ddlib.paper.paper import STUDIES, Paper
-from ddlib.runs import counts, plan, studies
-from ddlib.runs import stages as pipeline
-from ddlib.runs import status as upkeep
-from ddlib.runs.stages import get
+from ddlib.runs import run
+from ddlib.runs.run import get
 from ddlib.runs.store import Store
 from ddlib.settings import (
     Condensation,
     Data,
-    Distillation,
     Evaluation,
     InputError,
     Network,
@@ -63,7 +54,7 @@ K = 3
 def problem(shape=SHAPES[0][0], width=8, depth=2, device="cpu"):
     """The fused network, the plain one, theta, real images and synthetic ones, float64."""
     chance = generator("condense", *shape)
-    net = flat(networks.build(Network(width=width, depth=depth), shape, K))
+    net = functional.network(Network(width=width, depth=depth), shape, K)
     theta = net.initial(chance).double()
     theta += 0.1 * torch.randn(theta.shape, generator=chance, dtype=torch.float64)
     real, x = (torch.randn(n, *shape, generator=chance, dtype=torch.float64) for n in (11, 4))
@@ -132,7 +123,7 @@ def test_a_layer_without_gradient_leaves_no_nan():
 @pytest.mark.parametrize("shape, width, depth", SHAPES)
 def test_the_gap_of_gradients_is_that_of_double_back_propagation(shape, width, depth):
     net, module, theta, real, x = problem(shape, width, depth)
-    assert type(net) is Fused and net.fits(x)
+    assert type(net) is not FunctionalNetwork and net.fits(x)
     leaf = x.clone().requires_grad_()
     value = plain_distance(module, real, leaf, 1)
     (d_x,) = torch.autograd.grad(value, leaf)
@@ -206,7 +197,7 @@ def test_images_that_are_the_real_ones_stay_where_they_are():
     for step in islice(
         condense.condense(
             settings,
-            FunctionalNetwork(networks.build(NET, real.shape, 10)),
+            FunctionalNetwork(functional.networks.build(NET, real.shape, 10)),
             real,
             real.y_train,
             state,
@@ -255,7 +246,7 @@ def test_batches_are_of_their_class_and_replayed():
 def test_an_iteration_of_dc_is_that_of_plain_pytorch():
     """Two networks of three steps each, trained for two epochs between them: torch.optim on images and parameters, double back-propagation."""
     real, settings = fixed(), SETS["dc"].model_copy(update={"outer": 3, "inner": 2, "lr_net": 0.3})
-    net, labels = flat(networks.build(NET, real.shape, 10)), torch.arange(10)
+    net, labels = functional.network(NET, real.shape, 10), torch.arange(10)
     images = torch.randn(10, *real.shape, generator=generator("images"), dtype=torch.float64)
     found = list(islice(condense.condense(settings, net, real, labels, begin(settings, images)), 2))
 
@@ -291,27 +282,10 @@ def test_an_iteration_of_dc_is_that_of_plain_pytorch():
     )
 
 
-def test_training_between_steps_augments_under_dsa():
-    real = fixed(dtype=torch.float32)
-    net = flat(networks.build(NET, real.shape, 10))
-    theta = net.initial(generator("theta"))
-    walk = partial(trained, SETS["dsa"], net, theta, real.x_train, real.y_train)
-    bare, one, again, other = (
-        walk((), (0, 0)),
-        walk(("crop",), (0, 0)),
-        walk(("crop",), (0, 0)),
-        walk(("crop",), (0, 1)),
-    )
-    assert torch.equal(one, again)
-    assert (
-        not torch.equal(one, bare) and not torch.equal(one, other) and not torch.equal(bare, theta)
-    )
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_going_on_from_any_state_gives_the_same_bytes(method):
     real, settings = fixed(dtype=torch.float32), SETS[method]
-    net, labels = flat(networks.build(NET, real.shape, 10)), torch.arange(10)
+    net, labels = functional.network(NET, real.shape, 10), torch.arange(10)
     run = partial(condense.condense, settings, net, real, labels)
     whole = list(islice(run(begin(settings, real.x_train[::7])), 4))
     assert [step.state.iteration for step in whole] == [1, 2, 3, 4]
@@ -340,7 +314,7 @@ def test_each_lowers_its_own_gap(method):
     real = data.load(DATA)
     settings = Condensation(start=START, method=method, lr_images=1.0, batch_real=32, network=NET)
     net, labels, theirs = (
-        flat(networks.build(NET, real.shape, 10)),
+        functional.network(NET, real.shape, 10),
         torch.arange(10),
         members(real.y_train, 10),
     )
@@ -438,7 +412,7 @@ def test_what_is_left_out_is_as_published():
 def done(tmp_path_factory):
     """A store with the three sets; to be read only."""
     made = Store(tmp_path_factory.mktemp("condensed"))
-    pipeline.ensure(SETS.values(), made, workers=1)
+    run.ensure(SETS.values(), made, workers=1)
     return made
 
 
@@ -446,8 +420,8 @@ def done(tmp_path_factory):
 def test_a_set_is_made_checked_and_judged(method, done, tmp_path):
     settings = SETS[method]
     held, start = get(settings, done), get(START, done)
-    assert set(pipeline.missing([settings], Store(tmp_path))) == {settings, START}
-    assert pipeline.name(settings) == f"{method.upper()}, ipc 1, seed 3, of digits"
+    assert set(run.missing([settings], Store(tmp_path))) == {settings, START}
+    assert settings.title == f"condensation by {method}, ipc 1, seed 3, of digits"
     curve = held.record["curve"]
     looked = [row for row in curve if "validation_accuracy" in row]
     assert [row["iteration"] for row in curve] == [1, 2, 3, 4] and [
@@ -471,9 +445,9 @@ def test_a_set_is_made_checked_and_judged(method, done, tmp_path):
 
 
 def test_the_test_images_have_no_say(done, tmp_path, monkeypatch):
-    real = pipeline.images(DATA, done)
+    real = run.images(DATA, done)
     monkeypatch.setattr(
-        pipeline,
+        run,
         "images",
         lambda *_: replace(real, x_test=real.x_test.flip(0) + 1, y_test=real.y_test.flip(0)),
     )
@@ -508,136 +482,3 @@ def test_what_diverges_says_so_and_keeps_the_last_good_state(method, changes, sa
         get(settings, made)
     held = made.resume(settings)
     assert not made.has(settings) and all(t.isfinite().all() for t in held.tensors.values())
-
-
-@pytest.fixture(scope="module")
-def paper(tmp_path_factory):
-    """A small paper whose cells hold the three methods."""
-    folder = tmp_path_factory.mktemp("rivals")
-    tuned = {
-        "DC": {"iterations": 2, "init": "real"},
-        "DSA": {"iterations": 2},
-        "DM": {"iterations": 3, "batch_real": 8},
-    }
-    loops = {"DC": {"outer": 2, "inner": 2}, "DSA": {"outer": 2, "inner": 2}, "DM": {}}
-    cells = {
-        "digits-ipc1": {"methods": ["random", *tuned], "tuned": tuned},
-        "digits-ipc3": {"methods": [*tuned], "tuned": {m: tuned[m] | loops[m] for m in tuned}},
-    }
-    tuning = [
-        {
-            "cell": "digits-ipc1",
-            "budget": {"iterations": 2, "checks": 1},
-            "candidates": {"DM": [{"lr_images": 1.0}, {"lr_images": 10.0}]},
-        }
-    ]
-    file = folder / "rivals.yaml"
-    file.write_text(
-        yaml.safe_dump({"extends": "smoke", "seeds": 1, "cells": cells, "tuning": tuning})
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORE", str(folder / "store"))
-        patch.setenv("RESULTS", str(folder / "results"))
-        patch.setenv("ENGINE", "serial")
-        yield Paper(str(file)), file
-
-
-def test_methods_are_rows_of_a_paper(paper, capsys):
-    held, file = paper
-    rows = held.study("main")
-    assert set(rows[rows.cell == "digits-ipc3"].method) == {"DC", "DSA", "DM", studies.CEILING}
-    held.keep_sets()
-    for method in studies.CONDENSED:
-        made = held.results.set("digits-ipc1", method)
-        settings = Condensation(**made.settings)
-        assert (
-            settings.method == method.lower()
-            and settings.start.method == "real"
-            and settings.network == held.profile.network
-        )
-        assert made.tensors["images"].shape == (10, 1, 16, 16)
-    trade.evaluate_file(held.results.set_file("digits-ipc3", "DSA", 0), 2, 2, trade.Words())
-    assert " (2): test accuracy in percent" in capsys.readouterr().out
-    trade.export_set(held.results.set_file("digits-ipc1", "DM", 0), held.results.folder / "there")
-    assert "--data digits --whitening none --width 8 --depth 2" in capsys.readouterr().out
-    assert (
-        len(
-            [
-                run
-                for run, _ in studies.tuning(held.profile)
-                if isinstance(run.settings.of, Condensation)
-            ]
-        )
-        == 2
-    )
-    assert isinstance(verify.sample(held).settings.of, Condensation)
-    curves = [
-        (label["cell"], label["method"])
-        for label, made in STUDIES["curves"].asks(held.profile)
-        if isinstance(made, Condensation)
-    ]
-    assert curves == [(cell, method) for cell in held.profile.cells for method in studies.CONDENSED]
-    upkeep.status(str(file))
-    sets = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| sets "))
-    assert sets.split("|")[3].strip() == "6"  # there; those of the ablation are not
-
-
-def test_published_settings_and_names(paper):
-    held, _ = paper
-    made = {
-        method: studies.distillation(held.profile, "digits-ipc1", method, 0)
-        for method in studies.CONDENSED
-    }
-    assert (
-        made["DM"].lr_images,
-        made["DC"].lr_images,
-        made["DC"].batch_real,
-        made["DC"].lr_net,
-    ) == (1.0, 0.1, 256, 0.01)
-    bare = {method: studies.METHODS[method].switches for method in studies.CONDENSED}
-    assert {method: fields["iterations"] for method, fields in bare.items()} == {
-        "DC": 1000,
-        "DSA": 1000,
-        "DM": 20000,
-    }
-    assert (
-        made["DC"].checks == held.profile.cells["digits-ipc1"].student["checks"]
-    )  # what the cell's methods share
-    assert isinstance(studies.distillation(held.profile, "digits-ipc1", "AST", 0), Distillation)
-    spoilt = held.profile.model_copy(deep=True)
-    spoilt.cells["digits-ipc1"].student["chekcs"] = 2
-    with pytest.raises(InputError, match="chekcs: unknown key"):
-        studies.distillation(spoilt, "digits-ipc1", "DC", 0)
-
-
-def test_a_store_names_what_it_holds(done, paper):
-    held, _ = paper
-    for settings in (*SETS.values(), START):
-        assert upkeep.words(done.file(settings)) == pipeline.name(settings)
-    trained = studies.recipe(held.profile, held.profile.cells["digits-ipc1"], "sgd")
-    get(trained, held.store)
-    assert upkeep.words(held.store.file(trained)) == pipeline.name(trained)  # a stage of two kinds
-
-
-def test_cost_is_predicted(paper):
-    """More steps, more images and more training cost more; the plan has a line for each, its memory that of the larger batch."""
-    works = {method: pipeline.work(settings) for method, settings in SETS.items()}
-    assert works["dm"] < works["dsa"] < works["dc"]
-    assert pipeline.work(SETS["dc"].model_copy(update={"inner": 30})) > works["dc"]
-    held, _ = paper
-    table = plan.table(held.profile)
-    sets = table[table.stage == "distillation"].set_index("what")
-    lines = [
-        what for what in sets.index if any(f", {method}, " in what for method in studies.CONDENSED)
-    ]
-    assert (
-        len(lines) == 6
-        and "digits, DM, ipc 1, outer = 1, inner = 1, 8 real images a class" in lines
-    )
-    assert (sets.loc[lines, "FLOP"] > 0).all() and (sets.loc[lines, "A100-80GB h"] > 0).all()
-    one = plan.part(SETS["dc"])
-    assert (
-        one.works[0][0] == counts.Work(NET, (1, 16, 16), 10, "gradient", 120)
-        and one.works[0][1] == 4 * 2 * 10
-    )
-    assert sum(often for work, often in one.works if work.form == "adjoint") == 4 * 2 * 10

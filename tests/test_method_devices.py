@@ -1,22 +1,22 @@
 """What a GPU wants: steps that stay on their device, compile as one graph, batch over networks, and run in mixed precision.
 
-No GPU is needed: tensors of PyTorch's `meta` device have no values, so any look at them from the CPU is an error.
+No GPU is needed: tensors of PyTorch's `meta` device have no values, so any look at them from the
+CPU is an error.
 """
 
 import pytest
 import torch
 
-from ddlib.method import augment, networks
-from ddlib.method.distill import inner_loss
-from ddlib.method.fast.convnet import Fused, flat
+from ddlib.method import augment, functional, student
+from ddlib.method.fast.convnet import FastConvNet
 from ddlib.method.functional import CrossEntropy, FunctionalNetwork
-from ddlib.method.matching import matched_steps, objective
-from ddlib.method.student import adjoint, path
-from ddlib.method.train import Recipe, gradient_norms, one_epoch, optimiser_for
-from ddlib.settings import Data, Distillation, Expert, Network, Selection, generator
+from ddlib.method.student import inner_loss, matched_steps, objective
+from ddlib.method.train import Batch, gradient, gradient_norms, optimiser_for
+from ddlib.settings import Data, Distillation, Expert, Network, Recipe, Selection, generator
 
 SHAPE, K, N = (3, 16, 16), 4, 6
-MODULE = networks.build(Network(width=8, depth=2), SHAPE, K)
+NET = functional.network(Network(width=8, depth=2), SHAPE, K)
+MODULE = NET.module
 EVERY = tuple(augment.STRATEGIES)
 
 
@@ -25,7 +25,7 @@ def cost(g):
 
 
 def problem(device="cpu", n=N):
-    theta = flat(MODULE).initial(generator("theta"))
+    theta = NET.initial(generator("theta"))
     x = torch.randn(n, *SHAPE, generator=generator("x"))
     return theta.to(device), x.to(device), (torch.arange(n) % K).to(device)
 
@@ -42,28 +42,13 @@ def test_the_meta_device_fails_on_tensors_left_behind():
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
 def test_an_expert_step_stays_on_its_device(optimiser, strategy):
     theta, x, y = problem("meta")
-    recipe = Recipe(
-        1,
-        4,
-        0.01,
-        optimiser=optimiser,
-        weight_decay=0.001,
-        strategies=(strategy,),
-        penalty="per_sample",
-        penalty_weight=2.0,
-    )
-    loss = one_epoch(
-        flat(MODULE),
-        theta,
-        optimiser_for(theta, recipe, recipe.lr),
-        x,
-        y,
-        recipe,
-        0,
-        0.5,
-        ("seed",),
-    )
-    assert loss.device.type == "meta" and theta.device.type == "meta"
+    penalty = {"penalty": "per_sample", "penalty_weight": 2.0}
+    recipe = Recipe(epochs=1, batch=4, lr=0.01, optimiser=optimiser, **penalty)
+    chosen = optimiser_for(theta, recipe, recipe.lr)
+    draws = augment.draws([len(x)], (strategy,), generator("draws"), "meta")[0]
+    value, theta.grad = gradient(NET, theta, Batch(x, y, draws), recipe, 0.5)
+    chosen.step()
+    assert value.device.type == "meta" and theta.device.type == "meta"
 
 
 @pytest.mark.parametrize("strategy", EVERY)
@@ -84,20 +69,14 @@ def test_inner_and_adjoint_steps_stay_on_their_device(soft, batch, strategy):
     settings = Distillation(
         experts=Expert(data=data), start=Selection(data=data, method="real"), **fields
     )
-    loss = inner_loss(flat(MODULE), labels, settings, (strategy,), 1, 0)
+    loss = inner_loss(NET, labels, settings, (strategy,), 1, 0)
     lr, matched = torch.tensor(0.01, device="meta"), matched_steps(3, 2, "adaptive")
-    walked = path(loss, theta, images, lr, 3, 0.9, differentiable=False)
+    loop = student.InnerLoop(loss, theta, images, lr, 3, 0.9)
+    walked = list(student.walk(loop))
     assert all(point.device.type == "meta" for point in walked)
     target = torch.empty(3, len(theta), device="meta")
-    found = adjoint(
-        loss,
-        theta,
-        images,
-        lr,
-        3,
-        0.9,
-        lambda path: objective(path, target, matched, "adaptive"),
-        list(matched),
+    found = student.adjoint(
+        loop, lambda path: objective(path, target, matched, "adaptive"), list(matched)
     )
     assert (found.labels is not None) == soft and all(
         part.device.type == "meta" for part in found if part is not None
@@ -105,14 +84,9 @@ def test_inner_and_adjoint_steps_stay_on_their_device(soft, batch, strategy):
     assert found.images.shape == images.shape and found.lr.shape == ()
 
 
-def test_an_evaluation_step_stays_on_its_device():
+def test_evaluation_stays_on_its_device():
     theta, x, y = problem("meta")
-    recipe = Recipe(1, 256, 0.01, weight_decay=5e-4, drop=0.1, strategies=EVERY)
-    one_epoch(
-        flat(MODULE), theta, optimiser_for(theta, recipe, 0.01), x, y, recipe, 0, 1.0, ("seed",)
-    )
-    right = (flat(MODULE).logits(theta, x).argmax(1) == y).sum()
-    assert right.device.type == "meta"
+    assert (NET.logits(theta, x).argmax(1) == y).sum().device.type == "meta"
 
 
 STEPS = {
@@ -144,8 +118,8 @@ def test_networks_batch_on_one_device(step):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_mixed_precision_is_near_full_precision_and_not_it(step):
-    full, mixed = flat(MODULE), flat(MODULE, "bfloat16")
-    assert type(full) is Fused and type(mixed) is FunctionalNetwork
+    full, mixed = NET, FunctionalNetwork(MODULE, "bfloat16")
+    assert type(full) is FastConvNet and type(mixed) is FunctionalNetwork
     given = problem()
     for a, b in zip(STEPS[step](mixed, *given), STEPS[step](full, *given), strict=True):
         assert a.dtype == b.dtype == torch.float32 and a.shape == b.shape

@@ -12,22 +12,29 @@ from ddlib.method import augment, networks
 from ddlib.method.augment import Draws
 from ddlib.method.functional import FunctionalNetwork
 from ddlib.method.train import (
+    Batch,
     Diverged,
     Epoch,
-    Recipe,
     accuracy,
     finite,
     gradient,
     gradient_norms,
     optimiser_for,
     ramp,
+    train,
 )
-from ddlib.settings import Network, generator
+from ddlib.settings import Network, Recipe, generator
 
 SHAPE, CLASSES, N = (2, 6, 6), 3, 11
 SETTINGS = Network(width=3, depth=1)
 FLAT = FunctionalNetwork(networks.build(SETTINGS, SHAPE, CLASSES))
 SEED = (5, "here")
+
+
+def recipe_of(**fields):
+    """A plain training, but for what is said."""
+    plain = {"batch": 4, "weight_decay": 0.0, "drop": 1.0, "strategies": (), "penalty_weight": 0.0}
+    return Recipe(**(plain | fields))
 
 
 def some_data():
@@ -38,7 +45,7 @@ def some_data():
 def thetas(**recipe):
     theta, x, y = some_data()
     return [
-        epoch.theta for epoch in train(FLAT, theta, x, y, Recipe(**({"batch": 4} | recipe)), SEED)
+        epoch.theta for epoch in train(FLAT, Epoch.first(theta), x, y, recipe_of(**recipe), SEED)
     ]
 
 
@@ -86,10 +93,10 @@ MAKERS = {
 def test_fit_is_the_loop_one_would_write(optimiser, strategies):
     path, losses = by_hand(MAKERS[optimiser], 3, strategies=strategies)
     theta, x, y = some_data()
-    recipe = Recipe(
+    recipe = recipe_of(
         epochs=3, batch=4, lr=0.02, optimiser=optimiser, weight_decay=0.01, strategies=strategies
     )
-    epochs = list(train(FLAT, theta, x, y, recipe, SEED))
+    epochs = list(train(FLAT, Epoch.first(theta), x, y, recipe, SEED))
     assert_same_path([epoch.theta for epoch in epochs], path)
     assert [epoch.index for epoch in epochs] == [0, 1, 2]
     assert [float(epoch.loss) for epoch in epochs] == pytest.approx(
@@ -102,9 +109,9 @@ def test_fit_is_the_loop_one_would_write(optimiser, strategies):
 
 def test_all_chance_comes_from_the_seed():
     theta, x, y = some_data()
-    recipe = Recipe(epochs=1, batch=4, lr=0.02, strategies=("crop", "color"))
+    recipe = recipe_of(epochs=1, batch=4, lr=0.02, strategies=("crop", "color"))
     ends = [
-        next(train(FLAT, theta, x, y, recipe, seed)).theta
+        next(train(FLAT, Epoch.first(theta), x, y, recipe, seed)).theta
         for seed in (SEED, SEED, (6, "here"), (5, "there"))
     ]
     assert (
@@ -242,20 +249,22 @@ def test_steps_that_look_no_distance_uphill_are_plain_ones(alpha):
     )
 
 
+def zero(recipe):
+    theta, x, y = some_data()
+    return gradient(FLAT, theta, Batch(x, y, Draws(None, torch.empty(3, N))), recipe, factor=0.0)
+
+
 def test_a_sharp_step_from_a_gradient_of_zero_is_one_of_zero():
-    recipe = Recipe(1, N, 0.1, sharpness=0.1, sharpness_alpha=0.4)
-    assert (
-        gradient(FLAT, *some_data(), Draws(None, torch.empty(3, N)), recipe, factor=0.0)[1].norm()
-        == 0
-    )
+    recipe = recipe_of(epochs=1, batch=N, lr=0.1, sharpness=0.1, sharpness_alpha=0.4)
+    assert zero(recipe)[1].norm() == 0
 
 
 @pytest.mark.parametrize("optimiser", MAKERS)
 def test_soft_labels_that_are_certain_are_the_classes(optimiser):
     theta, x, y = some_data()
-    recipe = Recipe(epochs=2, batch=4, lr=0.02, optimiser=optimiser, strategies=("crop",))
+    recipe = recipe_of(epochs=2, batch=4, lr=0.02, optimiser=optimiser, strategies=("crop",))
     hard, soft = (
-        [epoch.theta for epoch in train(FLAT, theta, x, labels, recipe, SEED)]
+        [epoch.theta for epoch in train(FLAT, Epoch.first(theta), x, labels, recipe, SEED)]
         for labels in (y, F.one_hot(y, CLASSES).double())
     )
     assert_same_path(soft, hard)
@@ -280,9 +289,11 @@ def test_the_penalty_of_a_linear_network(reading, target):
     norms = picture.norm(dim=0) if reading == "per_pixel" else picture.norm()
     torch.testing.assert_close(gradient_norms(g, reading), norms.detach().expand(N, *norms.shape))
     expected = 0.5 * F.cross_entropy(LINEAR(theta, x), y) + 3.0 * ((norms - target) ** 2).mean()
-    recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=3.0, penalty_target=target)
+    recipe = recipe_of(
+        epochs=1, batch=4, lr=0.1, penalty=reading, penalty_weight=3.0, penalty_target=target
+    )
     value, d_theta = gradient(
-        LINEAR, theta.detach(), x, y, Draws(None, torch.empty(3, N)), recipe, factor=0.5
+        LINEAR, theta.detach(), Batch(x, y, Draws(None, torch.empty(3, N))), recipe, factor=0.5
     )  # the ramp scales the entropy alone
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(d_theta, torch.autograd.grad(expected, theta)[0])
@@ -291,13 +302,15 @@ def test_the_penalty_of_a_linear_network(reading, target):
 @pytest.mark.parametrize("reading", ["per_pixel", "per_sample"])
 def test_the_penalty_moves_theta_as_central_differences_say(reading):
     theta, x, y = some_data()
-    recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=2.0, penalty_target=1.0)
+    recipe = recipe_of(
+        epochs=1, batch=4, lr=0.1, penalty=reading, penalty_weight=2.0, penalty_target=1.0
+    )
     draws = augment.draw(N, ("crop",), generator("draws"))
 
     def value(theta):
-        return gradient(FLAT, theta, x, y, draws, recipe)[0]
+        return gradient(FLAT, theta, Batch(x, y, draws), recipe)[0]
 
-    d_theta = gradient(FLAT, theta, x, y, draws, recipe)[1]
+    d_theta = gradient(FLAT, theta, Batch(x, y, draws), recipe)[1]
     leaf = theta.clone().requires_grad_()
     plain = F.cross_entropy(FLAT(leaf, augment.apply(x, draws)), y)
     from_penalty = d_theta - torch.autograd.grad(plain, leaf)[0]
@@ -311,20 +324,24 @@ def test_the_penalty_moves_theta_as_central_differences_say(reading):
 @pytest.mark.parametrize("reading", ["per_pixel", "per_sample"])
 def test_the_penalty_sees_the_images_as_they_are(reading):
     theta, x, y = some_data()
-    recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=2.0, penalty_target=1.0)
+    recipe = recipe_of(
+        epochs=1, batch=4, lr=0.1, penalty=reading, penalty_weight=2.0, penalty_target=1.0
+    )
     draws = augment.draw(N, ("crop",), generator("draws"))
     entropy = F.cross_entropy(FLAT(theta, augment.apply(x, draws)), y)
     penalty = 2.0 * (gradient_norms(FLAT.input_gradient(theta, x), reading) - 1).square().mean()
-    torch.testing.assert_close(gradient(FLAT, theta, x, y, draws, recipe)[0], entropy + penalty)
+    torch.testing.assert_close(
+        gradient(FLAT, theta, Batch(x, y, draws), recipe)[0], entropy + penalty
+    )
 
 
 def test_a_gradient_of_zero_has_a_penalty_with_a_derivative():
     theta, x, y = some_data()
     still = torch.zeros_like(theta)
     for reading in ("per_pixel", "per_sample"):
-        recipe = Recipe(1, 4, 0.1, penalty=reading, penalty_weight=2.0)
+        recipe = recipe_of(epochs=1, batch=4, lr=0.1, penalty=reading, penalty_weight=2.0)
         assert torch.isfinite(
-            gradient(FLAT, still, x, y, Draws(None, torch.empty(3, N)), recipe)[1]
+            gradient(FLAT, still, Batch(x, y, Draws(None, torch.empty(3, N))), recipe)[1]
         ).all()
 
 
@@ -347,15 +364,15 @@ WAYS = [  # the drop comes after epoch 4 of 6
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
 def test_a_training_goes_on_after_any_epoch_to_the_same_bytes(optimiser, way):
     theta, x, y = some_data()
-    recipe = Recipe(epochs=6, batch=4, lr=0.02, optimiser=optimiser, weight_decay=0.01, **way)
-    whole = list(train(FLAT, theta, x, y, recipe, SEED))
+    recipe = recipe_of(epochs=6, batch=4, lr=0.02, optimiser=optimiser, weight_decay=0.01, **way)
+    whole = list(train(FLAT, Epoch.first(theta), x, y, recipe, SEED))
     for stop in range(6):
         kept = {
             name: part.clone() if isinstance(part, torch.Tensor) else part
             for name, part in whole[stop].state().items()
         }
         assert kept.keys() == set(Epoch.names(recipe))
-        rest = list(train(FLAT, theta, x, y, recipe, SEED, Epoch.of(kept, recipe)))
+        rest = list(train(FLAT, Epoch.of(kept, recipe), x, y, recipe, SEED))
         assert [epoch.index for epoch in rest] == list(range(stop + 1, 6))
         for epoch, before in zip(rest, whole[stop + 1 :], strict=True):
             assert all(
@@ -365,7 +382,7 @@ def test_a_training_goes_on_after_any_epoch_to_the_same_bytes(optimiser, way):
     if optimiser != "sgd":
         forgetful = Epoch(0, whole[0].theta, whole[0].loss, {})
         assert not torch.equal(
-            next(train(FLAT, theta, x, y, recipe, SEED, forgetful)).theta, whole[1].theta
+            next(train(FLAT, forgetful, x, y, recipe, SEED)).theta, whole[1].theta
         )
 
 
@@ -378,7 +395,10 @@ def first_fault(recipe):
             torch.randperm(N, generator=generator(*SEED, "order", epoch)).split(recipe.batch), 1
         ):
             value, theta.grad = gradient(
-                FLAT, theta, x[batch], y[batch], Draws(None, torch.empty(3, len(batch))), recipe
+                FLAT,
+                theta,
+                Batch(x[batch], y[batch], Draws(None, torch.empty(3, len(batch)))),
+                recipe,
             )
             optimiser.step()
             squares = optimiser.state[theta].get("exp_avg_sq", value)
@@ -421,11 +441,11 @@ FAULTS = [
 @pytest.mark.parametrize("fields, what, advice", FAULTS)
 def test_a_training_that_diverges_names_the_step_the_quantity_and_the_cause(fields, what, advice):
     theta, x, y = (t.float() if t.is_floating_point() else t for t in some_data())
-    recipe = Recipe(**({"epochs": 3, "batch": 4} | fields))
+    recipe = recipe_of(**fields)
     epoch, step, found = first_fault(recipe)
     assert found == what
     with pytest.raises(Diverged) as caught:
-        list(train(FLAT, theta, x, y, recipe, SEED))
+        list(train(FLAT, Epoch.first(theta), x, y, recipe, SEED))
     said = str(caught.value)
     where = f"at step {step} of {-(-N // recipe.batch)} in epoch {epoch} of {recipe.epochs}"
     assert said.startswith(
@@ -438,7 +458,7 @@ def test_images_that_are_not_finite_are_blamed_themselves():
     theta, x, y = some_data()
     x[3, 0, 0, 0] = torch.inf
     with pytest.raises(Diverged, match="the images themselves are not finite: correct them"):
-        list(train(FLAT, theta, x, y, Recipe(epochs=1, batch=N, lr=0.01), SEED))
+        list(train(FLAT, Epoch.first(theta), x, y, recipe_of(epochs=1, batch=N, lr=0.01), SEED))
 
 
 def test_finite_looks_at_every_number():

@@ -12,15 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ddlib.method import augment, networks
-from ddlib.method import student as unroll
-from ddlib.method.distill import InnerLoss
+from ddlib.method import augment, networks, student
 from ddlib.method.fast import convnet as fused
 from ddlib.method.fast import kernels
-from ddlib.method.fast.convnet import Fused
+from ddlib.method.fast.convnet import FastConvNet, is_convnet
 from ddlib.method.functional import CrossEntropy, FunctionalNetwork
-from ddlib.method.train import Recipe, gradient_norms, train
-from ddlib.settings import Network, generator
+from ddlib.method.train import Epoch, gradient_norms, train
+from ddlib.settings import Network, Recipe, generator
 
 SHAPES = [  # images, width, depth: CIFAR's, MNIST's, odd edges dropped, two and four channels, one block, lanes that fill no pair
     ((3, 32, 32), 16, 3),
@@ -36,7 +34,7 @@ K, N, WEIGHT = 5, 7, 1.3
 def problem(shape, width, depth, dtype=torch.float64, n=N):
     """The fused network, the plain one, theta, images, labels, a direction; theta is far enough from its start for every term to count."""
     module = networks.build(Network(width=width, depth=depth), shape, K)
-    net, chance = fused.flat(module), generator("fused", *shape, width, depth)
+    net, chance = fused.FastConvNet(module), generator("fused", *shape, width, depth)
     theta = net.initial(chance).double()
     theta += 0.1 * torch.randn(theta.shape, generator=chance, dtype=torch.float64)
     x = torch.randn(n, *shape, generator=chance, dtype=torch.float64)
@@ -86,7 +84,7 @@ def kernels_are_there():
 @pytest.mark.usefixtures("pieces")
 def test_derivatives_are_those_of_plain_pytorch(shape, width, depth):
     net, module, theta, x, y, rho = problem(shape, width, depth)
-    assert type(net) is Fused and net.fits(x)
+    assert type(net) is FastConvNet and net.fits(x)
     head = CrossEntropy(y, WEIGHT)
     assert_close(net.gradient(theta, x, head), plain.gradient(module, x, y, WEIGHT))
     assert_close(net.pull(theta, x, head, rho), plain.pull(module, x, y, rho, WEIGHT))
@@ -178,17 +176,9 @@ def test_a_fused_outer_gradient_is_the_full_unroll_of_plain_pytorch(momentum, ip
         [len(labels)] * steps, tuple(augment.STRATEGIES), generator("draws"), "cpu"
     )
     target, lr = theta + 0.1 * rho, torch.tensor(0.03, dtype=torch.float64)
-    loss = InnerLoss(net, labels, [torch.arange(len(labels))] * steps, draws, 1.0)
-    given = unroll.adjoint(
-        loss,
-        theta,
-        images,
-        lr,
-        steps,
-        momentum,
-        lambda path: (path[steps] - target).square().sum(),
-        [steps],
-    )
+    loss = student.InnerLoss(net, labels, [torch.arange(len(labels))] * steps, draws, 1.0)
+    loop = student.InnerLoop(loss, theta, images, lr, steps, momentum)
+    given = student.adjoint(loop, lambda path: (path[steps] - target).square().sum(), [steps])
     assert_close(
         (given.value, given.images, given.lr),
         plain.outer(module, theta, images, labels, lr, steps, momentum, draws, target),
@@ -200,9 +190,16 @@ def test_training_is_that_of_plain_pytorch():
     net, module, theta, x, y, _ = problem(*SHAPES[0])
     given = {"weight_decay": 0.01, "strategies": tuple(augment.STRATEGIES)}
     recipe = Recipe(
-        3, N, 0.02, **given, penalty="per_sample", penalty_weight=2.0, penalty_target=0.3
+        epochs=3,
+        batch=N,
+        lr=0.02,
+        drop=1.0,
+        **given,
+        penalty="per_sample",
+        penalty_weight=2.0,
+        penalty_target=0.3,
     )
-    end = list(train(net, theta, x, y, recipe, ("seed",)))[-1].theta
+    end = list(train(net, Epoch.first(theta), x, y, recipe, ("seed",)))[-1].theta
     plainly, velocity = theta.clone(), torch.zeros_like(theta)
     for epoch in range(3):
         order = torch.randperm(N, generator=generator("seed", "order", epoch))
@@ -259,7 +256,7 @@ FOREIGN = [  # what the kernels do not take, and what the log says of it
 
 @pytest.mark.parametrize("shape, width, dtype, reason", FOREIGN)
 def test_what_does_not_fit_is_done_the_plain_way_and_said_once(shape, width, dtype, reason, caplog):
-    fused.refused.cache_clear()
+    fused.plain_because.cache_clear()
     net, _, theta, x, y, rho = problem(shape, width, 2, dtype)
     plainly = FunctionalNetwork(net.module)
     head = CrossEntropy(y)
@@ -277,7 +274,7 @@ def test_what_does_not_fit_is_done_the_plain_way_and_said_once(shape, width, dty
 @pytest.mark.parametrize("architecture", [a for a in networks.NETWORKS if a != "convnet"])
 def test_other_networks_are_plain(architecture):
     module = networks.build(Network(architecture=architecture, width=4), (3, 32, 32), K)
-    assert type(fused.flat(module)) is FunctionalNetwork
+    assert not is_convnet(module)
 
 
 CHANGED = {  # a layer, and what is put in its place: the same parameters or the same types, another function
@@ -296,10 +293,10 @@ CHANGED = {  # a layer, and what is put in its place: the same parameters or the
 @pytest.mark.parametrize("change", CHANGED)
 def test_a_convnet_with_another_layer_is_plain(change):
     module = networks.build(Network(width=8, depth=2), (3, 8, 8), K)
-    assert type(fused.flat(module)) is Fused
+    assert is_convnet(module)
     at, layer = CHANGED[change]
     module.features[at] = layer
-    assert type(fused.flat(module)) is FunctionalNetwork
+    assert not is_convnet(module)
 
 
 def test_what_does_not_go_together_is_an_error_not_a_number():
@@ -317,14 +314,14 @@ def test_what_does_not_go_together_is_an_error_not_a_number():
 
 ASK = """
 import sys, torch
-from ddlib import fused, networks
-from ddlib.config import Network, generator
-from ddlib.flat import CrossEntropy, FunctionalNetwork
-net = fused.flat(networks.build(Network(width=8, depth=2), (3, 8, 8), 4))
+from ddlib.settings import Network, generator
+from ddlib.method.functional import CrossEntropy, FunctionalNetwork, network
+net = network(Network(width=8, depth=2), (3, 8, 8), 4)
 theta, x = net.initial(generator("theta")), torch.randn(4, 3, 8, 8, generator=generator("x"))
 for _ in range(2):
     found = net.gradient(theta, x, CrossEntropy(torch.arange(4)))[1]
-print(net.fits(x), torch.equal(found, FunctionalNetwork(net.module).gradient(theta, x, CrossEntropy(torch.arange(4)))[1]))
+print(net.fits(x), torch.equal(found, FunctionalNetwork(net.module).gradient(theta, x,
+CrossEntropy(torch.arange(4)))[1]))
 """
 
 

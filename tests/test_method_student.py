@@ -5,20 +5,44 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddlib.method import networks
+from ddlib.method import functional, student
 from ddlib.method.augment import STRATEGIES
-from ddlib.method.distill import batches, inner_loss
-from ddlib.method.fast import convnet as fused
 from ddlib.method.functional import FunctionalNetwork
-from ddlib.method.matching import balance, matched_steps, objective
-from ddlib.method.student import EXACT, GRADIENTS, adjoint, path, tesla, unroll
+from ddlib.method.student import (
+    EXACT,
+    GRADIENTS,
+    balance,
+    batches,
+    inner_loss,
+    matched_steps,
+    objective,
+)
 from ddlib.settings import Data, Distillation, Expert, Network, Selection, generator
 
 SHAPE, CLASSES, START = (2, 8, 8), 3, 4
 DATA = Data(name="digits")
-FLAT = FunctionalNetwork(networks.build(Network(width=3, depth=2), SHAPE, CLASSES))
-FUSED = fused.flat(networks.build(Network(width=8, depth=2), SHAPE, CLASSES))
+FLAT = FunctionalNetwork(functional.networks.build(Network(width=3, depth=2), SHAPE, CLASSES))
+FUSED = functional.network(Network(width=8, depth=2), SHAPE, CLASSES)
 LR = torch.tensor(0.05, dtype=torch.float64)
+
+
+def by(form):
+    """A form of the gradient that takes the parts of an inner loop by name."""
+
+    def call(images, lr, loss, theta, steps, momentum, objective, matched):
+        loop = student.InnerLoop(loss, theta, images, lr, steps, momentum)
+        return form(loop, objective, matched)
+
+    return call
+
+
+def path(loss, theta, images, lr, steps, momentum, differentiable=True):
+    """theta_0 ... theta_N, with derivatives or without."""
+    loop = student.InnerLoop(loss, theta, images, lr, steps, momentum)
+    return student.path(loop) if differentiable else [theta, *student.walk(loop)]
+
+
+adjoint, unroll, tesla = map(by, (student.adjoint, student.unroll, student.tesla))
 
 
 def problem(
@@ -292,7 +316,7 @@ def test_an_outer_iteration_replays_its_chance_and_another_draws_anew(strategies
 
 
 def test_arguments_stay_as_they_were():
-    for form in GRADIENTS.values():
+    for form in map(by, GRADIENTS.values()):
         given, images, lr = problem(soft=True), some_images(), LR.clone()
         form(images=images, lr=lr, **given)
         assert (

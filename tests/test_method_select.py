@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from ddlib.method.select import INITIAL, representative
+from ddlib.method.select import SELECT, representative
 from ddlib.settings import generator
 
 CENTRES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
@@ -44,7 +44,7 @@ def k_center(points, count):
 @pytest.mark.parametrize("plain", [herding, k_center])
 def test_greedy_selections_are_their_plain_loops(plain, count):
     points = cloud()
-    assert INITIAL[plain.__name__](points, count, generator("g")).tolist() == plain(
+    assert SELECT[plain.__name__](points, count, generator("g")).tolist() == plain(
         points.double(), count
     )
 
@@ -91,10 +91,10 @@ def test_centres_come_with_as_many_as_images_where_nobody_says_otherwise():
     )
 
 
-@pytest.mark.parametrize("name", INITIAL)
+@pytest.mark.parametrize("name", SELECT)
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_counts_and_no_repeats(name, count):
-    taken = INITIAL[name](cloud(), count, generator("g"))
+    taken = SELECT[name](cloud(), count, generator("g"))
     assert taken.shape == (count,) and taken.dtype == torch.int64
     assert len(set(taken.tolist())) == count and taken.min() >= 0 and taken.max() < 40
 
@@ -103,16 +103,16 @@ def test_counts_and_no_repeats(name, count):
 def test_the_order_of_the_images_does_not_matter(name):
     points, _ = clusters()
     order = torch.randperm(len(points), generator=generator("other order"))
-    straight, mixed = (INITIAL[name](p, 4, generator("g")) for p in (points, points[order]))
+    straight, mixed = (SELECT[name](p, 4, generator("g")) for p in (points, points[order]))
     assert set(straight.tolist()) == set(order[mixed].tolist())
 
 
 def test_real_is_chance_and_nothing_else():
     one, again, other = (
-        INITIAL["real"](cloud(), 5, generator("g", seed)).tolist() for seed in (0, 0, 1)
+        SELECT["real"](cloud(), 5, generator("g", seed)).tolist() for seed in (0, 0, 1)
     )
     assert one == again != other
     counts = torch.zeros(40)
     for seed in range(400):
-        counts[INITIAL["real"](cloud(), 4, generator("fair", seed))] += 1
+        counts[SELECT["real"](cloud(), 4, generator("fair", seed))] += 1
     assert counts.min() > 15 and counts.max() < 75  # 40 on average

@@ -1,0 +1,334 @@
+"""What is kept of a paper, file by file: a verdict on each, and why.
+
+Numbers are compared as numbers (RTOL), figures with the tolerance of `style.same_picture`: so
+results hold on every processor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from math import isclose
+from pathlib import Path
+from shutil import copytree
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ddlib.base import InputError, Task, key
+from ddlib.paper import build, figures, pages, style, tables
+from ddlib.paper.paper import Paper, keeps_tensors, main_sets, set_digest
+from ddlib.paper.results import SEALS, SET
+from ddlib.runs.stages import Film, Following
+from ddlib.runs.store import read
+from ddlib.runs.studies import STUDIES, Run
+from ddlib.settings import Distilled, Evaluation
+
+OK, NEAR, DIFFERENT, UNCHECKED = "holds", "within tolerance", "DIFFERENT", "not checked"
+RTOL = 1e-5  # tables have six digits
+NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+Rows = list[dict[str, Any]]
+
+
+class Verdict(NamedTuple):
+    """What became of one file, and why."""
+
+    file: str
+    verdict: str
+    note: str = ""
+
+
+class Unchecked(Exception):
+    """Why a file is not checked."""
+
+
+def checked(file: str, find: Callable[..., str | None], *given: Any, good: str = OK) -> Verdict:
+    """The verdict of `find(*given)`, which returns a fault or None.
+
+    A file that somebody changed can break a check in any way: then that is its fault.
+    """
+    try:
+        fault = find(*given)
+    except Unchecked as reason:
+        return Verdict(file, UNCHECKED, str(reason))
+    except Exception as error:
+        words = str(error) if isinstance(error, InputError) else repr(error)
+        fault = f"cannot be checked: {words}".replace("\n", " ")[:300]
+    return Verdict(file, DIFFERENT, fault) if fault else Verdict(file, good)
+
+
+def kept_files(kept: Paper, fresh: Paper) -> Iterator[Verdict]:
+    """All checks of kept files; `fresh` is an empty paper, in which tables are made again."""
+    yield from sealed(kept)
+    yield from of_rows(kept)
+    yield from of_sets(kept)
+    yield from redrawn(kept, fresh)
+    yield from of_notebooks(kept)
+    yield from of_pages(kept)
+
+
+def sealed(kept: Paper) -> Iterator[Verdict]:
+    """Every file against SHA256SUMS: changed, missing and extra ones are named."""
+    results = kept.results
+    try:
+        expected, there = results.sealed(), results.digests()
+    except (InputError, OSError) as error:
+        yield Verdict(SEALS, DIFFERENT, f"cannot be compared: {error}")
+        return
+    if not expected:
+        fault = f"is missing or empty; `make figures PROFILE={kept.name}` writes it"
+        yield Verdict(SEALS, DIFFERENT, fault)
+        return
+    for path in sorted(expected.keys() | there.keys()):
+        if path not in there:
+            yield Verdict(path, DIFFERENT, f"is missing, but {SEALS} names it")
+        elif path not in expected:
+            yield Verdict(path, DIFFERENT, f"is not in {SEALS}: nothing that `make paper` left")
+        elif there[path] != expected[path]:
+            yield Verdict(path, DIFFERENT, f"is not the file that {SEALS} names: it was changed")
+    for file in sorted(results.folder.rglob("*")):
+        if re.search(r"^\.half-|\.failed\.ipynb$", file.name):
+            path = file.relative_to(results.folder).as_posix()
+            yield Verdict(path, UNCHECKED, "left by a run that failed, or is not over")
+    yield Verdict(SEALS, OK, f"{len(expected)} files")
+
+
+def of_rows(kept: Paper) -> Iterator[Verdict]:
+    """Each study's rows are those that the profile asks for, and agree with what lies beside."""
+    for study in STUDIES:
+        yield checked(f"rows/{study}.csv", rows_fault, kept, study)
+    for file in sorted((kept.results.folder / "rows").glob("*.csv")):
+        if file.stem not in STUDIES:
+            yield Verdict(f"rows/{file.name}", UNCHECKED, "a notebook's own study")
+
+
+def rows_fault(kept: Paper, study: str) -> str | None:
+    """The first result of a study that has no row, too many, or that nobody asks for."""
+    if not kept.results.has_rows(study):
+        raise Unchecked("not kept")
+    labels: list[str] = []
+    asked: Counter[tuple] = Counter()
+    for label, settings in STUDIES[study].asks(kept.profile):
+        labels = [*label, "settings_key"]
+        asked[(*label.values(), key(settings))] += length(study, settings)
+    rows = kept_rows(kept, study)
+    there = Counter(tuple(row[name] for name in labels) for row in rows)
+    foreign, missing = there.keys() - asked.keys(), asked.keys() - there.keys()
+    if foreign and study == "tuning" and {r[:-1] for r in there} == {r[:-1] for r in asked}:
+        # the search is over, and no table that `make paper` fills depends on it
+        raise Unchecked("the profile's candidates, judged under an earlier format")
+    for words, results in (("are of other settings", foreign), ("have no row", missing)):
+        if results:
+            first = ", ".join(map(str, next(r for r in (*there, *asked) if r in results)))
+            return f"{len(results)} of {len(asked)} results {words} than the profile's: {first}"
+    for result, number in there.items():
+        if number != asked[result]:
+            place = ", ".join(map(str, result))
+            return f"{number} rows, expected {asked[result]}, of {place}"
+    if len({json.dumps(row) for row in rows}) < len(rows):
+        return "a row stands there twice"
+    return disagreement(kept, study, rows)
+
+
+def length(study: str, settings: Task) -> int:
+    """How many rows an artefact has in a study."""
+    if study in ("smoothness", "costs"):
+        return 1
+    if isinstance(settings, Evaluation):  # the chosen factor, and 1 if it was tried
+        return settings.networks * (1 + (1.0 in settings.factors))
+    if isinstance(settings, Following):
+        return settings.of.n_experts * (settings.of.start_epochs - 1 + settings.of.matched_epochs)
+    if isinstance(settings, Film):
+        return min(settings.frames, settings.of.iterations) + 1
+    if isinstance(settings, Distilled):
+        return settings.iterations
+    return settings.epochs + 1  # type: ignore[attr-defined]  # an expert
+
+
+def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
+    """The first row whose learned lr is not that of the set that is kept beside it."""
+    if study == "main":
+        digests = kept.results.set_digests()
+        lrs = dict(zip(digests[SET].itertuples(index=False, name=None), digests.lr, strict=True))
+    elif study == "curves":
+        runs = (of for of in main_sets(kept.profile) if isinstance(of.settings.of, Distilled))
+        sets = (
+            (of, kept.results.set_file(of.cell, of.method, 0)) for of in runs if keeps_tensors(of)
+        )
+        lrs = {
+            (key(of.settings.of), line["iteration"]): line["lr"]
+            for of, file in sets
+            for line in (read(file).record["curve"] if file.exists() else ())
+        }
+    else:
+        return None
+    names = SET if study == "main" else ["settings_key", "iteration"]
+    for i, row in enumerate(rows, 2):
+        lr = lrs.get(tuple(row[name] for name in names), row["lr"] / row.get("lr_factor", 1))
+        if not isclose(row["lr"], lr * row.get("lr_factor", 1)):
+            return f"line {i}: lr is {row['lr']}, the set that is kept learned {lr}"
+    return None
+
+
+def kept_rows(kept: Paper, study: str) -> Rows:
+    """A study's rows to the last digit, blanks as None."""
+    file = kept.results.folder / "rows" / f"{study}.csv"
+    return blanks(pd.read_csv(file, float_precision="round_trip").to_dict("records"))
+
+
+def blanks(rows: Rows) -> Rows:
+    """The same rows, with None for what a CSV file leaves blank."""
+    return [{k: None if v is None or v != v else v for k, v in row.items()} for row in rows]
+
+
+def of_sets(kept: Paper) -> Iterator[Verdict]:
+    """Each kept set was made under today's settings, and each set of the profile has its digest."""
+    results, runs = kept.results, main_sets(kept.profile)
+    yield checked("sets/digests.csv", digests_fault, kept, runs)
+    wanted = {results.set_file(of.cell, of.method, 0): of for of in runs if keeps_tensors(of)}
+    for file in sorted({*wanted, *(results.folder / "sets").glob("*.safetensors")}):
+        yield checked(f"sets/{file.name}", set_fault, kept, file, wanted.get(file))
+
+
+def digests_fault(kept: Paper, runs: list[Run]) -> str | None:
+    """The first set without a digest, or digest without a set."""
+    lines = kept.results.set_digests()[SET].itertuples(index=False, name=None)
+    there, asked = list(lines), [(of.cell, of.method, of.distil_seed) for of in runs]
+    if missing := [place for place in asked if place not in there]:
+        return f"{len(missing)} sets have no digest, first: {missing[0]}"
+    if extra := [place for place in there if place not in asked or there.count(place) > 1]:
+        return f"{len(extra)} lines are of no set of the profile or stand twice, first: {extra[0]}"
+    return None
+
+
+def set_fault(kept: Paper, file: Path, of: Run | None) -> str | None:
+    """What is wrong with a kept set."""
+    if of is None:
+        return "no set of that name is kept under the profile: remove it"
+    if not file.exists():
+        raise Unchecked("not kept")
+    artefact, wanted = read(file), of.settings.of.model_dump(mode="json")
+    for name in sorted(wanted.keys() | artefact.settings.keys()):
+        there, asked = artefact.settings.get(name), wanted.get(name)
+        if there != asked:
+            return f"made under other settings: {name} is {there!r}, the profile's is {asked!r}"
+    digests = kept.results.set_digests().set_index(SET).sha256
+    same = set_digest(artefact.tensors) == digests[of.cell, of.method, of.distil_seed]
+    return None if same else "its digest is not that of sets/digests.csv"
+
+
+def redrawn(kept: Paper, fresh: Paper) -> Iterator[Verdict]:
+    """Every table and figure, made again from a copy of the rows and sets."""
+    folder = kept.results.folder
+    for part in ("rows", "sets"):
+        if (folder / part).is_dir():
+            copytree(folder / part, fresh.results.folder / part)
+    expected = {"figures/film.gif"}  # its frames are in the store alone
+    for part, make, names, kinds in (
+        ("tables", fresh.table, tables.TABLES, ("csv", "md")),
+        ("figures", fresh.figure, figures.FIGURES, ("png", "svg")),
+    ):
+        for name in names:
+            paths = [f"{part}/{name}.{kind}" for kind in kinds]
+            expected |= {*paths}
+            paths += ["claims.md"] * (paths[0] == "tables/claims.csv")  # made with it
+            yield checked(f"{part}/{name}", made_fault, kept, fresh, paths, make, name)
+        for path in sorted(f"{part}/{file.name}" for file in (folder / part).glob("[!.]*")):
+            if path not in expected:
+                yield Verdict(path, DIFFERENT, "nothing makes a file of that name: remove it")
+
+
+def made_fault(
+    kept: Paper, fresh: Paper, paths: list[str], make: Callable[[str], object], name: str
+) -> str | None:
+    """Where kept files are other than the rows give."""
+    if not any((kept.results.folder / path).exists() for path in paths):
+        raise Unchecked("not kept")
+    make(name)
+    for path in paths:
+        old, new = ((paper.results.folder / path).read_bytes() for paper in (kept, fresh))
+        if path.endswith(".png"):
+            fault = style.same_picture(old, new)
+        else:  # an SVG must be there; what it shows is compared in the PNG beside it
+            fault = None if path.endswith(".svg") else parting(old.decode(), new.decode())
+        if fault:
+            return f"{path} is not what the rows give: {fault}"
+    return None
+
+
+def parting(kept: str, made: str) -> str | None:
+    """The first line in which two texts differ; numbers are compared as numbers."""
+    pairs = zip_longest(kept.splitlines(), made.splitlines(), fillvalue="")
+    for i, (a, b) in enumerate(pairs, 1):
+        # a number of other length moves the borders of a Markdown table
+        words, others = (re.sub(r"[\s-]+", "-", NUMBER.sub("0", line)) for line in (a, b))
+        numbers = [[float(n.replace("−", "-")) for n in NUMBER.findall(line)] for line in (a, b)]
+        near = len(numbers[0]) == len(numbers[1]) and all(
+            isclose(x, y, rel_tol=RTOL, abs_tol=1e-9) for x, y in zip(*numbers, strict=True)
+        )
+        if a != b and not (words == others and near):
+            return f"line {i} reads {a[:90]!r}, expected {b[:90]!r}"
+    return None
+
+
+def of_notebooks(kept: Paper) -> Iterator[Verdict]:
+    """Every executed copy: run to its end under this profile, from today's cells."""
+    folder, sources = kept.results.folder / "notebooks", {n.name: n for n in build.notebooks()}
+    copies = {copy.name for copy in folder.glob("[!.]*.ipynb") if ".failed." not in copy.name}
+    for name in sorted({*sources, *copies}):
+        copy = folder / name
+        yield checked(f"notebooks/{name}", copy_fault, copy, sources.get(name), kept.name)
+
+
+def copy_fault(copy: Path, source: Path | None, profile: str) -> str | None:
+    """What is wrong with an executed copy of the notebook `source`."""
+    if source is None:
+        return f"there is no {copy.name} in notebooks/ that it could be a copy of: remove it"
+    if not copy.exists():
+        raise Unchecked("not kept")
+    cells = json.loads(copy.read_text())["cells"]
+    given = [cell for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    for output in outputs:
+        if output["output_type"] == "error":
+            return f"holds an error: {output['ename']}"
+    for number, cell in enumerate(code, 1):
+        if cell["execution_count"] is None:
+            return f"code cell {number} was not run"
+    if not outputs:
+        return "it has no outputs"
+    named = re.findall(r"""profile = ["'](.+)["']""", "".join(source_of(cell) for cell in given))
+    if [Path(name).stem for name in named] != [profile]:
+        return f"run with the profile {', '.join(named) or 'of the notebook'}, not {profile}"
+    done = [(cell["cell_type"], source_of(cell)) for cell in cells if cell not in given]
+    asked = [(c["cell_type"], source_of(c)) for c in json.loads(source.read_text())["cells"]]
+    for number, (found, expected) in enumerate(zip_longest(done, asked), 1):
+        if found != expected:
+            return f"cell {number} is not that of today's notebook; `make paper` runs it again"
+    return None
+
+
+def source_of(cell: dict[str, Any]) -> str:
+    """The text of a notebook's cell."""
+    return "".join(cell["source"]).rstrip()
+
+
+def of_pages(kept: Paper) -> Iterator[Verdict]:
+    """The blocks of the README and the docs that show this profile's results."""
+
+    def fault(block: str) -> str | None:
+        page = pages.page_of(block)
+        if page is None:
+            raise Unchecked("on no page")
+        filled = pages.filled(page, block, pages.summary(kept))
+        fault = parting(page.read_text(), filled)
+        return f"{page.name}: {fault}; `make readme` fills it" if fault else None
+
+    for block, profile in pages.BLOCKS.items():
+        if profile == kept.name:
+            yield checked(f"block {block}", fault, block)
