@@ -4,10 +4,9 @@ import copy
 
 import pytest
 import yaml
-from tiny import DATA, EXPERT
+from tiny import DATA
 
 from ddlib.base import InputError
-from ddlib.runs import studies
 from ddlib.runs.methods import (
     MINUS,
     PLUS,
@@ -20,7 +19,7 @@ from ddlib.runs.methods import (
     synthetic,
 )
 from ddlib.runs.profile import PROFILES, profile
-from ddlib.settings import Condensation, Distillation, Expert, Selection
+from ddlib.settings import Condensation, Distillation, Selection
 
 CELL = "digits-ipc1"
 SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
@@ -180,12 +179,3 @@ def test_what_a_profile_lacks_is_named(changed):
     text = "cell digits-ipc3 has no tuned settings for 'TESLA': add them under cells.digits-ipc3"
     with pytest.raises(InputError, match=text):
         synthetic(given, "digits-ipc3", "TESLA", 0)
-
-
-def test_experts_are_those_of_the_recipe_on_the_cells_data(changed):
-    given = changed()
-    expert = recipe(given, given.cells[CELL], "adam", 1)
-    assert isinstance(expert, Expert) and expert.data == DATA and expert.network == given.network
-    assert (expert.optimiser, expert.seed) == ("adam", 1) and expert != EXPERT
-    asked = [settings for _, settings in studies.experts(given)]
-    assert expert in asked and len(asked) == len(set(asked))

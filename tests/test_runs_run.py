@@ -158,11 +158,6 @@ def test_everything_is_the_training_set(halfway):
     assert torch.equal(made.tensors["labels"], real.y_train)
 
 
-def test_the_seed_changes_the_outcome(done, halfway):
-    other = get(SET.model_copy(update={"seed": 4}), halfway)
-    assert not torch.equal(other.tensors["images"], get(SET, done).tensors["images"])
-
-
 def test_what_an_artefact_took_is_told_beside_what_its_experts_took(done, halfway):
     took = run.spent(SET, done)
     experts = sum(done.note(EXPERT.at(i))["seconds"] for i in range(2))

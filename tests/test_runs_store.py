@@ -1,6 +1,5 @@
 """An artefact comes back as it was, is whole or not there, and is never taken for another."""
 
-import os
 import shutil
 
 import pytest
@@ -56,32 +55,6 @@ def test_the_same_contents_are_the_same_bytes(folder, tmp_path):
     assert other.file(ASKED).read_bytes() == folder.file(ASKED).read_bytes()
 
 
-@pytest.mark.parametrize("step", ["replace", "fsync", "chmod"])
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_failed_write_leaves_nothing(folder, step, error, monkeypatch):
-    before = folder.file(ASKED).read_bytes()
-
-    def fail(*_):
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, step, fail)
-        for settings in (NEW, ASKED):
-            with pytest.raises(type(error)):
-                folder.save(settings, {"x": torch.ones(3)}, {})
-    assert not folder.has(NEW) and folder.file(ASKED).read_bytes() == before
-    assert [f.name for f in folder.file(ASKED).parent.iterdir()] == [folder.file(ASKED).name]
-
-
-def test_any_flipped_bit_is_an_error(folder):
-    file = folder.file(ASKED)
-    good = file.read_bytes()
-    for place in range(len(good)):
-        file.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
-        with pytest.raises(Damaged):
-            store.read(file)
-
-
 def test_an_absent_or_foreign_file_is_an_error(folder):
     file = folder.file(ASKED)
     file.write_bytes(b"images, supposedly")
@@ -134,10 +107,6 @@ def test_what_is_set_aside_overwrites_nothing(folder, capsys):
     text = capsys.readouterr().err
     assert text.count(f"warning: {folder.file(ASKED)} is damaged: ") == 4
     assert text.count("damaged: it is empty") == 2
-
-
-def test_what_is_sound_is_not_made_again(folder):
-    assert folder.kept(ASKED, lambda: pytest.fail("it is there")).record == RECORD
 
 
 def test_a_folder_that_cannot_be_the_store_is_an_error(folder, tmp_path):

@@ -11,7 +11,7 @@ from ddlib.runs.profile import PROFILES, profile
 from ddlib.runs.run import get
 from ddlib.runs.stages import Film, Following, Measurement
 from ddlib.runs.studies import STUDIES
-from ddlib.settings import Distillation, Distilled, Evaluation, Selection
+from ddlib.settings import Distillation, Distilled, Evaluation
 
 CELL = "digits-ipc1"
 SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
@@ -82,14 +82,6 @@ def test_groups_stand_beside_their_base_once(given):
     assert followed == [(run.cell, run.method) for run in runs if run.cell == CELL]
 
 
-def test_other_networks_judge_the_sets_of_one(given):
-    asks = list(STUDIES["cross_architecture"].asks(given))
-    cross = given.cross_architecture
-    assert len(asks) == len(cross.methods) * len(cross.networks)  # one cell, one seed
-    assert [s.network for _, s in asks[: len(cross.networks)]] == cross.networks
-    assert {label["cell"] for label, _ in asks} == {"digits-ipc3"}
-
-
 def test_scores_ask_for_hard_labels_where_a_set_has_soft_ones(given):
     kinds = {}
     for label, settings in STUDIES["scores"].asks(given):
@@ -126,16 +118,8 @@ def test_all_that_is_asked_is_asked_once_per_study_and_known_before_any_work(giv
     film = studies.film(given)
     assert isinstance(film, Film) and film.of == distillation(given, CELL, "AST", 0)
     assert film in asked and sum(isinstance(task, Measurement) for task in asked) == 8
-    shown = Selection(**synthetic(given, CELL, "k-means", 0).model_dump())
-    assert shown in asked
+    assert synthetic(given, CELL, "k-means", 0) in asked
     assert studies.asked(given, ["main"])[0] == next(studies.main(given)).settings
-
-
-def test_film_needs_a_tuned_ast(given):
-    tuned = {k: v for k, v in given.cells[CELL].tuned.items() if k != "AST"}
-    bare = given.cells[CELL].model_copy(update={"tuned": tuned})
-    other = given.model_copy(update={"cells": given.cells | {CELL: bare}})
-    assert list(studies.filmed(given)) and not list(studies.filmed(other))
 
 
 def test_rows_are_read_from_records(done):
