@@ -48,10 +48,7 @@ class Part:
 
     @property
     def settled_by(self) -> str:
-        """What would settle an open part if effect and spread stay as they are.
-
-        An interval narrows with the square root of n.
-        """
+        """What would settle an open part, if effect and spread stay as they are."""
         if self.verdict != OPEN:
             return ""
         if not np.isfinite(self.low):
@@ -59,6 +56,7 @@ class Part:
         if self.effect == 0:
             return "another measure: no effect was seen"
         reach = self.effect - self.low if self.effect > 0 else self.high - self.effect
+        # an interval narrows with the square root of n
         seeds = math.ceil(self.n * (reach / self.effect) ** 2)
         if seeds <= MANY:
             return f"about {seeds} seeds"
@@ -142,16 +140,12 @@ def claim(statement: str) -> Callable[[Parts], Parts]:
 def strong_experts(results: Results) -> Iterator[Part]:
     """Momentum and Adam beside SGD."""
     smooth, main = results.rows("smoothness"), results.rows("main")
-    for column, words in (
-        ("test_accuracy", "expert test accuracy"),
-        ("step", "mean step length of experts"),
-    ):
+    columns = {"test_accuracy": "expert test accuracy", "step": "mean step length of experts"}
+    for column, words in columns.items():
         for strong in ("momentum", "adam"):
             yield part(f"{words}, {strong} − SGD", experts(smooth, column, strong, "sgd"))
-    yield part(
-        "test accuracy of sets, MTT with SGD experts − with strong experts",
-        paired(main, "MTT", "MTT, strong experts"),
-    )
+    statement = "test accuracy of sets, MTT with SGD experts − with strong experts"
+    yield part(statement, paired(main, "MTT", "MTT, strong experts"))
 
 
 @claim("Clipping loss and gradient penalty smooth the experts at little cost in quality")
@@ -184,10 +178,8 @@ def representative(results: Results) -> Iterator[Part]:
     main, ablation = results.rows("main"), results.rows("ablation")
     better = paired(main, "k-means", "random")
     yield part("test accuracy of coresets, k-means − random", better)
-    yield part(
-        "test accuracy, AST − AST from random real images",
-        paired(ablation, "AST", "AST − representative start"),
-    )
+    better = paired(ablation, "AST", "AST − representative start")
+    yield part("test accuracy, AST − AST from random real images", better)
     both = pd.concat([accuracy(main, "random"), accuracy(main, "k-means")], axis=1, join="inner")
     wide = both.unstack("cell").dropna(axis=1)  # the cells that have every seed
     values = wide.to_numpy().reshape(len(wide), 2, -1).swapaxes(1, 2)  # (seeds, cells, 2)
@@ -199,11 +191,8 @@ def representative(results: Results) -> Iterator[Part]:
 
 
 def narrower(values: np.ndarray, axis: int) -> np.ndarray:
-    """How much the first of two spreads over seeds exceeds the second, mean over cells.
-
-    `values` (resamples, seeds, cells, 2), seeds along `axis`.
-    """
-    spread = values.std(axis=axis, ddof=1)
+    """How much the first of two spreads over seeds exceeds the second, mean over cells."""
+    spread = values.std(axis=axis, ddof=1)  # values (resamples, seeds, cells, 2)
     return (spread[..., 0] - spread[..., 1]).mean(-1)
 
 
@@ -215,11 +204,9 @@ def balanced_loss(results: Results) -> Iterator[Part]:
         without = method + UNBALANCED
         if (rows.method == without).any():
             uneven = unevenness(results, (method, without))
-            yield part(
-                "relative std of the matching loss over start epochs, "
-                f"{method} without the balanced loss − with it",
-                (uneven[without] - uneven[method]).dropna(),
-            )
+            words = "relative std of the matching loss over start epochs"
+            statement = f"{words}, {method} without the balanced loss − with it"
+            yield part(statement, (uneven[without] - uneven[method]).dropna())
             statement = f"test accuracy, {method} − the same without the balanced loss"
             yield part(statement, paired(rows, method, without))
 
@@ -232,10 +219,8 @@ def accumulated_error(results: Results) -> Iterator[Part]:
     error = last.groupby(["method", "distil_seed"]).error.agg(mean)
     others = ("AST − intermediate matching", "AST − weight perturbation")
     for other in others:
-        yield part(
-            f"relative distance to the expert after its whole way, {other} minus AST",
-            (error[other] - error["AST"]).dropna(),
-        )
+        statement = f"relative distance to the expert after its whole way, {other} minus AST"
+        yield part(statement, (error[other] - error["AST"]).dropna())
     for other in others:
         yield part(f"test accuracy, AST minus {other}", paired(ablation, "AST", other))
 

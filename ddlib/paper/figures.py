@@ -5,9 +5,7 @@ Those here are functions of rows alone; those of kept sets are in `pictures`.
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,40 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from ddlib.paper import style
 from ddlib.paper.claims import UNBALANCED
+from ddlib.paper.evidence import ablation, claims
 from ddlib.paper.pictures import history, images, initialisation
 from ddlib.paper.results import Results
-from ddlib.paper.style import (
-    BLACK,
-    BLUE,
-    DASH,
-    DOT,
-    LOOKS,
-    NARROW,
-    PLAIN,
-    VERMILION,
-    WIDE,
-    Look,
-    band,
-    canvas,
-    cross,
-    key_below,
-    line_of,
-    logarithmic,
-    name_ends,
-    plain_ticks,
-    span,
-    spread_dots,
-)
+from ddlib.paper.style import by_seed
 from ddlib.paper.tables import chosen, in_reading_order
 from ddlib.runs.methods import CEILING, CORESETS
 
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
-
-
-def by_seed(rows: pd.DataFrame, x: str, y: str, seed: str) -> pd.DataFrame:
-    """x down, seeds across: the mean of y."""
-    return rows.dropna(subset=y).pivot_table(index=x, columns=seed, values=y)
 
 
 def rectangle(count: int) -> tuple[int, int]:
@@ -61,20 +35,20 @@ def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
     """A panel per value of `by`: each method's mean, the mean of each seed, and their std."""
     rows, panels = chosen(rows), list(rows[by].unique())
     down, across = rectangle(len(panels))
-    size = NARROW if across == 1 else WIDE, down * (0.75 + 0.19 * len(methods))
-    figure, axes = canvas(*size, down, across, sharey=True, sharex=by != "cell")
+    size = style.NARROW if across == 1 else style.WIDE, down * (0.75 + 0.19 * len(methods))
+    figure, axes = style.canvas(*size, down, across, sharey=True, sharex=by != "cell")
     for ax, panel in zip(axes, panels, strict=False):
         every = rows[rows[by] == panel]
         scored = every[every.method.isin(methods)]
         for y, method in enumerate(methods):
             seeds = scored[scored.method == method].groupby("distil_seed").accuracy.mean()
-            spread_dots(ax, y, 100 * seeds, LOOKS.get(method, PLAIN))
+            style.spread_dots(ax, y, 100 * seeds, style.LOOKS.get(method, style.PLAIN))
         ceiling = 100 * every[every.method == CEILING].accuracy.mean()
         if not np.isnan(ceiling):
-            ax.axvline(ceiling, color=BLACK, linestyle=DASH, linewidth=0.9)
+            ax.axvline(ceiling, color=style.BLACK, linestyle=style.DASH, linewidth=0.9)
             above(ax, ceiling, f"{CEILING} {ceiling:.1f}", "right")
-        sets = span(scored.groupby("method").distil_seed.nunique())
-        networks = span(scored.groupby(["method", "distil_seed"]).net_seed.nunique())
+        sets = style.span(scored.groupby("method").distil_seed.nunique())
+        networks = style.span(scored.groupby(["method", "distil_seed"]).net_seed.nunique())
         title = f"{panel}\nn = {sets} × {networks} (sets × networks)"
         ax.set_title(title, pad=6 if np.isnan(ceiling) else 14)
         ax.tick_params(labelbottom=True)
@@ -135,31 +109,31 @@ def of_experts(rows: pd.DataFrame) -> str:
 def of_recipes(ax: Axes, rows: pd.DataFrame, column: str, scale: float = 1.0) -> None:
     """A quantity of the experts by epoch, one line per recipe."""
     for recipe, experts in rows.groupby("recipe", sort=False):
-        band(ax, scale * by_seed(experts, "epoch", column, "expert_seed"), recipe)
+        style.band(ax, scale * by_seed(experts, "epoch", column, "expert_seed"), recipe)
     ax.set_xlabel("epoch")
 
 
 def experts(results: Results) -> Figure:
     """How fast experts of each recipe learn, and where they end."""
     rows = first_data(results.rows("experts"))
-    figure, (ax,) = canvas(WIDE, 3.0)
+    figure, (ax,) = style.canvas(style.WIDE, 3.0)
     of_recipes(ax, rows, "test_accuracy", 100)
     ax.set(ylabel="test accuracy (%)", title=of_experts(rows))
-    name_ends(ax)
+    style.name_ends(ax)
     return figure
 
 
 def expert_panels(results: Results, titles: dict[str, str], straight: Sequence[str] = ()) -> Figure:
     """A panel per column of the experts' rows, logarithmic unless `straight`."""
     rows = first_data(results.rows("experts"))
-    figure, axes = canvas(WIDE, 2.7, 1, len(titles))
+    figure, axes = style.canvas(style.WIDE, 2.7, 1, len(titles))
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
         of_recipes(ax, rows, column)
         if column not in straight:
-            logarithmic(ax)
+            style.logarithmic(ax)
         ax.set_title(title)
     figure.suptitle(of_experts(rows))
-    name_ends(axes[-1])
+    style.name_ends(axes[-1])
     return figure
 
 
@@ -178,15 +152,15 @@ def norms(results: Results) -> Figure:
 def quality(results: Results) -> Figure:
     """Whether smoothness costs accuracy: short steps to the left, good experts at the top."""
     rows = first_data(results.rows("smoothness"))
-    figure, (ax,) = canvas(WIDE * 0.85, 3.2)
+    figure, (ax,) = style.canvas(style.WIDE * 0.85, 3.2)
     for recipe, experts in rows.groupby("recipe", sort=False):
         x, y = experts.step, 100 * experts.test_accuracy
         bars = {"xerr": x.std(), "yerr": y.std()} if len(experts) > 1 else {}
-        cross(ax, x.mean(), y.mean(), bars, recipe)
-    count = span(rows.groupby("recipe").size())
+        style.cross(ax, x.mean(), y.mean(), bars, recipe)
+    count = style.span(rows.groupby("recipe").size())
     ax.set_xlabel(f"mean step length: mean ± std over experts, n = {count}")
     ax.set(ylabel="final test accuracy (%)", title=rows.data.iloc[0])
-    name_ends(ax)
+    style.name_ends(ax)
     return figure
 
 
@@ -196,16 +170,13 @@ def student(results: Results) -> Figure:
 
 
 def walks(rows: pd.DataFrame) -> Figure:
-    """Walks that start together, rows as `smoothness.beside` gives them.
-
-    In the plane of the expert's path, and how far they are from its end.
-    """
+    """Walks that start together, rows as `smoothness.beside` gives them: plane, and distance."""
     last = rows.step.max()  # N, the inner step that meets the expert's last epoch
-    figure, (plane, near) = canvas(WIDE, 2.4, 1, 2)
+    figure, (plane, near) = style.canvas(style.WIDE, 2.4, 1, 2)
     for part, walk in rows.groupby("part", sort=False):
         marks = {"markersize": 3.2, "markevery": max(1, len(walk) // 5), "label": part}
-        plane.plot(walk.x, walk.y, **line_of(part), **marks)
-        near.plot(walk.step * last / walk.step.max(), walk.distance, **line_of(part), **marks)
+        plane.plot(walk.x, walk.y, **style.line_of(part), **marks)
+        near.plot(walk.step * last / walk.step.max(), walk.distance, **style.line_of(part), **marks)
     expert = rows[rows.part == "expert"]
     for end, words, side in ((0, "start ", "right"), (-1, " target", "left")):
         x, y = expert.x.iloc[end], expert.y.iloc[end]
@@ -216,48 +187,45 @@ def walks(rows: pd.DataFrame) -> Figure:
     near.set(xlabel="inner step", ylabel="relative distance to the target")
     near.set_ylim(bottom=0)
     near.xaxis.get_major_locator().set_params(integer=True)
-    name_ends(near)
+    style.name_ends(near)
     return figure
 
 
 def memory(results: Results) -> Figure:
     """What a longer inner loop costs each gradient: memory and time."""
     rows = results.rows("memory")
-    figure, axes = canvas(WIDE, 2.2, 1, 2)
+    figure, axes = style.canvas(style.WIDE, 2.2, 1, 2)
     for ax, column, words in zip(
         axes, ("megabytes", "seconds"), ("peak memory (MB)", "time (s)"), strict=True
     ):
         for gradient, measured in rows.groupby("gradient", sort=False):
-            band(ax, measured.pivot_table(index="inner_steps", values=column), gradient)
+            style.band(ax, measured.pivot_table(index="inner_steps", values=column), gradient)
         ax.set(xlabel="inner steps N", ylabel=words)
         ax.set_ylim(bottom=0)
-        name_ends(ax)
+        style.name_ends(ax)
     return figure
 
 
 def distillation(results: Results) -> Figure:
-    """The outer loop on the main cell, for methods that follow experts.
-
-    Its loss, what new networks learn from the images, and the inner lr.
-    """
+    """The outer loop on the main cell: its loss, what new networks learn, the inner lr."""
     rows = results.rows("curves")
     rows = rows[(rows.study == "main") & (rows.cell == rows.cell.iloc[0])]
     rows = rows[~rows.method.isin(WITHOUT_EXPERTS)]
-    figure, axes = canvas(WIDE, 2.4, 1, 3)
+    figure, axes = style.canvas(style.WIDE, 2.4, 1, 3)
     columns = ("loss", "validation_accuracy", "lr")
     for method, sets in rows.groupby("method", sort=False):
         loss, accuracy, lr = (by_seed(sets, "iteration", y, "distil_seed") for y in columns)
         window, every = max(1, len(loss) // 50), max(1, len(loss) // 200)
-        band(axes[0], loss.rolling(window, min_periods=1).mean()[::every], method)
-        band(axes[1], 100 * accuracy, method)
-        band(axes[2], lr[::every], method)
+        style.band(axes[0], loss.rolling(window, min_periods=1).mean()[::every], method)
+        style.band(axes[1], 100 * accuracy, method)
+        style.band(axes[2], lr[::every], method)
     titles = ("matching loss, smoothed", "validation accuracy (%)", "learned inner lr a")
     for ax, title in zip(axes, titles, strict=True):
         ax.set(xlabel="outer iteration", title=title)
-    logarithmic(axes[2])
-    sets = span(rows.groupby("method").distil_seed.nunique())
+    style.logarithmic(axes[2])
+    sets = style.span(rows.groupby("method").distil_seed.nunique())
     figure.suptitle(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {sets}")
-    name_ends(axes[2])
+    style.name_ends(axes[2])
     return figure
 
 
@@ -269,11 +237,11 @@ def walltime(results: Results) -> Figure:
     rows["time"] = rows.seconds * rows.iteration / rows.iterations
     cells = list(rows.cell.unique())
     down, across = rectangle(len(cells))
-    figure, axes = canvas(WIDE, 0.6 + 2.3 * down, down, across)
+    figure, axes = style.canvas(style.WIDE, 0.6 + 2.3 * down, down, across)
     for ax, cell in zip(axes, cells, strict=False):
         every = rows[rows.cell == cell]
         timed = every.dropna(subset="time")
-        ax.set_title(f"{cell}, n = {span(every.groupby('method').distil_seed.nunique())}")
+        ax.set_title(f"{cell}, n = {style.span(every.groupby('method').distil_seed.nunique())}")
         if timed.empty:
             middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
             ax.text(0.5, 0.5, "made before\ntimes were noted", **middle)
@@ -283,10 +251,10 @@ def walltime(results: Results) -> Figure:
             accuracy = 100 * at.validation_accuracy.mean()
             several = sets.distil_seed.nunique() > 1
             bars = {"yerr": 100 * at.validation_accuracy.std(ddof=1)} if several else {}
-            ax.errorbar(at.time.mean(), accuracy, **bars, **line_of(method), label=method)
+            ax.errorbar(at.time.mean(), accuracy, **bars, **style.line_of(method), label=method)
         ends = timed.time.min() / 2, timed.time.max() * 2
         ax.set(xscale="log", xlim=ends, xlabel="seconds")
-        plain_ticks(ax.xaxis)
+        style.plain_ticks(ax.xaxis)
     for ax in axes[len(cells) :]:
         ax.set_axis_off()
     axes[0].set_ylabel("validation accuracy (%)")
@@ -294,60 +262,8 @@ def walltime(results: Results) -> Figure:
         "mean ± std over sets; time of distillation and its looks, not of experts,\n"
         "each iteration and each look taken to be as long as the others"
     )
-    key_below(figure, axes, 4)
+    style.key_below(figure, axes, 4)
     return figure
-
-
-def ablation(results: Results) -> Figure:
-    """What one change is worth: accuracy won or lost against its base at the same seed."""
-    rows = chosen(results.rows("ablation"))
-    first, blocks = rows.cell.iloc[0], []
-    changed = rows[rows.method != rows.base]
-    for (cell, group, base), runs in changed.groupby(["cell", "group", "base"], sort=False):
-        wide = 100 * by_seed(rows[rows.cell == cell], "distil_seed", "accuracy", "method")
-        lost = {name: (wide[name] - wide[base]).dropna() for name in runs.method.unique()}
-        where = "" if cell == first else f" on {cell}"
-        seeds = f"(n = {span(map(len, lost.values()))})".replace(" ", "\N{NO-BREAK SPACE}")
-        heading = textwrap.wrap(f"{group}: against {base}{where} {seeds}", 46)
-        blocks.append((heading, base, lost))
-    heights = [len(heading) + len(lost) + 0.7 for heading, _, lost in blocks]
-    columns = in_columns([*zip(blocks, heights, strict=True)], heights)
-    tall = max(sum(height for _, height in column) for column in columns)
-    figure, axes = canvas(WIDE, 0.7 + 0.18 * tall, 1, len(columns), sharex=True)
-    for ax, column in zip(axes, columns, strict=True):
-        changes(ax, [block for block, _ in column])
-        ax.set_ylim(tall - 0.7, -0.6)
-    figure.suptitle(f"{first}: differences at the same seed, mean ± std over n seeds")
-    return figure
-
-
-def changes(ax: Axes, blocks: Iterable[tuple[list[str], str, dict[str, pd.Series]]]) -> None:
-    """A column of the ablation: headings, and below each its changes with their differences."""
-    ax.axvline(0, color=BLACK, linewidth=0.8)
-    ticks, y = {}, 0.0
-    right = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center"}
-    bold = {"weight": "bold", "fontsize": 7, "bbox": {"color": "white", "pad": 1}}
-    for heading, base, lost in blocks:
-        ax.text(1, y + (len(heading) - 1) / 2, "\n".join(heading), **right, **bold)
-        y += len(heading)
-        for method, values in lost.items():
-            # an ingredient taken away is a dot; other experts and settings are squares
-            look = Look(VERMILION) if "−" in method else Look(BLUE, "s")
-            spread_dots(ax, y, values, look)
-            ticks[y] = method.removeprefix(base).lstrip(", ").replace("_", " ")
-            y += 1
-        y += 0.7
-    ax.set_yticks([*ticks], [*ticks.values()])
-    ax.set_xlabel("difference in test accuracy (points)")
-
-
-def in_columns(items: list, heights: list[float], most: float = 30.0) -> list[list]:
-    """Items in their order in one column; in two of about equal height if it is above `most`."""
-    tops = np.cumsum(heights)
-    if tops[-1] <= most:
-        return [items]
-    cut = 1 + int(np.argmin(np.maximum(tops, tops[-1] - tops)[:-1]))
-    return [items[:cut], items[cut:]]
 
 
 def contrast(
@@ -364,9 +280,9 @@ def contrast(
     for method in methods:
         wide = by_seed(rows[rows.method == method], *columns, "distil_seed")
         if len(wide):
-            band(ax, wide, method, method + note(wide))
+            style.band(ax, wide, method, method + note(wide))
     ax.set_title(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {rows.distil_seed.nunique()}")
-    name_ends(ax)
+    style.name_ends(ax)
 
 
 def start_epochs(results: Results) -> Figure:
@@ -375,7 +291,7 @@ def start_epochs(results: Results) -> Figure:
     rows = rows[rows.study == "ablation"]
     every = rows.method.unique()
     pairs = [(name, name + UNBALANCED) for name in every if name + UNBALANCED in every]
-    figure, axes = canvas(WIDE * 0.75, 2.4 * len(pairs), len(pairs))
+    figure, axes = style.canvas(style.WIDE * 0.75, 2.4 * len(pairs), len(pairs))
     for ax, pair in zip(axes, pairs, strict=True):
         curves = rows[rows.method.isin(pair)]
         late = curves[curves.iteration > curves.iteration.max() // 2]
@@ -393,7 +309,7 @@ def uneven(wide: pd.DataFrame) -> str:
 def following(results: Results) -> Figure:
     """How far a student left to itself strays from the expert that it follows."""
     rows = results.rows("following")
-    figure, (ax,) = canvas(WIDE * 0.75, 2.4)
+    figure, (ax,) = style.canvas(style.WIDE * 0.75, 2.4)
     methods = ["AST", "AST − intermediate matching", "AST − weight perturbation"]
     contrast(ax, rows, ("epoch", "error"), methods)
     experts = rows.expert_seed.nunique()
@@ -402,74 +318,20 @@ def following(results: Results) -> Figure:
     return figure
 
 
-def claims(results: Results) -> Figure:
-    """What holds: effect and 95 % interval of each part of each claim, on a scale of its own.
-
-    Right of zero speaks for the claim.
-    """
-    table = pd.read_csv(results.folder / "tables" / "claims.csv", dtype={"claim": str})
-    whole = table.claim.str.isdigit().to_numpy()
-    lines = [
-        textwrap.wrap(statement, 56 if claim else 64)
-        for statement, claim in zip(table.statement, whole, strict=True)
-    ]
-    tall = np.array([0.4 + 0.9 * len(text) for text in lines])
-    tops = np.cumsum(tall) - tall + 0.6 * whole.cumsum()  # a claim stands off from the one before
-    figure, (ax,) = canvas(WIDE, 0.4 + 0.14 * (tops[-1] + tall[-1]))
-    for top, text, claim, row in zip(tops, lines, whole, table.itertuples(), strict=True):
-        look = LOOKS.get(row.verdict, PLAIN)
-        words = {"fontsize": 7, "va": "top", "weight": "bold" if claim else "normal"}
-        ax.text(-7.6, top, row.claim, **words)
-        ax.text(-7.2, top, "\n".join(text), **words)
-        color = look.color if claim else BLACK
-        ax.text(1.3, top, row.verdict if claim else numbers(row), **words, color=color)
-        if row.n and not claim:
-            interval(ax, top + 0.34, row, look)
-    ax.axvline(0, color=BLACK, linewidth=0.8, zorder=0)
-    ax.set(xlim=(-7.6, 4.4), ylim=(tops[-1] + tall[-1], 0), xticks=[-1, 0, 1], yticks=[])
-    ax.set_xticklabels(["against", "0", "for"])
-    ax.set_xlabel("effect [95 % interval] (n seeds), each on a scale of its own", loc="right")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.grid(False)
-    return figure
-
-
-def numbers(row: Any) -> str:
-    """The effect, its interval and n; accuracies in points."""
-    if not row.n:
-        return "no rows"
-    points = "accuracy" in row.statement
-    values = row.effect, row.low, row.high
-    effect, low, high = (f"{100 * x:+.1f}" if points else f"{x:+.3f}" for x in values)
-    known = f" [{low}, {high}]" if np.isfinite(row.low) else ""
-    return f"{effect}{known}{' points' if points else ''} ({row.n})".replace("-", "−")
-
-
-def interval(ax: Axes, y: float, row: Any, look: Look) -> None:
-    """An effect and its interval, scaled to [-1, 1] about zero; dotted where there is none."""
-    values = np.array([row.effect, row.low, row.high])
-    scale = np.abs(values[np.isfinite(values)]).max(initial=0) or 1
-    effect, *ends = np.clip(values / scale, -1, 1)
-    ax.plot(ends, [y, y], color=look.color, linestyle="-" if np.isfinite(values).all() else DOT)
-    fill = "white" if look is PLAIN else look.color
-    ax.plot([effect], [y], look.marker, color=look.color, markerfacecolor=fill)
-
-
 def scaling(results: Results) -> Figure:
     """What a larger run would cost: predicted memory or disk, and time, as one size grows."""
     rows = results.rows("scaling")
     parts = ["inner steps N", "images per class", "pixels a side", "experts"]
-    figure, axes = canvas(WIDE, 3.9, 2, 4)
+    figure, axes = style.canvas(style.WIDE, 3.9, 2, 4)
     for i, ax in enumerate(axes):
         part, value = parts[i % 4], ("gigabytes", "hours")[i // 4]
         measured = rows[rows.part == part]
         for gradient, line in measured.groupby("gradient", sort=False):
-            ax.plot(line.x, line[value], **line_of(gradient), label=gradient)
+            ax.plot(line.x, line[value], **style.line_of(gradient), label=gradient)
         ax.set_xscale("log")
         ax.set_xticks(measured.x.unique(), [f"{x:g}" for x in measured.x.unique()])
         ax.xaxis.set_minor_formatter(NullFormatter())
-        logarithmic(ax)
+        style.logarithmic(ax)
         if value == "hours":
             ax.set(xlabel=part, title="hours")
         else:
@@ -478,32 +340,29 @@ def scaling(results: Results) -> Figure:
         f"Predicted for one {rows.gpu.iloc[0]}; the middle is 3 × 32 × 32 pixels, ten classes, "
         "ten images a class, N = 30, width 128"
     )
-    key_below(figure, axes, 2)
+    style.key_below(figure, axes, 2)
     return figure
 
 
 def peers(results: Results) -> Figure:
-    """What users of trajectory matching report as needing several GPUs.
-
-    Predicted memory with each gradient, beside what GPUs hold.
-    """
+    """Predicted memory of runs that others report as needing several GPUs, beside GPUs."""
     rows = results.rows("scaling")
     rows = rows[rows.part.str.contains("IPC")]
     names = list(rows.part.unique())
-    figure, (ax,) = canvas(WIDE * 0.75, 0.9 + 0.25 * len(names))
+    figure, (ax,) = style.canvas(style.WIDE * 0.75, 0.9 + 0.25 * len(names))
     for gradient, runs in rows.groupby("gradient", sort=False):
         places = [names.index(part) for part in runs.part]
-        look = line_of(gradient) | {"linestyle": "none"}
+        look = style.line_of(gradient) | {"linestyle": "none"}
         ax.plot(runs.gigabytes, places, **look, label=gradient)
     for memory in (24, 40, 80):
-        ax.axvline(memory, color=BLACK, linestyle=DASH, linewidth=0.8)
+        ax.axvline(memory, color=style.BLACK, linestyle=style.DASH, linewidth=0.8)
         above(ax, memory, f"{memory} GB", "center")
     ax.set_xscale("log")
-    plain_ticks(ax.xaxis)
+    style.plain_ticks(ax.xaxis)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("predicted peak memory of one outer iteration (GB)")
-    key_below(figure, [ax], 2)
+    style.key_below(figure, [ax], 2)
     return figure
 
 

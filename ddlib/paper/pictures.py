@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,8 @@ from torch import Tensor
 from ddlib.data.space import Space
 from ddlib.paper.results import Results
 from ddlib.paper.style import WIDE, canvas
+from ddlib.runs.methods import CORESETS
 from ddlib.runs.store import Artefact
-from ddlib.runs.studies import CORESETS
 from ddlib.settings import InputError
 
 CLASSES, FEW = 20, 5  # columns of an image grid, at most; images per class in one
@@ -99,14 +100,14 @@ def initialisation(results: Results) -> Figure:
 
 def distilled(results: Results) -> tuple[Artefact, np.ndarray, np.ndarray]:
     """AST's set of the smallest cell, the index of the first image per class, and their labels."""
-    made = results.set(smallest_cell(results.rows("curves")), "AST", 0)
-    if "history" not in made.tensors:
+    distilled_set = results.set(smallest_cell(results.rows("curves")), "AST", 0)
+    if "history" not in distilled_set.tensors:
         raise InputError(
             "the AST set at seed 0 holds no 'history': it is kept for one image per class; "
             "add such a cell to the profile"
         )
-    first = first_of_each(made.tensors["labels"])
-    return made, first, made.tensors["labels"].numpy()[first]
+    first = first_of_each(distilled_set.tensors["labels"])
+    return distilled_set, first, distilled_set.tensors["labels"].numpy()[first]
 
 
 def before_after(artefact: Artefact, class_names: Sequence[str]) -> Figure:
@@ -130,9 +131,9 @@ def images(results: Results) -> Figure:
 
     The scale is one that 99 % of all changes of a pixel lie within.
     """
-    made, first, labels = distilled(results)
-    states = made.tensors["history"][0][first], made.tensors["images"][first]
-    both = pixels(made, torch.cat(states))
+    distilled_set, first, labels = distilled(results)
+    states = distilled_set.tensors["history"][0][first], distilled_set.tensors["images"][first]
+    both = pixels(distilled_set, torch.cat(states))
     difference = np.subtract(*np.split(both, 2)[::-1])
     most = float(np.quantile(np.abs(difference), 0.99)) or 1.0
     about_grey = (0.5 + difference / (2 * most)).clip(0, 1)
@@ -145,11 +146,15 @@ def history(results: Results) -> Figure:
 
     An arrow marks those that were selected on the validation split.
     """
-    made, first, labels = distilled(results)
-    curve, chosen = made.record["curve"], made.record.get("chosen_iteration")
+    distilled_set, first, labels = distilled(results)
+    curve, chosen = distilled_set.record["curve"], distilled_set.record.get("chosen_iteration")
     evaluated = [row["iteration"] for row in curve if row.get("validation_accuracy") is not None]
     rows = [f"→ {t}" if t == chosen else f"{t}" for t in (0, *evaluated)]
-    figure = sheet(pixels(made, made.tensors["history"][:, first].flatten(0, 1)), labels, rows)
+    figure = sheet(
+        pixels(distilled_set, distilled_set.tensors["history"][:, first].flatten(0, 1)),
+        labels,
+        rows,
+    )
     figure.axes[0].set_ylabel("outer iteration")
     return figure
 
@@ -177,12 +182,12 @@ def film(artefact: Artefact) -> bytes:
     shown = [Image.fromarray(page) for page in pages]
     for page, row in zip(shown, rows, strict=True):
         page.putpalette(palette[:768])
-        draw, ink = ImageDraw.Draw(page), {"font": ImageFont.load_default(12), "fill": black}
+        write = partial(ImageDraw.Draw(page).text, font=ImageFont.load_default(12), fill=black)
         for j, label in enumerate(labels):
-            draw.text((j * wide + scale * w / 2, top / 2), f"{label}", anchor="mm", **ink)
+            write((j * wide + scale * w / 2, top / 2), f"{label}", anchor="mm")
         words = f"outer iteration {row['iteration']} of {rows[-1]['iteration']}"
-        draw.text((0, top + tall + 9), words, anchor="lm", **ink)
+        write((0, top + tall + 9), words, anchor="lm")
     content, durations = io.BytesIO(), [100] * (n - 1) + [1000]  # ms
-    others = {"save_all": True, "append_images": shown[1:]}
-    shown[0].save(content, "GIF", **others, duration=durations, loop=0)
+    first, *others = shown
+    first.save(content, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
     return content.getvalue()

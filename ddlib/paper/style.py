@@ -135,10 +135,15 @@ def span(counts: Iterable[int]) -> str:
     return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
 
 
+def by_seed(rows: pd.DataFrame, x: str, y: str, seed: str) -> pd.DataFrame:
+    """x down, seeds across: the mean of y."""
+    return rows.dropna(subset=y).pivot_table(index=x, columns=seed, values=y)
+
+
 def line_of(name: str) -> dict[str, Any]:
     """The look of a line, as `Axes.plot` takes it."""
-    color, marker, line = LOOKS.get(name, PLAIN)
-    return {"color": color, "linestyle": line, "marker": marker}
+    look = LOOKS.get(name, PLAIN)
+    return {"color": look.color, "linestyle": look.line, "marker": look.marker}
 
 
 def band(ax: Axes, wide: pd.DataFrame, name: str, label: str | None = None) -> None:

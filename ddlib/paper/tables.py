@@ -66,11 +66,23 @@ def chosen(rows: pd.DataFrame, protocol: str = "lr_chosen") -> pd.DataFrame:
     return rows[rows.protocol == protocol]
 
 
-def beside(rows: pd.DataFrame, method: str, base: str) -> dict[str, Any]:
-    """The paired difference to another method, with its bootstrap interval over seeds.
+def scored(runs: pd.DataFrame) -> dict[str, Any]:
+    """What every table of accuracies says of some networks."""
+    networks = chosen(runs)
+    seeds = networks.groupby("distil_seed").accuracy.agg(mean)
+    return {
+        "mean": 100 * mean(networks.accuracy),
+        "std": 100 * std(networks.accuracy),
+        "std_over_seeds": 100 * std(seeds),
+        "seeds": len(seeds),
+        "networks": len(networks),
+        "accuracy": spread(networks.accuracy),
+        "accuracy_at_lr_a": spread(chosen(runs, "lr_a").accuracy),
+    }
 
-    Blank where no seed is shared.
-    """
+
+def beside(rows: pd.DataFrame, method: str, base: str) -> dict[str, Any]:
+    """The paired difference to another method and its interval; blank if no seed is shared."""
     effects = 100 * claims.paired(rows, method, base) if method != base else ()
     if not len(effects):
         return dict.fromkeys(("difference", "low", "high", "pairs"))
@@ -85,27 +97,12 @@ def main(results: Results) -> pd.DataFrame:
     """
     rows, lines, efforts = results.rows("main"), [], effort(results)
     for (cell, data, method), runs in groups(rows, "cell", "data", "method"):
-        networks = chosen(runs)
-        seeds = networks.groupby("distil_seed").accuracy.agg(mean)
-        lines.append(
-            {
-                "cell": cell,
-                "data": data,
-                "ipc": runs.ipc.iloc[0],
-                "method": method,
-                "mean": 100 * mean(networks.accuracy),
-                "std": 100 * std(networks.accuracy),
-                "std_over_seeds": 100 * std(seeds),
-                "seeds": len(seeds),
-                "networks": len(networks),
-                "accuracy": spread(networks.accuracy),
-                "accuracy_at_lr_a": spread(chosen(runs, "lr_a").accuracy),
-                "best_on_validation": spread(networks.best_on_validation),
-                "best_on_test": spread(networks.best_on_test),
-                **beside(rows[rows.cell == cell], method, "AST"),
-                **efforts.get((cell, method), {}),
-            }
-        )
+        line = {"cell": cell, "data": data, "ipc": runs.ipc.iloc[0], "method": method}
+        line |= scored(runs)
+        for best in ("best_on_validation", "best_on_test"):
+            line[best] = spread(chosen(runs)[best])
+        line |= beside(rows[rows.cell == cell], method, "AST") | efforts.get((cell, method), {})
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
@@ -117,10 +114,7 @@ def effort(results: Results) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def costs(results: Results) -> pd.DataFrame:
-    """What making the sets took, mean over seeds, and the most memory.
-
-    `noted` of the `sets` were made since times are noted.
-    """
+    """What making sets took, mean over seeds, and most memory; of `noted` sets times are known."""
     return pd.DataFrame(
         {
             "study": study,
@@ -141,10 +135,7 @@ def costs(results: Results) -> pd.DataFrame:
 
 
 def scores(results: Results) -> pd.DataFrame:
-    """DD-Ranking's scores of the main cell's methods, as fractions.
-
-    Means over seeds, LRS and ARS with their bootstrap intervals.
-    """
+    """DD-Ranking's scores of the main cell's methods, as fractions: means over seeds, intervals."""
     rows, lines = results.rows("scores"), []
     for (method,), seeds in groups(robust.by_seed(rows).reset_index(), "method"):
         line = {"cell": rows.cell.iloc[0], "method": method, "seeds": len(seeds)}
@@ -166,10 +157,7 @@ def published_rows() -> pd.DataFrame:
 
 
 def published(_: Results) -> pd.DataFrame:
-    """Published accuracies, methods x cells, each line with its source.
-
-    Nothing in it was measured here, and none is known of AST.
-    """
+    """Published accuracies, methods x cells, with their sources; none was measured here."""
     rows, lines = published_rows(), []
     wide = [f"IPC {ipc}" for ipc in sorted(rows.ipc.dropna().unique())]
     for (data,), on_data in groups(rows, "dataset"):
@@ -205,23 +193,12 @@ def smoothness(results: Results) -> pd.DataFrame:
 
 
 def ablation(results: Results) -> pd.DataFrame:
-    """Group by group, what differs from its base in one thing.
-
-    With the paired difference to the base and its interval.
-    """
+    """Group by group, what differs from its base in one thing, with the paired difference to it."""
     rows, lines = results.rows("ablation"), []
     for (cell, group, base, method), runs in groups(rows, "cell", "group", "base", "method"):
-        networks = chosen(runs)
-        line = {"cell": cell, "group": group, "base": base, "method": method}
-        line |= {
-            "mean": 100 * mean(networks.accuracy),
-            "seeds": networks.distil_seed.nunique(),
-            "networks": len(networks),
-            "accuracy": spread(networks.accuracy),
-            "accuracy_at_lr_a": spread(chosen(runs, "lr_a").accuracy),
-        }
+        line = {"cell": cell, "group": group, "base": base, "method": method} | scored(runs)
         lines.append(line | beside(rows[rows.cell == cell], method, base))
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).drop(columns=["std", "std_over_seeds"])
 
 
 def interactions(results: Results) -> pd.DataFrame:
@@ -239,18 +216,9 @@ def interactions(results: Results) -> pd.DataFrame:
 
 def cross_architecture(results: Results) -> pd.DataFrame:
     """Sets made with the first network, evaluated with others."""
-    by = ["cell", "method", "architecture"]
-    lines = [
-        (
-            *names,
-            100 * mean(runs.accuracy),
-            100 * std(runs.accuracy),
-            len(runs),
-            spread(runs.accuracy),
-        )
-        for names, runs in groups(chosen(results.rows("cross_architecture")), *by)
-    ]
-    return pd.DataFrame(lines, columns=[*by, "mean", "std", "networks", "accuracy"])
+    rows, by = results.rows("cross_architecture"), ["cell", "method", "architecture"]
+    lines = [dict(zip(by, names, strict=True)) | scored(runs) for names, runs in groups(rows, *by)]
+    return pd.DataFrame(lines)[[*by, "mean", "std", "networks", "accuracy"]]
 
 
 def tuning(results: Results) -> pd.DataFrame:

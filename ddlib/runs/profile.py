@@ -20,6 +20,7 @@ from ddlib.settings import (
     Imported,
     Network,
     Positive,
+    Selection,
 )
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -59,7 +60,7 @@ else:
     OfRecipe = part_of(Expert, Imported)
     OfEvaluation = part_of(Evaluation)
     OfSet = part_of(Distillation, Condensation, init=str)  # `init`: another start than the method's
-    OfVariant = part_of(Distillation, Condensation, of=str, recipe=str, start=str)
+    OfVariant = part_of(Distillation, Condensation, Selection, of=str, recipe=str, start=str)
 
 
 class Cell(Settings):

@@ -13,7 +13,8 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 from ddlib import settings as config
 from ddlib.data import datasets as data
 from ddlib.data import image_folder as folders
-from ddlib.runs import stages as pipeline
+from ddlib.data import imagenet
+from ddlib.runs import cost, run
 from ddlib.runs.store import Store
 from ddlib.settings import Data, InputError, Selection, key
 
@@ -63,9 +64,9 @@ def refused(settings, store):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """Three classes of ten training and two validation images, as the archive lays them out."""
-    ids = folders.TINY[:3]
-    monkeypatch.setattr(folders, "TINY", ids)
-    monkeypatch.setattr(folders, "TINY_COUNTS", {"train": (10, 10), "test": (2, 2)})
+    ids = imagenet.TINY[:3]
+    monkeypatch.setattr(imagenet, "TINY", ids)
+    monkeypatch.setattr(imagenet, "TINY_COUNTS", {"train": (10, 10), "test": (2, 2)})
     monkeypatch.setitem(
         data.SETS,
         "tiny_imagenet",
@@ -178,15 +179,15 @@ def test_a_faulty_tiny_imagenet_is_refused(harm, parts, tiny, tmp_path):
 
 
 def test_class_lists():
-    assert len(set(folders.TINY)) == 200 and sorted(folders.TINY) == folders.TINY
+    assert len(set(imagenet.TINY)) == 200 and sorted(imagenet.TINY) == imagenet.TINY
     for name, numbers in PUBLISHED.items():
-        ids = folders.SUBSETS[name]
+        ids = imagenet.SUBSETS[name]
         categories = [_IMAGENET_CATEGORIES[i] for i in numbers]
         assert list(ids.values()) == categories == list(data.about(Data(name=name)).class_names)
         by_number = [wnid for _, wnid in sorted(zip(numbers, ids, strict=True))]
         assert by_number == sorted(ids)  # ImageNet numbers its classes in the order of their ids
     shared = {}
-    for ids in folders.SUBSETS.values():
+    for ids in imagenet.SUBSETS.values():
         for wnid, word in ids.items():
             assert shared.setdefault(wnid, word) == word
 
@@ -194,9 +195,9 @@ def test_class_lists():
 @pytest.fixture
 def meow(tmp_path, monkeypatch):
     """Four cats, three to five training and two validation images each, at the sizes and in the modes that ImageNet has."""
-    ids = dict(list(folders.SUBSETS["imagemeow"].items())[-4:])
-    monkeypatch.setitem(folders.SUBSETS, "imagemeow", ids)
-    monkeypatch.setattr(folders, "IMAGENET_COUNTS", {"train": (3, 5), "test": (2, 2)})
+    ids = dict(list(imagenet.SUBSETS["imagemeow"].items())[-4:])
+    monkeypatch.setitem(imagenet.SUBSETS, "imagemeow", ids)
+    monkeypatch.setattr(imagenet, "IMAGENET_COUNTS", {"train": (3, 5), "test": (2, 2)})
     monkeypatch.setitem(
         data.SETS, "imagemeow", replace(data.SETS["imagemeow"], class_names=tuple(ids.values()))
     )
@@ -376,7 +377,7 @@ def test_a_folder_of_turned_images_is_the_folder_of_upright_ones(tmp_path):
     straight, turned = (
         data.load(of(tmp_path / name, 16), tmp_path / "store") for name in ("straight", "laid")
     )
-    for part in config.PARTS:
+    for part in folders.PARTS:
         assert torch.equal(getattr(straight, f"x_{part}"), getattr(turned, f"x_{part}"))
 
 
@@ -401,7 +402,7 @@ def mine(tmp_path):
 
 
 def of(home, size=24, **more):
-    return Data(name="folder", path=str(home), size=size, **more)
+    return data.identify(Data(name="folder", path=str(home), size=size, **more))
 
 
 def test_a_folder_of_ones_own_is_read(mine, tmp_path, caplog):
@@ -434,7 +435,7 @@ def test_a_folder_of_classes_is_all_to_train(mine, tmp_path):
     assert bare.class_names == structured.class_names and data.per_class(
         bare.settings
     ) == data.per_class(structured.settings)
-    for part in config.PARTS:
+    for part in folders.PARTS:
         assert torch.equal(getattr(bare, f"x_{part}"), getattr(structured, f"x_{part}"))
     draw(tmp_path / "bare" / "test" / "cat" / "0.png", COLOURS[1])
     assert "no folder train in" in refused(of(tmp_path / "bare"), tmp_path)
@@ -511,14 +512,16 @@ def test_settings_of_a_folder(mine, tmp_path):
             config.validated(Data, fields, "data")
         return str(caught.value)
 
-    assert "lacks path and size" in fault(name="folder")
-    assert "lacks size" in fault(name="folder", path=str(mine))
+    needs = "data 'folder' needs `path`, where the images are, and `size`"
+    assert needs in fault(name="folder") and needs in fault(name="folder", path=str(mine))
     assert "path and size given with data 'digits', but only 'folder' has them" in fault(
         name="digits", path=str(mine), size=8
     )
-    assert f"no images in {tmp_path / 'none'}" in fault(
-        name="folder", path=str(tmp_path / "none"), size=8
-    )
+    nowhere = Data(name="folder", path=str(tmp_path / "none"), size=8)  # no disk is read for it
+    with pytest.raises(InputError, match="are not identified yet"):
+        key(nowhere)
+    with pytest.raises(InputError, match=str(tmp_path / "none")):
+        data.identify(nowhere)
     assert "size" in fault(name="folder", path=str(mine), size=0)
 
 
@@ -553,8 +556,7 @@ def test_another_decoding_is_other_data_of_folders_alone(mine, tmp_path, monkeyp
     )
     data.load(first, tmp_path)
     there = set((tmp_path / "data").iterdir())
-    for module, later in ((config, config.DECODING + 1), (folders, config.DECODING + 1)):
-        monkeypatch.setattr(module, "DECODING", later)
+    monkeypatch.setattr(folders, "DECODING", folders.DECODING + 1)
     second = of(mine)
     assert key(second) != key(first) and others == {name: key(Data(name=name)) for name in others}
     data._load.cache_clear()
@@ -622,8 +624,8 @@ def test_images_are_mapped_not_read(mine, tmp_path):
 def test_the_pipeline_works_on_a_folder(mine, tmp_path):
     store = Store(tmp_path)
     chosen = Selection(data=of(mine), method="real", ipc=2)
-    held = pipeline.get(chosen, store)
+    held = run.get(chosen, store)
     assert held.tensors["images"].shape == (4, 3, 24, 24) and Selection(**held.settings) == chosen
-    assert pipeline.work(pipeline.Expert(data=of(mine))) > 0
+    assert cost.seconds(run.Expert(data=of(mine))) > 0
     with pytest.raises(InputError, match="ipc = 8, but mine has 7 training images a class"):
-        pipeline.check(chosen.model_copy(update={"ipc": 8}))
+        run.check(chosen.model_copy(update={"ipc": 8}))

@@ -1,19 +1,15 @@
-"""The film of a set: its frames are the states that the set was in, and the GIF shows them, in their order, under their classes."""
-
-import io
+"""The film of a set: its frames are the states that the set was in."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from test_pipeline import SET, START
 from test_pipeline import done as done
 from test_pipeline import halfway as halfway
 
 from ddlib import settings as config
-from ddlib.paper import figures as plots
 from ddlib.paper.paper import STUDIES
-from ddlib.paper.results import Results
+from ddlib.paper.pictures import pixels
 from ddlib.runs import cost, studies
 from ddlib.runs import stages as pipeline
 from ddlib.settings import Film
@@ -45,7 +41,7 @@ def test_frames_are_the_states_that_the_set_was_in(shot, done, halfway):
 def test_rows_tell_how_far_the_images_went(shot):
     rows, x = (
         shot.record["rows"],
-        plots.pixels(shot, shot.tensors["frames"].flatten(0, 1)).reshape(7, 10, 16, 16),
+        pixels(shot, shot.tensors["frames"].flatten(0, 1)).reshape(7, 10, 16, 16),
     )
     assert [row["iteration"] for row in rows] == list(range(7)) and rows[0]["moved"] == 0
     clipped = [
@@ -73,28 +69,6 @@ def test_of_several_images_a_class_the_first_is_shown(halfway):
     assert torch.equal(
         film.tensors["frames"][0], halfway.load(start).tensors["images"][::2]
     ) and film.tensors["labels"].tolist() == list(range(10))
-
-
-def test_the_gif_shows_the_frames_in_their_order_and_begins_again(shot, tmp_path):
-    content = Results(tmp_path).keep_film(plots.film(shot))
-    assert content == plots.film(shot) == (tmp_path / "figures/film.gif").read_bytes()
-    gif, scale = Image.open(io.BytesIO(content)), plots.TALL // 16
-    x = 255 * plots.pixels(shot, shot.tensors["frames"].flatten(0, 1)).reshape(7, 10, 16, 16)
-    shown, durations = [], []
-    for t in range(gif.n_frames):
-        gif.seek(t)
-        durations.append(gif.info["duration"])
-        page = np.asarray(gif.convert("L"), float)
-        places = [(18, j * (16 * scale + 3)) for j in range(10)]
-        shown.append(
-            [
-                page[top : top + 16 * scale : scale, left : left + 16 * scale : scale]
-                for top, left in places
-            ]
-        )
-    assert durations == [100] * 6 + [1000] and gif.info["loop"] == 0
-    away = np.abs(np.array(shown)[:, None] - x).mean((2, 3, 4))  # (shown, frame)
-    assert away.argmin(1).tolist() == list(range(7)) and away.diagonal().max() < 4
 
 
 def test_a_paper_films_one_set_that_it_makes_anyway():

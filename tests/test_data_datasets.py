@@ -13,6 +13,7 @@ import torch
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
 from ddlib import settings as config
+from ddlib.data import catalogue
 from ddlib.data import datasets as data
 from ddlib.data import space as whiten
 from ddlib.data.space import Space, fit_space
@@ -82,11 +83,11 @@ def test_one_process_loads_once(folder):
 
 
 def test_mnist_m_blends_the_digits_of_mnist():
-    plain, blend = data._mnist(3, None), data._mnist_m(3, None)
+    plain, blend = catalogue._mnist(3, None), catalogue._mnist_m(3, None)
     assert all(torch.equal(plain[f"y_{p}"], blend[f"y_{p}"]) for p in data.PARTS)
-    photos = data.photographs()
+    photos = catalogue.photographs()
     assert len(photos) == 10 and all(p.shape[0] == 3 and p.dtype == torch.uint8 for p in photos)
-    i, top, left = data.draw_places(
+    i, top, left = catalogue.draw_places(
         [p.shape[1:] for p in photos], "test", 1000, generator(3, "patches", "test")
     )[7]
     patch = photos[i][:, top : top + 32, left : left + 32].int()
@@ -101,7 +102,7 @@ def test_patches_come_from_disjoint_columns():
     sizes = [(300, 451), (427, 640), (33, 217)]  # 217: the validation band is as wide as a patch
     reach = {}
     for part in data.PARTS:
-        places = data.draw_places(sizes, part, 3000, generator(0, "patches", part))
+        places = catalogue.draw_places(sizes, part, 3000, generator(0, "patches", part))
         assert all(0 <= top <= sizes[i][0] - 32 for i, top, _ in places)
         for i in range(len(sizes)):
             lefts = [left for j, _, left in places if j == i]
@@ -113,7 +114,7 @@ def test_patches_come_from_disjoint_columns():
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "foreign"])
 def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
-    raw = data._digits(5, tmp_path)
+    raw = catalogue._digits(5, tmp_path)
     made = []
     monkeypatch.setitem(
         data.SETS,
@@ -352,7 +353,7 @@ def test_whitened_eigenvalues_have_their_closed_form():
 
 @pytest.mark.parametrize("zca", [False, True])
 def test_the_space_is_measured_on_training_images_only(zca, tmp_path, monkeypatch):
-    raw = data._digits(0, tmp_path)
+    raw = catalogue._digits(0, tmp_path)
     other = raw | {"x_val": 255 - raw["x_val"], "x_test": 255 - raw["x_test"]}
     found = []
     for i, some in enumerate((raw, other)):

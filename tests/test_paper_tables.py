@@ -1,0 +1,162 @@
+"""Tables follow their definitions, from rows made by hand, and are the same on every processor."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy._core._multiarray_umath import __cpu_dispatch__
+
+from ddlib.paper import scores, tables
+from ddlib.paper.results import Results
+from ddlib.settings import InputError
+
+HOME = Path(__file__).parent.parent
+LAPTOP = Results(HOME / "results/laptop")
+RENDER = """
+import sys
+from ddlib.paper.results import Results
+from ddlib.paper.tables import TABLES
+for name, table in TABLES.items():
+    Results(sys.argv[2]).keep_table(name, table(Results(sys.argv[1])))
+"""
+
+
+def test_tables_are_the_same_with_and_without_wide_vectors(tmp_path):
+    """In a process where numpy and torch may use none but the oldest instructions."""
+    narrow = {
+        "ATEN_CPU_CAPABILITY": "default",
+        "NPY_DISABLE_CPU_FEATURES": " ".join(__cpu_dispatch__),
+    }
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RENDER, LAPTOP.folder, tmp_path / "narrow"],
+        env=os.environ | narrow | {"PYTHONPATH": str(HOME)},
+        check=True,
+    )
+    for name, table in tables.TABLES.items():
+        Results(tmp_path / "wide").keep_table(name, table(LAPTOP))
+        for kind in ("csv", "md"):
+            wide, other = (tmp_path / p / f"tables/{name}.{kind}" for p in ("wide", "narrow"))
+            assert wide.read_bytes() == other.read_bytes(), f"{name}.{kind}"
+
+
+def test_every_published_number_has_a_source_and_none_is_of_ast():
+    rows = tables.published_rows()
+    assert len(rows) > 80 and rows.source.str.len().gt(5).all()
+    assert rows.accuracy.between(0, 100).all() and rows["std"].dropna().between(0, 10).all()
+    assert set(rows.labels) == {"hard", "soft"} and not rows.method.str.contains("AST").any()
+    assert not rows.duplicated(["method", "labels", "dataset", "ipc"]).any()
+
+
+def test_published_numbers_are_all_shown_and_share_no_column_with_measured_ones():
+    rows, table = tables.published_rows(), tables.published(LAPTOP)
+    cells = [column for column in table if column not in ("data", "method", "labels", "source")]
+    assert (table[cells] != "").sum().sum() == len(rows) and (table.source != "").all()
+    mtt = table[(table.data == "CIFAR10") & (table.method == "MTT")]
+    assert mtt["IPC 10"].item() == "65.4 ± 0.7"
+    ours = table[table.method == "AST"]
+    assert set(ours.data) == set(rows.dataset) and set(ours.source) == {"not available"}
+    assert (ours[cells] == "").all(axis=None)
+    for name in ("main", "summary", "ablation", "cross_architecture"):
+        assert not set(cells) & set(tables.TABLES[name](LAPTOP).columns)
+
+
+def test_robust_scores_at_known_points():
+    assert scores.squash(-1.0) == pytest.approx(0) and scores.squash(1.0) == pytest.approx(1)
+    assert scores.label_robust(1.0, -1.0) == pytest.approx(1)
+    assert scores.label_robust(-1.0, 1.0) == pytest.approx(0)
+    assert scores.label_robust(0.3, 0.7, weight=1.0) == scores.squash(0.3)
+    assert scores.label_robust(0.3, 0.7, weight=0.0) == scores.squash(-0.7)
+    assert scores.augmentation_robust(0.2, 0.4) == pytest.approx(scores.squash(0.3))
+
+
+def network(method, seed, augmented, accuracy):
+    names = {"cell": "c", "method": method, "distil_seed": seed, "augmented": augmented}
+    return names | {"labels": "own", "accuracy": accuracy, "protocol": "lr_chosen"}
+
+
+SETS = [(seed, augmented) for seed in (0, 1) for augmented in (True, False)]
+HAND = pd.DataFrame(
+    [network("full data", 0, True, accuracy) for accuracy in (0.9, 1.0)]
+    + [network("random", s, a, 0.2 + 0.1 * s - 0.1 * (not a)) for s, a in SETS]
+    + [network("good", s, a, 0.65 if a else 0.5) for s, a in SETS]
+)
+
+
+def squashed(*values):
+    return pytest.approx([scores.squash(x) for x in values])
+
+
+def test_robust_scores_of_rows_are_paired_by_seed():
+    by_seed = scores.by_seed(HAND)
+    assert by_seed.loc["random"][["ior", "ior_plain"]].eq(0).all(axis=None)
+    good = by_seed.loc["good"]
+    assert good.hlr.tolist() == pytest.approx([0.3, 0.3])
+    assert good.ior.tolist() == pytest.approx([0.45, 0.35])
+    assert good.ior_plain.tolist() == pytest.approx([0.4, 0.3])
+    assert good.lrs.tolist() == squashed(0.075, 0.025)
+    assert good.ars.tolist() == squashed(0.425, 0.325)
+    with pytest.raises(InputError, match="lack full data"):
+        scores.by_seed(HAND[HAND.method != "full data"])
+
+
+def test_hlr_is_of_hard_labels_where_a_set_has_soft_ones():
+    good = HAND[(HAND.method == "good") & HAND.augmented]
+    hard = good.assign(labels="hard", accuracy=good.accuracy - 0.2)
+    both, soft = scores.by_seed(pd.concat([HAND, hard])), scores.by_seed(HAND)
+    assert both.loc["good"].hlr.tolist() == pytest.approx([0.5, 0.5])
+    others = ["ior", "ior_plain", "ars"]
+    assert both[others].equals(soft[others]) and both.loc["random"].equals(soft.loc["random"])
+    assert both.loc["good"].lrs.tolist() == squashed(-0.025, -0.075)
+
+
+def run(method, group, base, seed, accuracy):
+    names = {"cell": "c", "method": method, "group": group, "base": base, "distil_seed": seed}
+    return names | {"net_seed": 0, "protocol": "lr_chosen", "accuracy": accuracy}
+
+
+def test_a_change_is_paired_with_its_own_base_by_seed(tmp_path):
+    values = {"AST": 0.3, "AST − ramp": 0.25}
+    rows = [run(m, "g", "AST", s, x + 0.1 * s) for s in range(5) for m, x in values.items()]
+    values = {"MTT": 0.6, "MTT + balanced loss": 0.63}
+    rows += [run(m, "h", "MTT", s, x - 0.05 * s) for s in range(5) for m, x in values.items()]
+    Results(tmp_path).keep_rows("ablation", pd.DataFrame(rows))
+    table = tables.ablation(Results(tmp_path)).set_index("method")
+    assert table.difference["AST − ramp"] == pytest.approx(-5)
+    assert table.difference["MTT + balanced loss"] == pytest.approx(3)
+    # by seed no spread is left
+    assert table.high["AST − ramp"] == pytest.approx(-5) and table.pairs["AST − ramp"] == 5
+    assert table.difference[["AST", "MTT"]].isna().all()
+
+
+def test_an_interaction_is_what_is_left_of_the_sum(tmp_path):
+    methods = tables.INTERACTIONS["ramp and penalty"]
+    level, a, b = np.random.default_rng(0).uniform(0.1, 0.3, (3, 5))
+    values = (level + a + b + 0.04, level + a, level + b, level)
+    rows = [
+        run(method, "g", "AST", seed, accuracy[seed])
+        for method, accuracy in zip(methods, values, strict=True)
+        for seed in range(5)
+    ]
+    Results(tmp_path).keep_rows("ablation", pd.DataFrame(rows))
+    (line,) = tables.interactions(Results(tmp_path)).to_dict("records")
+    assert line["interaction"] == "ramp and penalty" and line["verdict"] == "they help each other"
+    assert line["points"] == pytest.approx(4) and line["low"] == pytest.approx(4)
+
+
+def test_the_best_of_each_search_is_starred(tmp_path):
+    names = ("choosing", "method", "tried", "validation_accuracy")
+    lines = [
+        ("settings", "AST", "a", 0.1),
+        ("settings", "AST", "b", 0.3),
+        ("settings", "MTT", "a", 0.2),
+        ("method", "AST", "b", 0.4),
+        ("method", "MTT", "a", 0.5),
+    ]
+    rows = pd.DataFrame(lines, columns=names).assign(cell="c", iterations=5, protocol="lr_chosen")
+    assert tables.tuning(Results(tmp_path)).empty
+    Results(tmp_path).keep_rows("tuning", rows)
+    assert tables.tuning(Results(tmp_path)).best.tolist() == ["", "*", "*", "", "*"]
