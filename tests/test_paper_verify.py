@@ -232,19 +232,22 @@ def test_an_executed_copy_must_be_todays_notebook_run_to_its_end(tmp_path, monke
         return code(f'profile = "{profile}"', metadata=tags, execution_count=2)
 
     asked = [markdown("# Why?"), code('profile = "laptop"'), code("a = 1\nprint(a)")]
-    run = code(asked[2].source, execution_count=3, outputs=shown)
+
+    def run(source=asked[2].source, execution_count=3, outputs=shown):
+        return code(source, execution_count=execution_count, outputs=outputs)
+
     start = [asked[0], code(asked[1].source, execution_count=1)]
     error = nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])
     cells = {
-        "00_same": [*start, given("a/smoke.yaml"), run],
-        "01_line": [*start, given("smoke"), run | {"source": "a = 2\nprint(a)"}],
-        "02_fewer": [start[1], given("smoke"), run],
-        "03_failed": [*start, given("smoke"), run | {"outputs": [error]}],
-        "04_not_run": [*start, given("smoke"), run | {"execution_count": None}],
-        "05_no_outputs": [*start, given("smoke"), run | {"outputs": []}],
-        "06_profile": [*start, given("laptop"), run],
-        "07_default": [*start, run],
-        "08_gone": [*start, given("smoke"), run],
+        "00_same": [*start, given("a/smoke.yaml"), run()],
+        "01_line": [*start, given("smoke"), run("a = 2\nprint(a)")],
+        "02_fewer": [start[1], given("smoke"), run()],
+        "03_failed": [*start, given("smoke"), run(outputs=[error])],
+        "04_not_run": [*start, given("smoke"), run(execution_count=None)],
+        "05_no_outputs": [*start, given("smoke"), run(outputs=[])],
+        "06_profile": [*start, given("laptop"), run()],
+        "07_default": [*start, run()],
+        "08_gone": [*start, given("smoke"), run()],
     }
     for name, done in cells.items():
         if name != "08_gone":

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import zip_longest
 from math import isclose
 from pathlib import Path
@@ -155,15 +156,13 @@ def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
         digests = kept.results.set_digests()
         lrs = dict(zip(digests[SET].itertuples(index=False, name=None), digests.lr, strict=True))
     elif study == "curves":
-        runs = (of for of in main_sets(kept.profile) if isinstance(of.settings.of, Distilled))
-        sets = (
-            (of, kept.results.set_file(of.cell, of.method, 0)) for of in runs if keeps_tensors(of)
-        )
-        lrs = {
-            (key(of.settings.of), line["iteration"]): line["lr"]
-            for of, file in sets
-            for line in (read(file).record["curve"] if file.exists() else ())
-        }
+        lrs = {}
+        for of in main_sets(kept.profile):
+            if isinstance(of.settings.of, Distilled) and keeps_tensors(of):
+                with suppress(InputError):  # a set that cannot be read has a verdict of its own
+                    artefact = read(kept.results.set_file(of.cell, of.method, 0))
+                    name = key(of.settings.of)
+                    lrs |= {(name, row["iteration"]): row["lr"] for row in artefact.record["curve"]}
     else:
         return None
     names = SET if study == "main" else ["settings_key", "iteration"]
