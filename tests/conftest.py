@@ -5,23 +5,28 @@ One store, one paper and one browser serve all tests.
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # the same bytes on every machine, and no fight over cores
 
 
 @pytest.fixture(scope="session")
 def printed(tmp_path_factory):
-    """A whole paper under `smoke`, from nothing; to be read only."""
+    """A whole paper under `smoke`, made from nothing; to be read only.
+
+    SMOKE_PAPER=folder names one that is there already, for work on a single test.
+    """
     from ddlib.__main__ import main
 
-    mine = tmp_path_factory.getbasetemp()
-    folder = (
-        mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
-    ) / "paper"  # the workers' folders lie in one
+    if ready := os.environ.get("SMOKE_PAPER"):
+        return Path(ready)
+    own = tmp_path_factory.getbasetemp()
+    # the folders of side-by-side workers lie in one
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "paper"
     with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORE", str(folder / "store"))
         patch.setenv("RESULTS", str(folder / "results"))
@@ -63,10 +68,9 @@ def chromium():
     api = pytest.importorskip(
         "playwright.sync_api", reason="no Playwright to drive a browser: pip install playwright"
     )
-    found = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if not found:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser_file = next(filter(None, map(shutil.which, names)), None)
+    if not browser_file:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     quiet = [
         "--no-sandbox",
@@ -77,6 +81,6 @@ def chromium():
         "--disable-sync",
     ]
     with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=quiet)
+        browser = driver.chromium.launch(executable_path=browser_file, args=quiet)
         yield browser
         browser.close()

@@ -57,7 +57,8 @@ def notebooks(only: list[str] | None = None) -> list[Path]:
 def studies_of(notebook: Path) -> list[str]:
     """The studies that a notebook reads, by its calls of `paper.study("...")`."""
     cells = json.loads(notebook.read_text())["cells"]
-    return [name for cell in cells for name in STUDY.findall("".join(cell["source"]))]
+    names = [name for cell in cells for name in STUDY.findall("".join(cell["source"]))]
+    return [name for name in names if name in STUDIES]
 
 
 def parameters_of(file: Path | None) -> dict[str, Any]:

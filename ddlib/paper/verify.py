@@ -58,21 +58,39 @@ def verify(profile: str, quick: bool = False) -> bool:
 
 
 def anew(kept: Paper, fresh: Paper) -> Iterator[Verdict]:
-    """The cheapest distilled set of the main study and its evaluation, trained in a new store."""
+    """A sample trained anew, in a store of its own that shares the data with the usual one."""
+    of = sample(kept)
+    alike = same_kind(kept)
+    make_sample(kept, fresh, of)
+    yield from beside(kept, fresh, of, alike)
+
+
+def sample(kept: Paper) -> Run:
+    """The evaluation of the main study's distilled set that is cheapest to make with its experts.
+
+    Raises:
+        InputError: the profile distils nothing.
+    """
     runs = [of for of in main_sets(kept.profile) if isinstance(of.settings.of, Distilled)]
     if not runs:
         raise InputError(f"profile {kept.name} distils nothing to make anew: verify with --quick")
-    tasks = {of: run.missing([of.settings], None) for of in runs if of.distil_seed == 0}
-    of = min(tasks, key=lambda of: sum(map(cost.seconds, tasks[of])))
-    alike = same_kind(kept)
+    first = [of for of in runs if of.distil_seed == 0]
+    return min(first, key=lambda of: sum(map(cost.seconds, run.missing([of.settings], None))))
+
+
+def make_sample(kept: Paper, fresh: Paper, of: Run) -> None:
+    """Train it, and all that it needs."""
     kept.data(of.cell)  # a missing data set stops here
     (fresh.store.root / "data").symlink_to((kept.store.root / "data").resolve())
-    workers, seconds = engine.default_workers(), sum(map(cost.seconds, tasks[of]))
-    words = (
-        f"made anew with {len(tasks[of]) - 1} results that it needs, in {clock(seconds)} at most"
-    )
+    tasks, workers = run.missing([of.settings], fresh.store), engine.default_workers()
+    seconds = sum(map(cost.seconds, tasks))
+    words = f"made anew with {len(tasks) - 1} results that it needs, in {clock(seconds)} at most"
     print(f"{of.settings.title}: {words}", file=sys.stderr)
     run.ensure([of.settings], fresh.store, Progress("verify", seconds, workers))
+
+
+def beside(kept: Paper, fresh: Paper, of: Run, alike: bool) -> Iterator[Verdict]:
+    """The sample's rows and its set beside the kept ones; `alike`: they must be equal."""
     good = OK if alike else NEAR
     for study, entry in STUDIES.items():
         rows = [] if entry.measured else checks.blanks(fresh.rows(study, fresh.store.has))
