@@ -1,4 +1,5 @@
-"""The book, made from a paper under `smoke` and read in a real browser from the file system, without a server: every page, link and picture, search, and keys.
+"""The book, made from a paper under `smoke` and read in a real browser from the file system,
+without a server: every page, link and picture, search, and keys.
 
 Without Chromium, or what drives it, the tests in it are skipped; all else here needs neither.
 """
@@ -27,8 +28,8 @@ PHONE = {"width": 390, "height": 844}
 LOOK = """() => ({
     links: [...document.querySelectorAll('a[href]')].map(a => a.href),
     blank: [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src),
-    speechless: [...document.querySelectorAll('article img')].filter(i => !i.alt.trim()).map(i => i.src),
-    figures: document.querySelectorAll('article img').length,
+    speechless: [...document.querySelectorAll('article img')].filter(i => !i.alt.trim()).map(i =>
+    i.src), figures: document.querySelectorAll('article img').length,
     overhang: document.documentElement.scrollWidth - document.documentElement.clientWidth,
 })"""
 
@@ -48,7 +49,8 @@ def made(printed, tmp_path_factory):
 
 @pytest.fixture
 def page(made, chromium):
-    """An empty page as wide as a phone's, and a list of what its console and its requests have to complain of."""
+    """An empty page as wide as a phone's, and a list of what its console and its requests have to
+    complain of."""
     page, page.complaints = chromium.new_page(viewport=PHONE), []
     page.on(
         "console",
@@ -193,7 +195,7 @@ def test_docstrings_keep_their_signs_columns_and_formulas():
     text = "theta_N of `FunctionalNetwork`, |g| * 2:\nDC   of grad_S\n\n    x_y = |z|"
     assert (
         book.restructured(text)
-        == "theta\\_N of ``FunctionalNetwork``, \\|g\\| \\* 2:\n\nDC\n    of grad\\_S\n\n\n::\n\n    x_y = |z|"
+        == "theta\\_N of ``FunctionalNetwork``, \\|g\\| \\* 2:\n\nDC\n    of grad\\_S\n\n\n::\n\n    x_y = |z|"  # noqa: E501
     )
 
 
