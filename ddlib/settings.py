@@ -293,7 +293,10 @@ class Distillation(OuterLoop):
         )
         return self
 
-    network = property(lambda self: self.experts.network)  # the student's
+    @property
+    def network(self) -> Network:
+        """The student's."""
+        return self.experts.network
 
     def needs(self) -> list[Task]:
         return [self.start, *(self.experts.at(i) for i in range(self.n_experts))]

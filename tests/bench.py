@@ -1,8 +1,10 @@
-"""What the fast forms gain over plain PyTorch on this machine: `make bench` prints the table and keeps it in results/bench/bench.csv.
+"""What the fast forms gain over plain PyTorch on this machine: `make bench` prints the table and
+keeps it in results/bench/bench.csv.
 
-Each time is the median of several, the sides taken in turn within one run, one thread each, in a process of its own: `plain` as PyTorch
-comes (tests/plain.py), `ours` as the engine runs it. The limit is what plain PyTorch's convolutions alone take, inputs ready and nothing
-in between; kernels of our own may beat it. A ratio above 1 speaks for ours, whatever the unit.
+Each time is the median of several, the sides taken in turn within one run, one thread each, in a
+process of its own: `plain` as PyTorch comes (tests/plain.py), `ours` as the engine runs it. The
+limit is what plain PyTorch's convolutions alone take, inputs ready and nothing in between; kernels
+of our own may beat it. A ratio above 1 speaks for ours, whatever the unit.
 """
 
 import sys
@@ -19,15 +21,14 @@ import pandas as pd
 import plain
 import torch
 
-from ddlib.method import augment, networks
-from ddlib.method.distill import InnerLoss
+from ddlib.files import write_whole
+from ddlib.method import augment, functional
 from ddlib.method.fast import convnet as fused
-from ddlib.method.student import adjoint
-from ddlib.method.train import Recipe, gradient_norms, one_epoch, optimiser_for, train
-from ddlib.paper import build as press
-from ddlib.runs import engine, measure
-from ddlib.runs.store import write_whole
-from ddlib.settings import Network, generator
+from ddlib.method.student import InnerLoop, InnerLoss, adjoint
+from ddlib.method.train import Batch, Epoch, gradient, gradient_norms, optimiser_for
+from ddlib.method.train import train as epochs_of
+from ddlib.runs import engine, machine
+from ddlib.settings import Network, Recipe, generator
 
 RESULTS = Path(__file__).parent.parent / "results" / "bench"
 K, DEPTH, EVERY = 10, 3, tuple(augment.STRATEGIES)
@@ -38,7 +39,7 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 def setting(shape, width, n):
     """Networks, parameters and n images; made once a process."""
     chance = generator("bench", *shape, width, n)
-    net = fused.flat(networks.build(Network(width=width, depth=DEPTH), shape, K))
+    net = functional.network(Network(width=width, depth=DEPTH), shape, K)
     theta, target = net.initial(chance), net.initial(chance)
     x = torch.randn(n, *shape, generator=chance)
     return SimpleNamespace(
@@ -57,24 +58,25 @@ def cost(g):
 
 
 def train(side, shape, width, batch, penalty=False, epochs=1, repeats=1):
-    """`epochs` steps on all images at once, `repeats` times from the start: an expert's step, or networks on a distilled set."""
+    """`epochs` steps on all images at once, `repeats` times from the start: an expert's step, or
+    networks on a distilled set."""
     s = setting(shape, width, batch)
     recipe = Recipe(
-        epochs,
-        batch,
-        0.01,
-        strategies=EVERY,
+        epochs=epochs,
+        batch=batch,
+        lr=0.01,
+        weight_decay=0.0,
+        drop=1.0,
         penalty="per_sample" if penalty else "none",
-        penalty_weight=2.0,
     )
     for i in range(repeats):
         if side == "ours" and epochs == 1:
             theta = s.theta.clone()
-            one_epoch(
-                s.net, theta, optimiser_for(theta, recipe, 0.01), s.x, s.y, recipe, 0, 1.0, (i,)
-            )
+            draws = augment.draw(batch, EVERY, generator(i))
+            theta.grad = gradient(s.net, theta, Batch(s.x, s.y, draws), recipe)[1]
+            optimiser_for(theta, recipe, 0.01).step()
         elif side == "ours":
-            list(train(s.net, s.theta, s.x, s.y, recipe, (i,)))
+            list(epochs_of(s.net, Epoch.first(s.theta), s.x, s.y, recipe, (i,)))
         else:
             batches = [
                 torch.randperm(batch, generator=generator(i, epoch)) for epoch in range(epochs)
@@ -98,16 +100,8 @@ def outer(side, shape, width, ipc, steps):
     draws = augment.draws([n] * steps, EVERY, generator("draws"), "cpu")
     if side == "ours":
         loss = InnerLoss(s.net, s.y, [torch.arange(n)] * steps, draws, 1.0)
-        adjoint(
-            loss,
-            s.theta,
-            s.x,
-            lr,
-            steps,
-            0.9,
-            lambda path: (path[steps] - s.target).square().sum(),
-            [steps],
-        )
+        loop = InnerLoop(loss, s.theta, s.x, lr, steps, 0.9)
+        adjoint(loop, lambda path: (path[steps] - s.target).square().sum(), [steps])
     else:
         plain.outer(s.module, s.theta, s.x, s.y, lr, steps, 0.9, draws, s.target)
 
@@ -160,17 +154,18 @@ def timed_work(name, side):
 
 
 def megabytes(side, ipc, steps):
-    """Peak of one outer gradient above the process at rest, what loads once being there; in a fresh process."""
+    """Peak of one outer gradient above the process at rest, what loads once being there; in a fresh
+    process."""
     outer(side, COLOUR, 32, 1, 1)
     setting(COLOUR, 32, K * ipc)
-    return measure.peak(partial(outer, side, COLOUR, 32, ipc, steps))
+    return machine.peak(partial(outer, side, COLOUR, 32, ipc, steps))
 
 
 def expert(shape, width, batch, penalty):
     """An expert's step as a work."""
     limit = partial(convolutions, shape, width, batch, (STEP, PENALTY) if penalty else (STEP,), 1)
     run = partial(train, shape=shape, width=width, batch=batch, penalty=penalty)
-    words = f"expert{', gradient penalty' if penalty else ''}, {shape[1]}x{shape[2]} {'grey' if shape[0] == 1 else 'colour'}, width {width}, batch {batch}"
+    words = f"expert{', gradient penalty' if penalty else ''}, {shape[1]}x{shape[2]} {'grey' if shape[0] == 1 else 'colour'}, width {width}, batch {batch}"  # noqa: E501
     return words, {"run": run, "limit": limit, "unit": "images/s", "amount": batch}
 
 
@@ -227,7 +222,8 @@ def process(settled=True):
 
 
 def times(repeats, part):
-    """Rows of all works: plain, plain with the engine's allocator settings, ours and the limit in turn."""
+    """Rows of all works: plain, plain with the engine's allocator settings, ours and the limit in
+    turn."""
     pools = {"plain": process(False), "plain, settled": process(), "ours": process()}
     pools["limit"] = pools["ours"]
     for name, work in WORKS.items():
@@ -294,6 +290,11 @@ def do(task):
     SIDE_BY_SIDE[task[0]][0]()
 
 
+def same(task):
+    """Predicted seconds: one task is like the other."""
+    return 1.0
+
+
 def throughput(repeats):
     """Rows of tasks a second, by two processes of the engine and by one."""
     with (
@@ -305,9 +306,9 @@ def throughput(repeats):
             found = {1: [], 2: []}
             for i in range(repeats + 1):
                 for workers, pool in ((1, one), (2, two)):
-                    progress = engine.Progress(name, 1e9, every=1e9)  # a silent one
+                    progress = Progress(name, 1e9, every=1e9)  # a silent one
                     seconds = timed(
-                        engine.run, tasks, do, lambda task: 1.0, str, progress, workers, pool
+                        engine.run, tasks, engine.Job(do, same), progress, workers, pool
                     )
                     if i:
                         found[workers].append(count / seconds)
@@ -333,10 +334,10 @@ def sentence(table):
     experts, wide = factors("expert", "colour, width 32"), factors("expert", "width 128")
     memory, growth = rows[rows.unit == "MB"].ratio.iloc[0], rows[rows.unit == "x"].ours.iloc[0]
     return (
-        f"Against plain PyTorch, one thread each ({table.machine.iloc[0]}): experts at 32 × 32 pixels, without and with gradient penalty, "
-        f"train {experts} × as fast at width 32 and {wide} × at width 128; an outer iteration at IPC 1 and 10 is {factors('outer')} × as fast, "
-        f"the evaluation of five networks {factors('evaluation')} ×. An outer iteration at IPC 10, N = 20 needs {memory:.0f} × less memory, "
-        f"and at N = 80 {growth:.2f} × what it needs at N = 10."
+        f"Against plain PyTorch, one thread each ({table.machine.iloc[0]}): experts at 32 × 32 "
+        f"pixels, without and with gradient penalty, train {experts} × as fast at width 32 and "
+        f"{wide} × at width 128; an outer iteration at IPC 1 and 10 is {factors('outer')} × as "
+        f"fast, the evaluation of five networks {factors('evaluation')} ×. An outer iteration at IPC 10, N = 20 needs {memory:.0f} × less memory, and at N = 80 {growth:.2f} × what it needs at N = 10."  # noqa: E501
     )
 
 
@@ -363,14 +364,14 @@ def keep(rows, about):
 
 def main(part=""):
     """Measure all works, or those with `part` in their names; print, keep."""
-    began, rows, about = time.monotonic(), [], measure.described(measure.machine())
+    began, rows, about = time.monotonic(), [], machine.described(machine.machine())
     print(about)
     if not part:
         (RESULTS / "bench.csv").unlink(missing_ok=True)
     for row in chain(times(5, part), () if part else chain(memory(), throughput(3))):
         rows.append(row)
         print(
-            f"{engine.clock(time.monotonic() - began)}: {row['work']}: {row['ratio']:.2f}",
+            f"{clock(time.monotonic() - began)}: {row['work']}: {row['ratio']:.2f}",
             file=sys.stderr,
             flush=True,
         )
@@ -382,8 +383,8 @@ def main(part=""):
         .fillna("")
         .to_markdown(index=False, floatfmt=".3g")
     )
-    press.fill("bench", [sentence(table)])
-    print(f"{engine.clock(time.monotonic() - began)}; kept in {RESULTS / 'bench.csv'}")
+    pages.fill("bench", sentence(table))
+    print(f"{clock(time.monotonic() - began)}; kept in {RESULTS / 'bench.csv'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""One thread, as the engine's processes have; one paper and one browser for all tests."""
+"""One thread, as the engine's processes have: the same bytes with the same wheels.
+
+One store, one paper and one browser serve all tests.
+"""
 
 import os
 import shutil
@@ -33,11 +36,34 @@ def printed(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def done(tmp_path_factory):
+    """A store filled with `tiny.ALL` by one process, one task after the other; to be read only."""
+    from tiny import ALL
+
+    from ddlib.runs import run
+    from ddlib.runs.store import Store
+
+    store = Store(tmp_path_factory.mktemp("done"))
+    for settings in ALL:
+        run.get(settings, store)
+    return store
+
+
+@pytest.fixture
+def halfway(done, tmp_path):
+    """A store that has what `tiny.SET` needs, and no more."""
+    from kills import with_needs
+    from tiny import SET
+
+    return with_needs(SET, done, tmp_path / "halfway")
+
+
 @pytest.fixture(scope="module")
 def chromium():
-    """The machine's own Chromium, without a window; without it its tests are skipped.
+    """The machine's own Chromium, without a window; without it, its tests are skipped.
 
-    It closes with the module: its driver has an event loop, and papermill wants one too.
+    It closes with the module, for it has an event loop of its own, and papermill wants one too.
     """
     api = pytest.importorskip(
         "playwright.sync_api", reason="no Playwright to drive a browser: pip install playwright"

@@ -1,6 +1,8 @@
-"""The same work as plain PyTorch does it, written as one would first write it: the baseline of the agreement tests and of `make bench`.
+"""The same work as plain PyTorch does it, written as one would first write it: the baseline of the
+agreement tests and of `make bench`.
 
-Layers from torch.nn, a full unroll with `create_graph`, double backward. Nothing here but DSA's draws comes from the library.
+Layers from torch.nn, a full unroll with `create_graph`, double backward. Nothing here but DSA's
+draws comes from the library.
 """
 
 import torch
@@ -13,7 +15,8 @@ from ddlib.method import augment
 
 
 class ConvNet(nn.Sequential):
-    """`depth` times convolution, instance norm (one group a channel), ReLU, mean over 2 x 2; one linear map."""
+    """`depth` times convolution, instance norm (one group a channel), ReLU, mean over 2 x 2; one
+    linear map."""
 
     def __init__(self, shape, classes, width, depth):
         c, h, w = shape
@@ -42,7 +45,8 @@ def gradient(module, x, y, weight=1.0):
 
 
 def penalty(module, x, cost):
-    """cost(g) of the input gradient g = d sum_k f_k / dx, and its gradient as one vector, by double backward."""
+    """cost(g) of the input gradient g = d sum_k f_k / dx, and its gradient as one vector, by double
+    backward."""
     x = x.detach().requires_grad_()
     (g,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
     value = cost(g)
@@ -73,7 +77,8 @@ def flat(tensors):
 def train(
     module, x, y, batches, lr, strategies, generator, cost=None, momentum=0.9, weight_decay=0.0
 ):
-    """SGD over these batches of (x, y) with DSA, and with `cost` of the input gradient if there is one."""
+    """SGD over these batches of (x, y) with DSA, and with `cost` of the input gradient if there is
+    one."""
     optimiser = torch.optim.SGD(
         module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
     )
@@ -90,7 +95,8 @@ def train(
 
 
 def outer(module, theta, images, labels, lr, steps, momentum, draws, target):
-    """|theta_N - target|^2 of a student that starts at theta, its gradients for the images and for lr; all N graphs are kept."""
+    """|theta_N - target|^2 of a student that starts at theta, its gradients for the images and for
+    lr; all N graphs are kept."""
     shapes = {name: p.shape for name, p in module.named_parameters()}
     sizes = [shape.numel() for shape in shapes.values()]
     images, lr = images.detach().requires_grad_(), lr.detach().requires_grad_()

@@ -1,12 +1,15 @@
-"""`make soak`: kill a small paper at random instants and start it again, until it is done; then compare every byte with one that was left alone.
+"""`make soak`: kill a small paper at random instants and start it again, until it is done; then
+compare every byte with one that was left alone.
 
     python tests/soak.py [KILLS] [--seed N] [--keep FOLDER] [--quick]
 
-A journey fills an empty folder by `ddlib run all` and `ddlib paper` with two notebooks, in turn first the one and first the other; a quick one by one
-study alone. Every start is a process of its own, forked from this one so that it need not import all anew, and takes the next engine; every kill is a
-SIGKILL of the whole process group, or of the parent alone, whose children must then end by themselves. It comes at an instant drawn from the seed: after
-the first work that is seen, or sooner, or as soon as a file is being written.
-Each process notes what it does in a file, so that it can be said what a kill hit and what was done again because of it.
+A journey fills an empty folder by `ddlib run all` and `ddlib paper` with two notebooks, in turn
+first the one and first the other; a quick one by one study alone. Every start is a process of its
+own, forked from this one so that it need not import all anew, and takes the next engine; every kill
+is a SIGKILL of the whole process group, or of the parent alone, whose children must then end by
+themselves. It comes at an instant drawn from the seed: after the first work that is seen, or
+sooner, or as soon as a file is being written. Each process notes what it does in a file, so that it
+can be said what a kill hit and what was done again because of it.
 """
 
 from __future__ import annotations
@@ -28,11 +31,14 @@ import yaml
 HOME = Path(__file__).resolve().parent.parent
 INTERVAL = 0.2  # seconds between checkpoints, so that a small task has several
 SPAN = {"run": 1.2, "paper": 4.0}  # seconds after the first work within which most kills come
-STARTING = 3.0  # seconds from the start within which the early ones come: settings, the data set, workers that are not up yet
+# seconds from the start within which the early ones come: settings, the data set, workers that are
+# not up yet
+STARTING = 3.0
 MOST = {
     "run": 16,
     "paper": 6,
-}  # kills of one command in one journey: `paper` only ends if it is left alone for all its notebooks
+    # kills of one command in one journey: `paper` only ends if it is left alone for all its notebooks  # noqa: E501
+}
 PATIENCE = 300.0  # seconds
 NOTEBOOKS = ("02_experts", "08_ablations")
 MOMENTUM = {"optimiser": "momentum", "lr": 0.01, "batch": 128, "epochs": 4}
@@ -87,7 +93,8 @@ PROFILE = {
 
 
 def install(trace: str) -> None:
-    """Have this process note what it does: a line when a piece of work begins and ends, and one when an epoch or an outer iteration is done."""
+    """Have this process note what it does: a line when a piece of work begins and ends, and one
+    when an epoch or an outer iteration is done."""
     from ddlib.method import continual, evaluate, experts
     from ddlib.runs import stages as pipeline
     from ddlib.runs import store
@@ -147,7 +154,8 @@ def install(trace: str) -> None:
 
 @dataclass
 class Kill:
-    """One kill: how, what each process was on, the seconds until nothing was left, and what was done again after it, by task."""
+    """One kill: how, what each process was on, the seconds until nothing was left, and what was
+    done again after it, by task."""
 
     number: int
     how: str
@@ -168,7 +176,8 @@ class Soak:
         self.profile.write_text(yaml.safe_dump(profile, sort_keys=False))
 
     def start(self, home: Path, command: list[str], engine: str) -> Process:
-        """`ddlib command` over this folder's store and results, noting what it does, as a process group of its own."""
+        """`ddlib command` over this folder's store and results, noting what it does, as a process
+        group of its own."""
         running = get_context("fork").Process(target=self.child, args=(home, command, engine))
         running.start()
         return running
@@ -233,10 +242,10 @@ class Soak:
         running.join()
         at = time.time()
         until(lambda: not alive(home), 0.01)
-        how = f"{command[0]}, ENGINE={engine}, {'the group' if group else 'the parent'}, {at - begun:.2f} s after its start"
+        how = f"{command[0]}, ENGINE={engine}, {'the group' if group else 'the parent'}, {at - begun:.2f} s after its start"  # noqa: E501
         self.kills.append(Kill(len(self.kills) + 1, how, hit(lines(home)[seen:]), time.time() - at))
         print(
-            f"kill {self.kills[-1].number}: {how}: {'; '.join(self.kills[-1].hit)}; all gone after {self.kills[-1].gone:.1f} s",
+            f"kill {self.kills[-1].number}: {how}: {'; '.join(self.kills[-1].hit)}; all gone after {self.kills[-1].gone:.1f} s",  # noqa: E501
             flush=True,
         )
         with (home / "trace").open("a") as trace:
@@ -251,9 +260,11 @@ class Soak:
         )
 
     def again(self, home: Path) -> list[str]:
-        """Charge every unit that was done twice to the kill before its second time; the tasks that were begun again though they were finished.
+        """Charge every unit that was done twice to the kill before its second time; the tasks that
+        were begun again though they were finished.
 
-        A process's first unit takes no time: most of it goes into what is imported and compiled at the first use.
+        A process's first unit takes no time: most of it goes into what is imported and compiled at
+        the first use.
         """
         done, finished, needless, kill, last, warm = {}, set(), [], None, {}, set()
         for line in lines(home):
@@ -277,7 +288,8 @@ class Soak:
         return needless
 
     def run(self, kills: int) -> bool:
-        """Journeys until so many kills are survived; whether every one ended with the bytes of the reference."""
+        """Journeys until so many kills are survived; whether every one ended with the bytes of the
+        reference."""
         print(f"seed {self.seed}, {kills} kills, a checkpoint every {INTERVAL:g} s", flush=True)
         began, number, faults = time.monotonic(), 0, []
         reference = self.undisturbed()
@@ -300,17 +312,17 @@ class Soak:
         """What was hit, what it cost, and the verdict."""
         stages = Counter(stage for kill in self.kills for stage in kill.hit)
         print(
-            f"\n{len(self.kills)} kills, {self.starts} starts, {journeys} journeys in {seconds:.0f} s; what the killed processes were on:"
+            f"\n{len(self.kills)} kills, {self.starts} starts, {journeys} journeys in {seconds:.0f} s; what the killed processes were on:"  # noqa: E501
         )
         for stage, count in stages.most_common():
             print(f"  {count:3} × {stage}")
         units = max((count for kill in self.kills for count in kill.again.values()), default=0)
         lost = max((value for kill in self.kills for value in kill.seconds.values()), default=0.0)
         print(
-            f"done again after one kill, of one task: {units} epochs or outer iterations at most, {lost:.2f} s of work at most (checkpoints: every {INTERVAL:g} s)"
+            f"done again after one kill, of one task: {units} epochs or outer iterations at most, {lost:.2f} s of work at most (checkpoints: every {INTERVAL:g} s)"  # noqa: E501
         )
         print(
-            f"the last process of a killed run was gone after {max(kill.gone for kill in self.kills):.1f} s at most"
+            f"the last process of a killed run was gone after {max(kill.gone for kill in self.kills):.1f} s at most"  # noqa: E501
         )
         print("\n".join(faults) or "every file has the bytes of the undisturbed run")
 
@@ -368,10 +380,12 @@ def alive(home: Path) -> list[int]:
 
 
 def contents(home: Path) -> dict[str, bytes]:
-    """Every artefact, row, table, figure and executed notebook; what a kill left half-written has no name.
+    """Every artefact, row, table, figure and executed notebook; what a kill left half-written has
+    no name.
 
-    Not the lock of a process that was killed between an artefact's last byte and letting go, which `gc` removes; not the notes of what
-    tasks took, nor which machine made the results, which a paper writes if anything was left for it to make.
+    Not the lock of a process that was killed between an artefact's last byte and letting go, which
+    `gc` removes; not the notes of what tasks took, nor which machine made the results, which a
+    paper writes if anything was left for it to make.
     """
     files = [
         file

@@ -157,7 +157,7 @@ def test_unknown_name_is_refused():
     for ask in (data.load, data.per_class):
         with pytest.raises(
             InputError,
-            match=r"'mnist_6k' is unknown: expected one of digits, mnist_5k, mnist_m_5k, cifar10, cifar100, mnist, .*imagesquawk or folder",
+            match=r"'mnist_6k' is unknown: expected one of digits, mnist_5k, mnist_m_5k, cifar10, cifar100, mnist, .*imagesquawk or folder",  # noqa: E501
         ):
             ask(Data(name="mnist_6k"))
 
@@ -175,7 +175,8 @@ def test_missing_cifar_is_refused(name, tmp_path):
 
 
 def test_cifar_archive_is_read(tmp_path, monkeypatch):
-    """A small archive in the official form; the reader's list of md5 sums is swapped for that of these files, and stays in force."""
+    """A small archive in the official form; the reader's list of md5 sums is swapped for that of
+    these files, and stays in force."""
     home = tmp_path / "data" / "cifar-10-batches-py"
     home.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -217,7 +218,8 @@ def test_cifar_archive_is_read(tmp_path, monkeypatch):
 
 
 def idx(numbers):
-    """The bytes of an IDX file: two zeros, the type 8, the number of axes, their lengths, the numbers."""
+    """The bytes of an IDX file: two zeros, the type 8, the number of axes, their lengths, the
+    numbers."""
     return (
         bytes([0, 0, 8, numbers.ndim])
         + np.array(numbers.shape, dtype=">u4").tobytes()
@@ -227,7 +229,8 @@ def idx(numbers):
 
 @pytest.mark.parametrize("name, reader", [("mnist", MNIST), ("fashion_mnist", FashionMNIST)])
 def test_mnist_archive_is_read(name, reader, tmp_path, monkeypatch):
-    """Small archives in the official form, of classes that differ in size; the list of md5 sums is swapped for theirs."""
+    """Small archives in the official form, of classes that differ in size; the list of md5 sums is
+    swapped for theirs."""
     home = tmp_path / "data" / reader.__name__ / "raw"
     home.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -1,4 +1,5 @@
-"""Sets of image files: archives in their official form, made here at a small scale, and folders of one's own; each fault is named."""
+"""Sets of image files: archives in their official form, made here at a small scale, and folders of
+one's own; each fault is named."""
 
 import logging
 from dataclasses import replace
@@ -89,7 +90,7 @@ def tiny(tmp_path, monkeypatch):
     (home / "val" / "val_annotations.txt").write_text("\n".join(notes) + "\n")
     (home / "wnids.txt").write_text("\n".join(reversed(ids)) + "\n")
     (home / "words.txt").write_text(
-        f"n00001740\tentity\n{ids[0]}\tgoldfish, Carassius auratus\n{ids[1]}\tfire salamander\n{ids[2]}\tbullfrog, Rana\n"
+        f"n00001740\tentity\n{ids[0]}\tgoldfish, Carassius auratus\n{ids[1]}\tfire salamander\n{ids[2]}\tbullfrog, Rana\n"  # noqa: E501
     )
     return home
 
@@ -194,7 +195,8 @@ def test_class_lists():
 
 @pytest.fixture
 def meow(tmp_path, monkeypatch):
-    """Four cats, three to five training and two validation images each, at the sizes and in the modes that ImageNet has."""
+    """Four cats, three to five training and two validation images each, at the sizes and in the
+    modes that ImageNet has."""
     ids = dict(list(imagenet.SUBSETS["imagemeow"].items())[-4:])
     monkeypatch.setitem(imagenet.SUBSETS, "imagemeow", ids)
     monkeypatch.setattr(imagenet, "IMAGENET_COUNTS", {"train": (3, 5), "test": (2, 2)})
@@ -235,7 +237,7 @@ def test_an_imagenet_subset_is_read(meow, tmp_path, caplog):
         x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
         assert y.bincount().tolist() == [each] * 4 and torch.equal(colours_of(images, x), y)
     assert caplog.messages == [
-        "imagemeow has classes of unequal size (tiger: 3, jaguar: 4, snow leopard: 3, lynx: 4): 3 images of each are used"
+        "imagemeow has classes of unequal size (tiger: 3, jaguar: 4, snow leopard: 3, lynx: 4): 3 images of each are used"  # noqa: E501
     ]
 
 
@@ -410,7 +412,7 @@ def test_a_folder_of_ones_own_is_read(mine, tmp_path, caplog):
         images = data.load(of(mine), tmp_path)
     assert caplog.messages == [
         "mine has classes of unequal size (bird: 10, cat: 13): 10 images of each are used",
-        "mine: of 2 classes 14 images train, 2 validate and 4 test; one test image more or less is 25 points of accuracy",
+        "mine: of 2 classes 14 images train, 2 validate and 4 test; one test image more or less is 25 points of accuracy",  # noqa: E501
         "mine: left out 2 .txt, for only .bmp, .jpeg, .jpg, .png, .webp are read",
     ]
     assert images.shape == (3, 24, 24) and images.class_names == ("bird", "cat")
@@ -428,7 +430,8 @@ def test_a_folder_of_ones_own_is_read(mine, tmp_path, caplog):
 
 
 def test_a_folder_of_classes_is_all_to_train(mine, tmp_path):
-    """As a folder that holds `train` alone; no sooner is `test` there than it is looked for classes, and `train` missed."""
+    """As a folder that holds `train` alone; no sooner is `test` there than it is looked for
+    classes, and `train` missed."""
     structured = data.load(of(mine), tmp_path)
     (mine / "train").rename(tmp_path / "bare")
     bare = data.load(of(tmp_path / "bare"), tmp_path)

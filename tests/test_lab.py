@@ -1,4 +1,5 @@
-"""Notebooks in JupyterLab, as a reader runs them: a real server, a real kernel, all cells by the menu of a real browser; figures appear and no cell fails."""
+"""Notebooks in JupyterLab, as a reader runs them: a real server, a real kernel, all cells by the
+menu of a real browser; figures appear and no cell fails."""
 
 import json
 import os
@@ -22,14 +23,16 @@ QUIET = {  # no news over the network; every cell in the page, also those out of
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 OVER = """() => {  // some cells ran, and none waits or runs: all are done, or one failed
-    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent)
-    return prompts.some(text => /\\d/.test(text)) && !prompts.some(text => text.includes('*'))
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e =>
+    e.textContent) return prompts.some(text => /\\d/.test(text)) && !prompts.some(text =>
+    text.includes('*'))
 }"""
 
 
 @pytest.fixture
 def lab(request, printed, chromium, tmp_path):
-    """The address of a JupyterLab of its own over a copy of the tour, from nothing, or of the notebook that a test names, with what it reads; and that copy."""
+    """The address of a JupyterLab of its own over a copy of the tour, from nothing, or of the
+    notebook that a test names, with what it reads; and that copy."""
     name = getattr(request, "param", "00_tour")
     if name != "00_tour":
         shutil.copytree(printed / "store", tmp_path / "store")
@@ -107,7 +110,8 @@ def run_all(chromium, address):
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.get_by_text(
         "| Idle"
-    ).wait_for()  # in the status bar: the kernel is there; asked to run before, JupyterLab asks which
+        # in the status bar: the kernel is there; asked to run before, JupyterLab asks which
+    ).wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
     page.wait_for_function(OVER, timeout=180_000)

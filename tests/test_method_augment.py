@@ -43,7 +43,8 @@ def crop(x, u):
 
 
 def cutout(x, u):
-    """The middle of an odd hole is a pixel, of an even one a corner between pixels: one more place."""
+    """The middle of an odd hole is a pixel, of an even one a corner between pixels: one more place.
+    The middle of an odd hole is a pixel, of an even one a corner between pixels: one more place."""
     out = x.copy()
     first, last = [], []
     for size, chance in zip(x.shape[1:], u[:2], strict=True):
@@ -60,7 +61,8 @@ def flip(x, u):
 
 
 def warp(x, matrix):
-    """Each pixel's centre, in coordinates -1 ... 1 from edge to edge, is sent by `matrix` to a place in x, read there bilinearly."""
+    """Each pixel's centre, in coordinates -1 ... 1 from edge to edge, is sent by `matrix` to a
+    place in x, read there bilinearly."""
     _, h, w = x.shape
     out = np.zeros_like(x)
     for i in range(h):

@@ -1,4 +1,5 @@
-"""DC, DSA and DM: gaps in closed form and by finite differences, fused as plain, an iteration as plain PyTorch does it, and each through the pipeline to its rows."""
+"""DC, DSA and DM: gaps in closed form and by finite differences, fused as plain, an iteration as
+plain PyTorch does it, and each through the pipeline to its rows."""
 
 from dataclasses import replace
 from functools import partial
@@ -68,7 +69,8 @@ def problem(shape=SHAPES[0][0], width=8, depth=2, device="cpu"):
 
 
 def plain_distance(module, real, x, c):
-    """D of the gradients, written as the paper has it: one output after the other, biases and norms left out."""
+    """D of the gradients, written as the paper has it: one output after the other, biases and norms
+    left out."""
     loss = [F.cross_entropy(module(part), torch.full((len(part),), c)) for part in (real, x)]
     weights = [p for p in module.parameters() if p.dim() > 1]
     a, b = (
@@ -190,7 +192,8 @@ def test_mean_features_of_the_same_images_do_not_pull():
 
 
 def test_images_that_are_the_real_ones_stay_where_they_are():
-    """DM's own fixed point, with augmentation: the whole loop on a set that holds every real image."""
+    """DM's own fixed point, with augmentation: the whole loop on a set that holds every real image.
+    DM's own fixed point, with augmentation: the whole loop on a set that holds every real image."""
     real = fixed()
     settings = SETS["dm"]
     state = begin(settings, real.x_train)
@@ -244,7 +247,8 @@ def test_batches_are_of_their_class_and_replayed():
 
 
 def test_an_iteration_of_dc_is_that_of_plain_pytorch():
-    """Two networks of three steps each, trained for two epochs between them: torch.optim on images and parameters, double back-propagation."""
+    """Two networks of three steps each, trained for two epochs between them: torch.optim on images
+    and parameters, double back-propagation."""
     real, settings = fixed(), SETS["dc"].model_copy(update={"outer": 3, "inner": 2, "lr_net": 0.3})
     net, labels = functional.network(NET, real.shape, 10), torch.arange(10)
     images = torch.randn(10, *real.shape, generator=generator("images"), dtype=torch.float64)
@@ -368,7 +372,7 @@ FAULTS = [  # fields, what the message says
     (
         {"method": "dm", "start": TEN, "outer": 10, "inner": 50},
         [
-            "outer = 10, inner = 50, but dm takes one step with each network and trains none: leave them out"
+            "outer = 10, inner = 50, but dm takes one step with each network and trains none: leave them out"  # noqa: E501
         ],
     ),
     ({"method": "dm", "start": TEN, "inner": 2}, ["outer = None, inner = 2", "leave them out"]),
@@ -462,17 +466,17 @@ def test_the_test_images_have_no_say(done, tmp_path, monkeypatch):
         (
             "dc",
             {"lr_images": 1e30},
-            r"^the .* stopped being finite at outer iteration \d \(lr_images 1e\+30\): lower lr_images; the last good state is kept",
+            r"^the .* stopped being finite at outer iteration \d \(lr_images 1e\+30\): lower lr_images; the last good state is kept",  # noqa: E501
         ),
         (
             "dm",
             {"lr_images": 1e30},
-            r"^the .* stopped being finite at outer iteration \d \(lr_images 1e\+30\): lower lr_images; the last good state is kept",
+            r"^the .* stopped being finite at outer iteration \d \(lr_images 1e\+30\): lower lr_images; the last good state is kept",  # noqa: E501
         ),
         (
             "dc",
             {"lr_net": 1e30},
-            r"^training on the images \(its lr is lr_net\) after step 1 of outer iteration 1: the .* stopped being finite .*lower lr",
+            r"^training on the images \(its lr is lr_net\) after step 1 of outer iteration 1: the .* stopped being finite .*lower lr",  # noqa: E501
         ),
     ],
 )

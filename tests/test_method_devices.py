@@ -1,4 +1,5 @@
-"""What a GPU wants: steps that stay on their device, compile as one graph, batch over networks, and run in mixed precision.
+"""What a GPU wants: steps that stay on their device, compile as one graph, batch over networks, and
+run in mixed precision.
 
 No GPU is needed: tensors of PyTorch's `meta` device have no values, so any look at them from the
 CPU is an error.
@@ -98,7 +99,8 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 def test_steps_compile_as_one_graph(step):
-    """Captured whole, with its derivatives; which code is made of the graph is the device's affair."""
+    """Captured whole, with its derivatives; which code is made of the graph is the device's affair.
+    Captured whole, with its derivatives; which code is made of the graph is the device's affair."""
     given = (FunctionalNetwork(MODULE), *problem())
     compiled = torch.compile(STEPS[step], fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(*given), STEPS[step](*given), strict=True):

@@ -1,4 +1,5 @@
-"""The derivatives by hand are those of automatic differentiation, in every shape; where the kernels do not fit, plain PyTorch is used and said so."""
+"""The derivatives by hand are those of automatic differentiation, in every shape; where the kernels
+do not fit, plain PyTorch is used and said so."""
 
 import logging
 import os
@@ -20,7 +21,9 @@ from ddlib.method.functional import CrossEntropy, FunctionalNetwork
 from ddlib.method.train import Epoch, gradient_norms, train
 from ddlib.settings import Network, Recipe, generator
 
-SHAPES = [  # images, width, depth: CIFAR's, MNIST's, odd edges dropped, two and four channels, one block, lanes that fill no pair
+# images, width, depth: CIFAR's, MNIST's, odd edges dropped, two and four channels, one block, lanes
+# that fill no pair
+SHAPES = [
     ((3, 32, 32), 16, 3),
     ((1, 28, 28), 8, 3),
     ((3, 7, 9), 8, 2),
@@ -32,7 +35,8 @@ K, N, WEIGHT = 5, 7, 1.3
 
 
 def problem(shape, width, depth, dtype=torch.float64, n=N):
-    """The fused network, the plain one, theta, images, labels, a direction; theta is far enough from its start for every term to count."""
+    """The fused network, the plain one, theta, images, labels, a direction; theta is far enough
+    from its start for every term to count."""
     module = networks.build(Network(width=width, depth=depth), shape, K)
     net, chance = fused.FastConvNet(module), generator("fused", *shape, width, depth)
     theta = net.initial(chance).double()
@@ -98,7 +102,8 @@ def test_derivatives_are_those_of_plain_pytorch(shape, width, depth):
 
 @pytest.mark.parametrize("shape, width, depth", SHAPES[:3])
 def test_the_plain_twins_agree_too(shape, width, depth):
-    """`FunctionalNetwork`, which fused networks fall back on, against torch.nn: same names, same values."""
+    """`FunctionalNetwork`, which fused networks fall back on, against torch.nn: same names, same
+    values."""
     net, module, theta, x, y, rho = problem(shape, width, depth)
     twin, head = FunctionalNetwork(net.module), CrossEntropy(y, WEIGHT)
     assert_close(twin.gradient(theta, x, head), plain.gradient(module, x, y, WEIGHT))
@@ -130,7 +135,8 @@ def test_pull_is_what_central_differences_measure():
 
 @pytest.mark.parametrize("shape, width, depth", [((3, 32, 32), 32, 3), ((1, 28, 28), 32, 3)])
 def test_in_float32_they_are_off_as_rounding_is(shape, width, depth):
-    """No farther from the float64 truth than plain PyTorch is on images moved by one rounding error."""
+    """No farther from the float64 truth than plain PyTorch is on images moved by one rounding
+    error."""
     net, module, theta, x, y, rho = problem(shape, width, depth, torch.float32, n=20)
     head = CrossEntropy(y)
 
@@ -186,7 +192,8 @@ def test_a_fused_outer_gradient_is_the_full_unroll_of_plain_pytorch(momentum, ip
 
 
 def test_training_is_that_of_plain_pytorch():
-    """Three epochs of momentum SGD with DSA, weight decay and penalty, a batch an epoch: the same end."""
+    """Three epochs of momentum SGD with DSA, weight decay and penalty, a batch an epoch: the same
+    end."""
     net, module, theta, x, y, _ = problem(*SHAPES[0])
     given = {"weight_decay": 0.01, "strategies": tuple(augment.STRATEGIES)}
     recipe = Recipe(
@@ -277,7 +284,8 @@ def test_other_networks_are_plain(architecture):
     assert not is_convnet(module)
 
 
-CHANGED = {  # a layer, and what is put in its place: the same parameters or the same types, another function
+# a layer, and what is put in its place: the same parameters or the same types, another function
+CHANGED = {
     "gelu": (2, nn.GELU()),
     "mean of 3 x 3": (3, nn.AvgPool2d(3, 2, 1)),
     "stride": (4, nn.Conv2d(8, 8, 3, stride=2, padding=1)),
@@ -326,7 +334,8 @@ CrossEntropy(torch.arange(4)))[1]))
 
 
 def ask(folder, **environment):
-    """A fresh process with nothing compiled: whether it uses the kernels, whether it equals plain PyTorch exactly, and its log."""
+    """A fresh process with nothing compiled: whether it uses the kernels, whether it equals plain
+    PyTorch exactly, and its log."""
     done = subprocess.run(
         [sys.executable, "-c", ASK],
         env=os.environ | {"XDG_CACHE_HOME": str(folder)} | environment,

@@ -1,4 +1,5 @@
-"""A network as a function of one vector is that network; its pooling, its first draw and its perturbation are what they say."""
+"""A network as a function of one vector is that network; its pooling, its first draw and its
+perturbation are what they say."""
 
 import math
 
@@ -51,7 +52,8 @@ def test_logits_are_the_last_linear_map_of_the_features(architecture):
 
 
 def test_a_convnet_has_the_parameters_of_its_description():
-    """depth x (3 x 3 kernels and biases, scale and shift), then a linear map on what the halvings leave."""
+    """depth x (3 x 3 kernels and biases, scale and shift), then a linear map on what the halvings
+    leave."""
     for depth, left in ((1, 64), (2, 16), (3, 4)):
         convolutions = (2 * 4 + (depth - 1) * 4 * 4) * 9 + depth * 4
         assert (
@@ -90,7 +92,7 @@ TOO_SMALL = [
 def test_images_too_small_for_the_norms_are_refused(architecture, depth, shape):
     with pytest.raises(
         InputError,
-        match=f"{architecture} of depth {depth} does not fit images of {shape[1]} x {shape[2]} pixels",
+        match=f"{architecture} of depth {depth} does not fit images of {shape[1]} x {shape[2]} pixels",  # noqa: E501
     ):
         networks.build(Network(architecture=architecture, width=4, depth=depth), shape, CLASSES)
 
@@ -183,7 +185,8 @@ def test_perturbation_comes_from_its_generator_and_zero_is_none():
 
 
 def test_a_vit_sees_where_its_patches_are():
-    """Positions count: an image whose patches change places is another image; patches of any size give 64 tokens."""
+    """Positions count: an image whose patches change places is another image; patches of any size
+    give 64 tokens."""
     for shape, patch in ((SHAPE, 2), ((3, 64, 64), 8)):
         flat = FunctionalNetwork(
             networks.build(Network(architecture="vit", width=8), shape, CLASSES)

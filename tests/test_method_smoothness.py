@@ -24,7 +24,8 @@ def test_a_straight_line():
 
 @pytest.mark.parametrize("n", [3, 8, 100])
 def test_half_a_circle(n):
-    """n chords of angle pi / n: each 2 r sin(pi / 2n) long, each turned by pi / n, over a diameter."""
+    """n chords of angle pi / n: each 2 r sin(pi / 2n) long, each turned by pi / n, over a diameter.
+    n chords of angle pi / n: each 2 r sin(pi / 2n) long, each turned by pi / n, over a diameter."""
     r, angle = 2.0, torch.linspace(0, math.pi, n + 1, dtype=torch.float64)
     path = r * torch.stack([angle.cos(), angle.sin(), torch.zeros_like(angle)], 1)
     each, whole = steps(path), summary(path)

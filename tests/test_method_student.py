@@ -1,4 +1,5 @@
-"""The gradient at constant memory is that of the full unroll, and both are what central differences measure; TESLA's is what its definition says."""
+"""The gradient at constant memory is that of the full unroll, and both are what central differences
+measure; TESLA's is what its definition says."""
 
 from dataclasses import replace
 
@@ -48,7 +49,8 @@ adjoint, unroll, tesla = map(by, (student.adjoint, student.unroll, student.tesla
 def problem(
     strategies=tuple(STRATEGIES), steps=7, momentum=0.9, t=0, soft=False, net=FLAT, **changes
 ):
-    """All that a gradient function takes but the images and the lr: six images, an expert of M + 1 nearby points, float64."""
+    """All that a gradient function takes but the images and the lr: six images, an expert of M + 1
+    nearby points, float64."""
     fields = {"matched_epochs": 3, "start_epochs": 6} | changes
     settings = Distillation(
         experts=Expert(data=DATA),
@@ -186,7 +188,8 @@ def test_central_differences_in_soft_labels_images_and_lr(form, net):
     "net, soft", [(FLAT, False), (FLAT, True), (FUSED, True)], ids=["hard", "soft", "fused soft"]
 )
 def test_tesla_holds_the_path_of_the_step_gradients_fixed(net, soft, intermediate, momentum):
-    """Automatic differentiation through theta_n = theta_0 - a sum of b_k, of gradients at points that are numbers; not the gradient itself."""
+    """Automatic differentiation through theta_n = theta_0 - a sum of b_k, of gradients at points
+    that are numbers; not the gradient itself."""
     given, images, lr = (
         problem(net=net, soft=soft, momentum=momentum, intermediate=intermediate, batch=4),
         some_images().requires_grad_(),

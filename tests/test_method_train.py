@@ -1,4 +1,5 @@
-"""The training loop against a hand-written one over an `nn.Module` and torch.optim; the gradient penalty against closed forms."""
+"""The training loop against a hand-written one over an `nn.Module` and torch.optim; the gradient
+penalty against closed forms."""
 
 from itertools import pairwise
 
@@ -50,7 +51,8 @@ def thetas(**recipe):
 
 
 def by_hand(make, epochs, factors=None, lrs=None, restart_at=None, strategies=()):
-    """Batches of 4 in the order that the seed gives; `factors` scale the loss and `lrs` set the lr, epoch by epoch."""
+    """Batches of 4 in the order that the seed gives; `factors` scale the loss and `lrs` set the lr,
+    epoch by epoch."""
     theta, x, y = some_data()
     module = networks.build(SETTINGS, SHAPE, CLASSES).to_empty(device="cpu").double()
     vector_to_parameters(theta, module.parameters())
@@ -123,7 +125,8 @@ def test_all_chance_comes_from_the_seed():
 
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
 def test_the_lr_drops_once_past_the_middle_and_the_optimiser_restarts(optimiser):
-    """E = 6: epochs 0 ... 4 = E // 2 + 1 at the lr, epoch 5 at 0.6 of it, without memory of what went before."""
+    """E = 6: epochs 0 ... 4 = E // 2 + 1 at the lr, epoch 5 at 0.6 of it, without memory of what
+    went before."""
     lrs = [0.02] * 5 + [0.012]
     dropped = thetas(epochs=6, lr=0.02, optimiser=optimiser, drop=0.6, weight_decay=0.01)
     assert_same_path(dropped, by_hand(MAKERS[optimiser], 6, lrs=lrs, restart_at=5)[0])
@@ -185,7 +188,8 @@ def test_under_plain_sgd_the_clipping_loss_is_that_warm_up():
 
 
 def sharp_by_hand(optimiser, rho, alpha, epochs, factors, cost):
-    """Sharpness-aware steps as one would first write them: walk uphill, take the gradient there, walk back, step."""
+    """Sharpness-aware steps as one would first write them: walk uphill, take the gradient there,
+    walk back, step."""
     theta, x, y = some_data()
     leaf = theta.clone().requires_grad_()
     chosen, path = MAKERS[optimiser]([leaf]), []
@@ -387,7 +391,8 @@ def test_a_training_goes_on_after_any_epoch_to_the_same_bytes(optimiser, way):
 
 
 def first_fault(recipe):
-    """(epoch, step, what), from 1, of the first number that is not finite, looked for after every step; in float32, as all work is done."""
+    """(epoch, step, what), from 1, of the first number that is not finite, looked for after every
+    step; in float32, as all work is done."""
     theta, x, y = (t.float() if t.is_floating_point() else t for t in some_data())
     optimiser = optimiser_for(theta, recipe, recipe.lr)
     for epoch in range(recipe.epochs):

@@ -153,7 +153,11 @@ def test_wrong_names_and_parameters_are_errors_before_any_work(tmp_path):
         build.check_parameters(SOURCES[0], {"profil": "smoke"})
     with pytest.raises(InputError, match="no study 'x': expected one of coresets"):
         build.run("x", "smoke")
-    for text, fault in (("- 1", "it holds list"), ("a: [", "while parsing"), (None, "No such file")):
+    for text, fault in (
+        ("- 1", "it holds list"),
+        ("a: [", "while parsing"),
+        (None, "No such file"),
+    ):
         file = tmp_path / f"{fault[:2]}.yaml"
         if text:
             file.write_text(text)

@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from ddlib.runs.meter import Meter
 from test_keeper import dies_at, in_a_child
 from test_pipeline import SET, START
 from test_pipeline import done as done  # a store filled by one process
@@ -16,7 +17,6 @@ from ddlib.paper import paper
 from ddlib.runs import stages as pipeline
 from ddlib.runs import status as upkeep
 from ddlib.runs import studies
-from ddlib.runs.meter import Meter
 from ddlib.settings import key
 
 

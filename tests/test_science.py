@@ -1,4 +1,5 @@
-"""The bar under everything else: distilled images teach better than the real images that they started from."""
+"""The bar under everything else: distilled images teach better than the real images that they
+started from."""
 
 from statistics import fmean, stdev
 
@@ -34,7 +35,8 @@ def folder(tmp_path_factory):
 
 
 def test_distilled_images_beat_random_ones_by_more_than_the_spread(folder):
-    """One image a class, three seeds; each seed's random images are judged as they are, and after distillation."""
+    """One image a class, three seeds; each seed's random images are judged as they are, and after
+    distillation."""
     score = {"random": [], "distilled": []}
     for seed in SEEDS:
         random = Selection(data=DATA, method="real", lr=BUDGET["a0"], seed=seed)

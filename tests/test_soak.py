@@ -1,4 +1,5 @@
-"""A handful of the kills of `make soak`, what the soak would find, and a notebook killed under papermill with its kernel."""
+"""A handful of the kills of `make soak`, what the soak would find, and a notebook killed under
+papermill with its kernel."""
 
 import os
 import signal
@@ -88,7 +89,7 @@ def test_a_kernel_ends_with_the_paper_that_is_killed(tmp_path):
     about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), source)
     given = {"profile": str(tmp_path)}
-    program = "import sys; from pathlib import Path; from ddlib import press; press.execute(Path(sys.argv[1]), Path(sys.argv[2]), {'profile': sys.argv[3]})"
+    program = "import sys; from pathlib import Path; from ddlib import press; press.execute(Path(sys.argv[1]), Path(sys.argv[2]), {'profile': sys.argv[3]})"  # noqa: E501
     environment = os.environ | {"PYTHONPATH": str(HOME.parent)}
     killed = subprocess.Popen(
         [sys.executable, "-c", program, source, tmp_path / "out", tmp_path],

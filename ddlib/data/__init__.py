@@ -1,1 +1,1 @@
-"""Images in: data sets, folders and other people's files, and the space in which networks see them."""
+"""Images in: data sets, folders, other people's files, and the space in which networks see them."""

@@ -54,7 +54,7 @@ class Set:
 
 
 def split(y: Tensor, counts: dict[str, int], seed: int) -> dict[str, Tensor]:
-    """Indices of `counts[part]` images of each class for each part, none twice, classes in order."""
+    """Indices of `counts[part]` images of each class per part, none twice, in order."""
     chosen: dict[str, list[Tensor]] = {part: [] for part in counts}
     for k in y.unique().tolist():
         members = (y == k).nonzero().flatten()
@@ -72,7 +72,7 @@ def _cut(x: Tensor, y: Tensor, counts: dict[str, int], seed: int) -> Raw:
 
 
 def _digits(seed: int, folder: Path) -> Raw:
-    """8 x 8 scans brought to 16 x 16, bilinear: three halvings of a depth-3 ConvNet then leave 2 x 2."""
+    """8 x 8 scans, resized to 16 x 16: three halvings of a ConvNet then leave 2 x 2."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()  # levels 0 ... 16
@@ -109,7 +109,7 @@ def _mnist_m(seed: int, folder: Path) -> Raw:
 
 
 def photographs() -> list[Tensor]:
-    """The ten colour photographs of scikit-image and scikit-learn that need no download, each (3, h, w) uint8."""
+    """The ten colour photographs that need no download, each (3, h, w) uint8."""
     from skimage import data
     from sklearn.datasets import load_sample_images
 

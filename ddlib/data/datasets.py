@@ -1,7 +1,7 @@
 """The data sets: a name and a seed become balanced training, validation and test images.
 
-n images, c x h x w pixels, K classes. A set is made of a wheel, of an archive in `<folder>/data`, or
-of a folder of one's own; image files are decoded once and mapped into memory.
+n images, c x h x w pixels, K classes. A set is made of a wheel, of an archive in `<folder>/data`,
+or of a folder of one's own; image files are decoded once and mapped into memory.
 """
 
 from __future__ import annotations

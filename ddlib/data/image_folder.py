@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +152,7 @@ def counted(
         if wrong:
             span = f"{least} to {most}" if most and most > least else f"{least}"
             raise InputError(
-                f"{part} images in {home}: {few(wrong)}, but {span if most else f'at least {least}'} "
+                f"{part} images in {home}: {few(wrong)}, but {span if most else f'{least}+'} "
                 f"of each class are expected; {advice}"
             )
     return files
@@ -222,10 +223,10 @@ def pack(file: Path, parts: Parts, side: int, title: str, upright: bool = False)
             yield some
             progress.advance(SECONDS * len(some), part)
 
-    tensors = {f"y_{part}": (torch.int64, tuple(y.shape), [y]) for part, (_, y) in parts.items()}
-    for part, (files, _) in parts.items():
-        shape = (len(files), 3, side, side)
-        tensors[f"x_{part}"] = (torch.uint8, shape, pixels(part, files))
+    tensors: dict[str, Any] = {}
+    for part, (files, y) in parts.items():
+        tensors[f"y_{part}"] = (torch.int64, tuple(y.shape), [y])
+        tensors[f"x_{part}"] = (torch.uint8, (len(files), 3, side, side), pixels(part, files))
     try:
         write_parts(file, tensors)
     finally:

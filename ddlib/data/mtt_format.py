@@ -182,7 +182,7 @@ def words(value: Any) -> str:
 
 
 def check_buffer(file: Path, tree: Any, shapes: Shapes, epochs: int) -> None:
-    """Refuse what is no list of trajectories of this network; names the first value that differs."""
+    """Refuse what is no list of trajectories of this network, naming the first fault."""
     if not isinstance(tree, list | tuple) or not tree:
         raise InputError(
             f"{file} holds {words(tree)}, expected a list of trajectories "

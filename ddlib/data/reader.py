@@ -28,7 +28,7 @@ class Unsound(Exception):
 
 
 def numbers(file: Path) -> int:
-    """Bytes of tensors' numbers in the archive, once its list of entries and its pickle are sound."""
+    """Bytes of tensors' numbers in the archive, once its entries and its pickle are sound."""
     with file.open("rb") as head:
         if head.read(1) == b"\x80":
             raise Unsound("is a bare pickle, or of PyTorch before 1.6: reading it could run code")

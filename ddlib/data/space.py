@@ -1,9 +1,11 @@
-"""The network's space: z = (x - mean) / std by channel, then, with ZCA, W (z - m), W = U diag(1 / sqrt(s + eps)) U^T.
+"""The network's space: z = (x - mean) / std by channel, then, with ZCA, W (z - m),
+W = U diag(1 / sqrt(s + eps)) U^T.
 
-U, s: eigenvectors and eigenvalues of the covariance of z over the training images, d = c h w pixels; m their mean.
-W turns each s into s / (s + eps): directions well above eps get unit variance, those of mere noise stay small.
-eps = 0.1 as in the published trajectory-matching runs. Everything is measured on training images alone, part by part: they may be
-a file's. Pixels are numbers in [0, 1] or, as files keep them, levels 0 ... 255.
+U, s: eigenvectors and eigenvalues of the covariance of z over the training images, d = c h w
+pixels; m their mean. W turns each s into s / (s + eps): directions well above eps get unit
+variance, those of mere noise stay small. eps = 0.1 as in the published trajectory-matching runs.
+Everything is measured on training images alone, part by part: they may be a file's. Pixels are
+numbers in [0, 1] or, as files keep them, levels 0 ... 255.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Space:
         return ((z.flatten(1) - self.zca_mean.to(z)) @ self.zca.to(z)).view_as(z)  # W is symmetric
 
     def leave(self, x: Tensor) -> Tensor:
-        """The inverse of `enter`, not clipped: a synthetic image may leave [0, 1], and the viewer decides what to do then."""
+        """The inverse of `enter`, not clipped: a synthetic image may leave [0, 1]."""
         if self.zca is not None:
             x = (x.flatten(1) @ self._inverse.to(x) + self.zca_mean.to(x)).view_as(x)
         return x * _by_channel(self.std, x) + _by_channel(self.mean, x)
@@ -60,7 +62,7 @@ class Space:
 
 
 def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1, given: Space | None = None) -> Space:
-    """The space measured on training images `x`, (n, c, h, w); its channels' mean and std are those of `given` if there is one."""
+    """The space measured on training images `x` (n, c, h, w); mean and std from `given`, if any."""
     parts = x.split(max(1, PART // x[0].numel()))
     space = given or _by_channels(parts, len(x))
     if not zca:

@@ -3,8 +3,9 @@
 `seconds` is rough: from settings alone it orders tasks and tells the time left. The rest counts.
 The real code runs on the meta device, where tensors have shapes and no numbers, and PyTorch's
 registry counts its FLOP. Time on this machine then comes from a calibration, seconds = r_step *
-steps + r_flop * FLOP, in processor time. Time on a GPU is the roofline: the longest of FLOP / (peak
-* COMPUTE), bytes moved / (bandwidth * STREAM) and kernels * LAUNCH, for plain PyTorch in float32 with TF32 convolutions.
+steps + r_flop * FLOP, in processor time. Time on a GPU is the roofline: the longest of FLOP /
+(peak * COMPUTE), bytes moved / (bandwidth * STREAM) and kernels * LAUNCH, for PyTorch in float32
+with TF32 convolutions.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def seconds(task: Task) -> float:
 
 
 def trained(settings: Evaluation, scored: float = 1.5) -> float:
-    """Networks that an evaluation trains: some to choose the lr, then `scored` times those it scores.
+    """Networks that an evaluation trains: those that choose the lr, then those that are scored.
 
-    They are scored once where the set's own lr is chosen, else twice.
+    The latter are trained once where the set's own lr is chosen, else twice: `scored` times.
     """
     choosing = len(settings.factors) * settings.search_networks * (len(settings.factors) > 1)
     return choosing + scored * settings.networks
@@ -188,7 +189,7 @@ def prepare(work: Work, device: str) -> Callable[[], object]:
 
 @cache
 def cost(work: Work) -> Cost:
-    """Counted in float32 on the meta device; of many steps from two and three, which differ by one."""
+    """Counted in float32 on the meta device; of many steps by those of two and of three."""
     if work.steps > 3:
         two, three = (astuple(cost(replace(work, steps=n))) for n in (2, 3))
         return Cost(*(a + (work.steps - 2) * (b - a) for a, b in zip(two, three, strict=True)))
@@ -237,7 +238,8 @@ def kind(work: Work) -> Work:
 
 def measured(work: Work, until: float) -> float:
     """The median processor seconds of up to five calls after one that warms up."""
-    job, found = prepare(work, "cpu"), []
+    job = prepare(work, "cpu")
+    found: list[float] = []
     job()
     while not found or (len(found) < 5 and time.monotonic() < until):
         began = time.process_time()

@@ -89,5 +89,9 @@ def outer_gradient(
         EXACT[settings.gradient](loop, lambda path: (path[steps] - target).square().sum(), [steps])
         return time.perf_counter() - began
 
-    about = {"gradient": settings.gradient, "inner_steps": steps, "megabytes": peak(once)}
+    about: dict[str, str | float] = {
+        "gradient": settings.gradient,
+        "inner_steps": steps,
+        "megabytes": peak(once),
+    }
     return about | {"seconds": median(once() for _ in range(3))}

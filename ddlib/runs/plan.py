@@ -88,10 +88,16 @@ def part(task: Any) -> Part:
     disk = (task.checks + 2) * n * REAL * c * h * w
     if isinstance(task, Condensation):
         batch, often = min(task.batch_real, known.per_class), task.iterations * task.outer * k
-        real, ours = ("forward", "gradient") if task.method == "dm" else ("gradient", "adjoint")
-        works = ((work(real, batch), often), (work(ours, task.ipc), often), checks)
+        dm = task.method == "dm"
+        real: Form = "forward" if dm else "gradient"
+        ours: Form = "gradient" if dm else "adjoint"
+        matched: tuple[tuple[Work, float], ...] = (
+            (work(real, batch), often),
+            (work(ours, task.ipc), often),
+            checks,
+        )
         what = f"{name}, {task.method.upper()}, ipc {task.ipc}"
-        return Part("distillation", what, 1, works, disk, "batch_real")
+        return Part("distillation", what, 1, matched, disk, "batch_real")
     batch = min(task.batch or n, n)
     exact: Form = "unroll" if task.gradient == "unroll" else "adjoint"  # tesla: the same sweep
     what = f"{name}, ipc {task.ipc}, N = {task.inner_steps}, {batch} images per step"

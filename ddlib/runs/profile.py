@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
@@ -55,7 +55,10 @@ def part_of(*kinds: type[BaseModel], **more: Any) -> Any:
 
 
 if TYPE_CHECKING:
-    OfRecipe = OfEvaluation = OfSet = OfVariant = dict[str, Any]
+    OfRecipe: TypeAlias = dict[str, Any]
+    OfEvaluation: TypeAlias = dict[str, Any]
+    OfSet: TypeAlias = dict[str, Any]
+    OfVariant: TypeAlias = dict[str, Any]
 else:
     OfRecipe = part_of(Expert, Imported)
     OfEvaluation = part_of(Evaluation)

@@ -61,7 +61,11 @@ class Following(OfSet):
     stage: ClassVar[str] = "followings"
     words: ClassVar[str] = "following with {s.of.title}"
     of: Distillation
-    network = property(lambda self: self.of.network)  # the student's
+
+    @property
+    def network(self) -> Network:
+        """The student's."""
+        return self.of.network
 
     def needs(self) -> list[Task]:
         return [self.of, *self.of.needs()[1:]]  # the set, and its experts
@@ -75,7 +79,11 @@ class Film(OfSet):
     of: Distillation
     frames: Count = 50  # after the start, evenly spaced, the last at the end
     shown: Count = 10  # classes, the first ones; the first image of each
-    network = property(lambda self: self.of.network)  # the student's
+
+    @property
+    def network(self) -> Network:
+        """The student's."""
+        return self.of.network
 
     def needs(self) -> list[Task]:
         return self.of.needs()
@@ -221,7 +229,8 @@ class OuterLoop:
 
     def segment(self, expert: int, start: int, epochs: int) -> Tensor:
         """Snapshots theta*_s ... theta*_{s+M} of an expert, read from disk without the rest."""
-        path = self.inputs[self.settings.experts.at(expert)].tensors["path"]
+        experts: Any = self.settings.experts  # type: ignore[union-attr]
+        path = self.inputs[experts.at(expert)].tensors["path"]
         return path[start : start + epochs + 1]
 
     def judged(self) -> dict[str, Tensor]:

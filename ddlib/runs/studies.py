@@ -235,7 +235,7 @@ def tuning(profile: Profile) -> Iterator[Ask]:
                 for seed in range(1000, 1000 + trial.seeds):
                     changes = trial.budget | tried
                     of = distillation(profile, trial.cell, method, seed, **changes)
-                    how = trial.evaluation | {"networks": 2, "test": False}
+                    how: Any = trial.evaluation | {"networks": 2, "test": False}
                     judged = evaluation(profile, trial.cell, of, **how)
                     run = Run("tuning", trial.cell, method, seed, judged)
                     yield (
