@@ -27,6 +27,8 @@ from ddlib.method.fast import convnet as fused
 from ddlib.method.student import InnerLoop, InnerLoss, adjoint
 from ddlib.method.train import Batch, Epoch, gradient, gradient_norms, optimiser_for
 from ddlib.method.train import train as epochs_of
+from ddlib.paper import pages
+from ddlib.progress import Progress, clock
 from ddlib.runs import engine, machine
 from ddlib.settings import Network, Recipe, generator
 

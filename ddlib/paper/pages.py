@@ -27,6 +27,8 @@ def readme() -> None:
     for block, profile in BLOCKS.items():
         if page_of(block):
             fill(block, summary(Paper(profile)))
+    if page_of("picture"):
+        fill("picture", caption(Paper("laptop")))
     if page_of("cells"):
         fill("cells", cells_table(pd.read_csv(CELLS)))
 
@@ -98,6 +100,19 @@ def summary(paper: Paper) -> str:
             "\n".join(verdicts),
             scale(paper.profile),
         ]
+    )
+
+
+def caption(paper: Paper) -> str:
+    """What the README's picture shows, with the accuracies of its cell."""
+    table = pd.read_csv(paper.results.folder / "tables" / "summary.csv").set_index("method")
+    cell = next(name for name in table if name.endswith("-ipc1"))
+    picked, distilled = table[cell]["k-means"], table[cell]["AST"]
+    return (
+        "Top row: one real image per class. Middle row: [what AST made of them]"
+        f"(results/{paper.name}/figures/film.gif). Bottom row: the difference. Test accuracy of "
+        f"networks trained on ten images only, in percent: {picked} on real images picked by "
+        f"k-means, {distilled} on the images distilled by AST."
     )
 
 
