@@ -43,8 +43,8 @@ def load_data(
 ) -> Images:
     """Load training, validation and test images by the name of the data set.
 
-    `load_data("folder", path="my/images", size=32)` loads your own from path/<class>/*, each cut
-    square and brought to `size` pixels per side.
+    `load_data("folder", path="my/images", size=32)` loads your own from ``path/<class>/*``, each
+    cut square and brought to `size` pixels per side.
 
     Raises:
         InputError: no such data set, or not all of its files are there.

@@ -79,7 +79,7 @@ def digest(tensors: dict[str, Tensor], header: str = "") -> str:
 def whole(file: Path, size: int = 0) -> Iterator[IO[bytes]]:
     """A file to write into that gets its name when all is written, or leaves nothing.
 
-    Until then it is called .half-*. `size` is what it will take, if known.
+    Until then it is called ``.half-*``. `size` is what it will take, if known.
 
     Raises:
         Full: there is no room for it.

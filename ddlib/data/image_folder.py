@@ -1,8 +1,8 @@
 """Folders of images: found and counted before any is read, then each decoded once into a file.
 
 n images, 3 x side x side pixels. The file of pixels stays on disk and is mapped into memory, so a
-data set may be larger than memory. A folder of one's own holds <class>/*, or train/<class>/* and
-perhaps val/<class>/* and test/<class>/*.
+data set may be larger than memory. A folder of one's own holds ``<class>/*``, or
+``train/<class>/*`` and perhaps ``val/<class>/*`` and ``test/<class>/*``.
 """
 
 from __future__ import annotations

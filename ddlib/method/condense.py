@@ -1,10 +1,12 @@
 """The outer loop of DC, DSA and DM, which follow no expert: images S that look like real ones.
 
 They look so to networks theta drawn anew. On each, S descends the gap between a batch X of each
-class's real images and its own synthetic ones, S <- S - lr_images v, v <- 0.5 v + d gap / dS:
-DC   D(grad CE(theta, X), grad CE(theta, S)), D = sum over outputs of 1 - cos   (arXiv 2006.05929)
-DSA  the same of A(X) and A(S), one augmentation A for all images of both       (arXiv 2102.08259)
-DM   |mean f(theta, A(X)) - mean f(theta, A(S))|^2, f the penultimate features  (arXiv 2110.04181)
+class's real images and its own synthetic ones, S <- S - lr_images v, v <- 0.5 v + d gap / dS::
+
+  DC   D(grad CE(theta, X), grad CE(theta, S)), D = sum over outputs of 1 - cos   (arXiv 2006.05929)
+  DSA  the same of A(X) and A(S), one augmentation A for all images of both       (arXiv 2102.08259)
+  DM   |mean f(theta, A(X)) - mean f(theta, A(S))|^2, f the penultimate features  (arXiv 2110.04181)
+
 DC and DSA train theta on S between `outer` such steps; DM takes one step per network.
 """
 

@@ -188,9 +188,9 @@ def network(settings: Network, shape: tuple[int, int, int], classes: int) -> Fun
 def perturb(
     network: FunctionalNetwork, theta: Tensor, alpha: float, form: str, generator: torch.Generator
 ) -> Tensor:
-    """Weight perturbation P: W + alpha (d / |d|_F) * W on convolution kernels, d ~ N(0, I).
+    """Weight perturbation P of convolution kernels: ``W + alpha d / |d|_F * W``, d ~ N(0, I).
 
-    `form` is "elementwise", the authors' code, or "norm_matched": W + alpha (d / |d|_F) |W|_F.
+    `form` is "elementwise", the authors' code, or "norm_matched": ``W + alpha d / |d|_F |W|_F``.
     """
     theta = theta.clone()
     if alpha:

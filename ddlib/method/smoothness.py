@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def steps(path: Tensor) -> dict[str, Tensor]:
-    """|d_e|, |d_e|^2 and |d_e| / |theta*_e|, each (E,); cos(d_e, d_{e+1}), (E - 1,)."""
+    """``|d_e|, |d_e|^2, |d_e| / |theta*_e|``, each (E,); cos(d_e, d_{e+1}), (E - 1,)."""
     d = path.diff(dim=0)
     length = d.norm(dim=1)
     return {

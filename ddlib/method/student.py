@@ -132,7 +132,7 @@ def matched_steps(steps: int, epochs: int, intermediate: str) -> dict[int, int]:
 
 
 def objective(path: Path, expert: Tensor, matched: Mapping[int, int], intermediate: str) -> Tensor:
-    """L_TM + sum_i beta_i l_i, l_i = |theta_{n_i} - theta*_{s+i}|^2 / |theta_0 - theta*_{s+i}|^2.
+    """L_TM + sum beta_i l_i, ``l_i = |theta_{n_i} - theta*_{s+i}|^2 / |theta_0 - theta*_{s+i}|^2``.
 
     theta_0 is the perturbed start, `expert` (M + 1, P) starts at epoch s, and beta_i is 1
     ("equal") or i / M ("adaptive"). Not finite where the expert stands at the start.
@@ -211,8 +211,8 @@ def adjoint(
     """The same gradient with the graph of one step at a time: walk the path, then walk back.
 
     With lambda the cotangent of theta and rho that of b, from k = N down to 1:
-    lambda += dL/dtheta_k;  rho -= a lambda;  dL/da -= <b_k, lambda>;
-    (lambda, dL/dx) += vjp of (theta, x) -> grad CE(theta_{k-1}, x) applied to rho;  rho *= mu.
+    ``lambda += dL/dtheta_k;  rho -= a lambda;  dL/da -= <b_k, lambda>;``
+    ``(lambda, dL/dx) += vjp of (theta, x) -> grad CE(theta_{k-1}, x) applied to rho;  rho *= mu``.
     """
     loss, theta, steps = loop.loss, loop.theta, loop.steps
     images, lr = loop.images.detach(), loop.lr.detach()
@@ -271,7 +271,7 @@ def follow(
     """One row per epoch of a student that walks an expert's whole way, never put back on its path.
 
     `synthetic` are images, labels (classes, or logits of soft ones) and lr; `expert` (E + 1, P) is
-    the path of expert number `index`. Its error is |theta - theta*_e| / |theta*_0 - theta*_e|.
+    the path of expert number `index`. Its error is ``|theta - theta*_e| / |theta*_0 - theta*_e|``.
     """
     images, labels, lr = synthetic
     expert = expert.to(images)

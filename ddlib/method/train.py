@@ -1,6 +1,6 @@
 """The training loop of experts, of networks on distilled sets, and of the full-data ceiling.
 
-L = c_e CE(f(A(x)), y) + lambda mean (|g| - target)^2 with g = d sum_k f_k(x) / dx. Plain training
+L = c_e CE(f(A(x)), y) + lambda mean (norm(g) - target)^2, g = d sum_k f_k(x) / dx. Plain training
 has c_e = 1 and lambda = 0. n images (n, c, h, w); labels are classes (n,) or probabilities (n, K);
 P parameters in one vector theta.
 """
@@ -76,7 +76,7 @@ def ramp(epoch: int, epochs: int) -> float:
 
 
 def gradient_norms(g: Tensor, reading: str) -> Tensor:
-    """|g| per pixel, (n, h, w) (the authors' code), or per image, (n,) ("per_sample", WGAN-GP)."""
+    """Norms of g: per pixel, (n, h, w) (the authors' code), or per image, (n,) (WGAN-GP)."""
     squares = g.square().sum(1 if reading == "per_pixel" else (1, 2, 3))
     return (squares + torch.finfo(g.dtype).tiny).sqrt()  # the root of 0 has no derivative
 
@@ -120,7 +120,7 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """The loss on one batch, and the direction that a step descends.
 
-    The direction is the gradient g; with `sharpness` rho it is the gradient at theta + rho g / |g|
+    The direction is the gradient g; with `sharpness` rho it is that at ``theta + rho g / |g|``
     (SAM, arXiv 2010.01412); with `sharpness_alpha` too, alpha times the part of g orthogonal to it
     is subtracted (GSAM, arXiv 2203.08065). FTD's authors use SAM's adaptive form.
     """

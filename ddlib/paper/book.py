@@ -43,7 +43,8 @@ def make(profile: str = "laptop", folder: Path = BOOK) -> Path:
     lay(sources, paper.results, executed)
     command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(sources), str(folder)]
     shutil.rmtree(folder, ignore_errors=True)
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    sys.stderr.write(done.stderr)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise InputError(f"Sphinx could not make the book: {last}; pip install 'ddlib[book]'")

@@ -327,7 +327,7 @@ def of_pages(kept: Paper) -> Iterator[Verdict]:
         page = pages.page_of(block)
         if page is None:
             raise Unchecked("on no page")
-        filled = pages.filled(page, block, pages.summary(kept))
+        filled = pages.filled(page, block, pages.text_of(block, kept))
         fault = parting(page.read_text(), filled)
         return f"{page.name}: {fault}; `make readme` fills it" if fault else None
 

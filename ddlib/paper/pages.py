@@ -19,16 +19,15 @@ from ddlib.runs.profile import Profile
 from ddlib.settings import Distillation
 
 README, DOCS, CELLS = HOME / "README.md", HOME / "docs", HOME / "results" / "scale" / "cells.csv"
-BLOCKS = {"paper": "laptop", "full": "laptop-full"}  # block -> the profile whose results it shows
+# block -> the profile whose results it shows
+BLOCKS = {"paper": "laptop", "full": "laptop-full", "picture": "laptop"}
 
 
 def readme() -> None:
     """Fill every block that is made from kept results."""
     for block, profile in BLOCKS.items():
         if page_of(block):
-            fill(block, summary(Paper(profile)))
-    if page_of("picture"):
-        fill("picture", caption(Paper("laptop")))
+            fill(block, text_of(block, Paper(profile)))
     if page_of("cells"):
         fill("cells", cells_table(pd.read_csv(CELLS)))
 
@@ -78,6 +77,11 @@ def filled(page: Path, block: str, text: str) -> str:
             f"{end if first else start}; put them back where that block belongs"
         )
     return head + "\n\n".join([start, text, end]) + tail
+
+
+def text_of(block: str, paper: Paper) -> str:
+    """What a block of BLOCKS says of a paper."""
+    return caption(paper) if block == "picture" else summary(paper)
 
 
 def summary(paper: Paper) -> str:

@@ -1,7 +1,7 @@
 """Robust scores of a set, as DD-Ranking defines them (arXiv 2505.13300).
 
 Accuracies, as fractions, of networks trained on the full data, on the set, and on as many random
-real images by the same protocol:
+real images by the same protocol::
 
     HLR = full - set                     hard-label recovery: the smaller, the better
     IOR = set - random                   improvement over random
