@@ -1,15 +1,15 @@
-"""`make soak`: kill a small paper at random instants and start it again, until it is done; then
-compare every byte with one that was left alone.
+"""`make soak`: kill a small paper at random instants and start it again, until it is done.
 
     python tests/soak.py [KILLS] [--seed N] [--keep FOLDER] [--quick]
 
-A journey fills an empty folder by `ddlib run all` and `ddlib paper` with two notebooks, in turn
-first the one and first the other; a quick one by one study alone. Every start is a process of its
-own, forked from this one so that it need not import all anew, and takes the next engine; every kill
-is a SIGKILL of the whole process group, or of the parent alone, whose children must then end by
-themselves. It comes at an instant drawn from the seed: after the first work that is seen, or
-sooner, or as soon as a file is being written. Each process notes what it does in a file, so that it
-can be said what a kill hit and what was done again because of it.
+Then every byte is compared with a paper that was left alone. A journey fills an empty folder by
+`ddlib run all` and by `ddlib paper` with two notebooks, in either order; a quick one by one study
+alone. Every start is a process of its own, forked from this one so that it need not import all
+anew, and every third one computes in processes. Every kill is a SIGKILL of the whole process
+group, or of the parent alone, whose children must then end by themselves. It comes at an instant
+drawn from the seed: while a task is at work, while the run starts, or as soon as a file is being
+written. Each task notes its epochs and outer iterations (TRACK), so that work which was done again
+can be counted.
 """
 
 from __future__ import annotations
@@ -22,29 +22,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import Process, get_context
 from pathlib import Path
 
 import yaml
 
-HOME = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
 INTERVAL = 0.2  # seconds between checkpoints, so that a small task has several
 SPAN = {"run": 1.2, "paper": 4.0}  # seconds after the first work within which most kills come
-# seconds from the start within which the early ones come: settings, the data set, workers that are
-# not up yet
-STARTING = 3.0
-MOST = {
-    "run": 16,
-    "paper": 6,
-    # kills of one command in one journey: `paper` only ends if it is left alone for all its notebooks  # noqa: E501
-}
+STARTING = 3.0  # seconds from the start within which the early kills come
+MOST = {"run": 16, "paper": 6}  # kills of one command in one journey: `paper` must end some time
 PATIENCE = 300.0  # seconds
 NOTEBOOKS = ("02_experts", "08_ablations")
 MOMENTUM = {"optimiser": "momentum", "lr": 0.01, "batch": 128, "epochs": 4}
 RAMP = {"ramp": "loss", "ramp_epochs": 2}
 PENALTY = {"penalty": "per_sample", "penalty_weight": 0.1}
 TUNED = {"lr_images": 30.0, "a0": 0.01, "lr_lr": 1e-6}
+LOOP = {"inner_steps": 4, "matched_epochs": 2, "start_epochs": 2, "iterations": 12, "checks": 2}
 PROFILE = {
     "title": "a paper to be killed",
     "network": {"architecture": "convnet", "width": 8, "depth": 2},
@@ -66,14 +61,7 @@ PROFILE = {
             "data": {"name": "digits"},
             "ipc": 1,
             "methods": ["random", "k-means", "MTT", "AST"],
-            "student": {
-                "inner_steps": 4,
-                "matched_epochs": 2,
-                "start_epochs": 2,
-                "iterations": 12,
-                "checks": 2,
-                "check_epochs": 40,
-            },
+            "student": LOOP | {"check_epochs": 40},
             "tuned": {"MTT": TUNED | {"a0": 0.05}, "AST": TUNED},
         }
     },
@@ -89,80 +77,21 @@ PROFILE = {
 }
 
 
-# --- in the processes that are killed ---
+def on_step(task, step, numbers):
+    """In the processes that are killed: note an epoch or an outer iteration."""
+    from ddlib.base import key
 
-
-def install(trace: str) -> None:
-    """Have this process note what it does: a line when a piece of work begins and ends, and one
-    when an epoch or an outer iteration is done."""
-    from ddlib.method import continual, evaluate, experts
-    from ddlib.runs import stages as pipeline
-    from ddlib.runs import store
-
-    out = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    task = []
-
-    def note(*words: object) -> None:
-        os.write(
-            out, (" ".join(map(str, (os.getpid(), f"{time.time():.3f}", *words))) + "\n").encode()
-        )
-
-    def around(what, function, name):
-        def noted(*given, **named):
-            note("begin", what, name(*given))
-            result = function(*given, **named)
-            note("end", what, name(*given))
-            return result
-
-        return noted
-
-    def each(generator, name):
-        def noted(*given):
-            for one in generator(*given):
-                note("unit", *task[-1:], name(one, *given))
-                yield one
-
-        return noted
-
-    def making(make):
-        def noted(settings, folder):
-            task.append(pipeline.key(settings))
-            try:
-                around(settings.stage, make, lambda *_: task[-1])(settings, folder)
-            finally:
-                task.pop()
-
-        return noted
-
-    pipeline.MAKE = {kind: making(make) for kind, make in pipeline.MAKE.items()}
-    pipeline.score = around("look", pipeline.score, lambda *_: task[-1])
-    pipeline.distil = each(pipeline.distil, lambda step, *_: f"iteration-{step.state.iteration}")
-    for module in (experts, evaluate, continual):
-        module.fit = each(
-            module.fit,
-            lambda epoch, flat, theta, x, y, recipe, seed, *_: (
-                f"{seed[1]}-{seed[0]}-{recipe.lr:.9g}-epoch-{epoch.index}"
-            ),
-        )
-    store.write = around("writing", store.write, lambda file, *_: file.name)
-    if press := sys.modules.get("ddlib.press"):  # workers do without
-        press.execute = around("notebook", press.execute, lambda notebook, *_: notebook.stem)
-
-
-# --- the one that kills ---
+    with open(os.environ["TRACE"], "ab", buffering=0) as out:
+        out.write(f"{time.time():.3f} {key(task)} {step}\n".encode())
 
 
 @dataclass
 class Kill:
-    """One kill: how, what each process was on, the seconds until nothing was left, and what was
-    done again after it, by task."""
+    """One kill: how it was done, the artefacts that were there, and the seconds until all ended."""
 
-    number: int
     how: str
-    hit: list[str]
+    finished: set[str]
     gone: float
-    again: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
 
 
 class Soak:
@@ -176,8 +105,7 @@ class Soak:
         self.profile.write_text(yaml.safe_dump(profile, sort_keys=False))
 
     def start(self, home: Path, command: list[str], engine: str) -> Process:
-        """`ddlib command` over this folder's store and results, noting what it does, as a process
-        group of its own."""
+        """`ddlib command` over the folder's store and results, in a process group of its own."""
         running = get_context("fork").Process(target=self.child, args=(home, command, engine))
         running.start()
         return running
@@ -192,10 +120,12 @@ class Soak:
             "STORE": str(home / "store"),
             "RESULTS": str(home / "results"),
             "TRACE": str(home / "trace"),
+            "TRACK": "soak:on_step",
             "CHECKPOINT": str(INTERVAL),
+            "ENGINE": engine,
+            "WORKERS": "2",
+            "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
         }
-        os.environ |= {"ENGINE": engine, "WORKERS": "2", "PYTHONPATH": str(HOME)}
-        install(os.environ["TRACE"])
         from ddlib.__main__ import main
 
         sys.exit(main([str(self.profile) if word == "PROFILE" else word for word in command]))
@@ -220,111 +150,80 @@ class Soak:
 
     def killed(self, home: Path, command: list[str], lethal: bool) -> bool:
         """Start it once, and perhaps kill it; whether it was killed."""
-        engine = ("serial", "processes")[self.starts % 2]
+        engine = "processes" if self.starts % 3 == 1 else "serial"
         self.starts += 1
-        begun, seen = time.time(), len(lines(home))
+        began, seen = time.monotonic(), len(lines(home))
         running = self.start(home, command, engine)
         if lethal:
             aim = self.chance.choices(("at work", "starting", "writing"), (6, 1, 2))[0]
-            delay = self.chance.uniform(
-                0, {"at work": SPAN[command[0]], "starting": STARTING, "writing": 0.005}[aim]
-            )
-            group = self.chance.random() < 0.5
-            until(
-                lambda: aim == "starting" or sighted(home, seen, aim) or not running.is_alive(),
-                0.001,
-            )
+            spans = {"at work": SPAN[command[0]], "starting": STARTING, "writing": 0.005}
+            delay, group = self.chance.uniform(0, spans[aim]), self.chance.random() < 0.5
+            signs = {
+                "at work": lambda: len(lines(home)) > seen,
+                "starting": lambda: True,
+                "writing": lambda: any(home.glob("*/*/.half-*")),
+            }
+            until(lambda: signs[aim]() or not running.is_alive(), 0.001)
             time.sleep(delay)
         if not lethal or not running.is_alive():
             ends(running, home)
             return False
         (os.killpg if group else os.kill)(running.pid, signal.SIGKILL)
         running.join()
-        at = time.time()
+        at = time.monotonic()
         until(lambda: not alive(home), 0.01)
-        how = f"{command[0]}, ENGINE={engine}, {'the group' if group else 'the parent'}, {at - begun:.2f} s after its start"  # noqa: E501
-        self.kills.append(Kill(len(self.kills) + 1, how, hit(lines(home)[seen:]), time.time() - at))
-        print(
-            f"kill {self.kills[-1].number}: {how}: {'; '.join(self.kills[-1].hit)}; all gone after {self.kills[-1].gone:.1f} s",  # noqa: E501
-            flush=True,
-        )
+        whom = "the group" if group else "the parent"
+        how = f"{command[0]}, {engine}, {whom}, {aim}, {at - began:.2f} s after its start"
+        finished = {file.stem for file in (home / "store").glob("[!c]*/*.safetensors")}
         with (home / "trace").open("a") as trace:
-            trace.write(f"0 {at:.3f} kill {self.kills[-1].number}\n")
+            trace.write(f"kill {len(self.kills)}\n")
+        self.kills.append(Kill(how, finished, time.monotonic() - at))
+        print(
+            f"kill {len(self.kills)}: {how}; all ended in {self.kills[-1].gone:.1f} s", flush=True
+        )
         return True
 
-    def differences(self, reference: Path, home: Path) -> list[str]:
-        """Files that are in one only, or not the same byte for byte."""
-        one, other = contents(reference), contents(home)
-        return sorted(
-            name for name in one.keys() | other.keys() if one.get(name) != other.get(name)
-        )
-
-    def again(self, home: Path) -> list[str]:
-        """Charge every unit that was done twice to the kill before its second time; the tasks that
-        were begun again though they were finished.
-
-        A process's first unit takes no time: most of it goes into what is imported and compiled at
-        the first use.
-        """
-        done, finished, needless, kill, last, warm = {}, set(), [], None, {}, set()
-        for line in lines(home):
-            pid, at, event, *words = line.split()
-            if event == "kill":
-                kill = self.kills[int(words[0]) - 1]
-            elif event == "unit":
-                if (unit := tuple(words)) in done and kill:
-                    kill.again[words[0]] += 1
-                    kill.seconds[words[0]] += done[unit]
-                done[unit], warm = float(at) - last[pid] if pid in warm else 0.0, warm | {pid}
-            elif event == "end":
-                finished.add(tuple(words))
-            elif (
-                event == "begin"
-                and words[0] not in ("writing", "look", "notebook")
-                and tuple(words) in finished
-            ):
-                needless.append(" ".join(words))
-            last[pid] = float(at)
-        return needless
+    def again(self, home: Path) -> tuple[int, list[str]]:
+        """The most steps of one task that were done again after one kill; and the tasks that were
+        begun again though they were finished."""
+        done: set[tuple[str, str]] = set()
+        repeated: Counter[tuple[int, str]] = Counter()
+        needless: set[str] = set()
+        last = None
+        for words in map(str.split, lines(home)):
+            if words[0] == "kill":
+                last = int(words[1])
+                continue
+            _, task, step = words
+            if last is not None and task in self.kills[last].finished:
+                needless.add(task)
+            if (task, step) in done:
+                repeated[last, task] += 1
+            done.add((task, step))
+        return max(repeated.values(), default=0), sorted(needless)
 
     def run(self, kills: int) -> bool:
-        """Journeys until so many kills are survived; whether every one ended with the bytes of the
-        reference."""
+        """Journeys until so many kills are survived; whether all ended with the same bytes."""
         print(f"seed {self.seed}, {kills} kills, a checkpoint every {INTERVAL:g} s", flush=True)
-        began, number, faults = time.monotonic(), 0, []
+        began, number, faults, steps = time.monotonic(), 0, [], 0
         reference = self.undisturbed()
-        print(
-            f"undisturbed: {len(contents(reference))} files in {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+        print(f"undisturbed: {len(contents(reference))} files in {time.monotonic() - began:.0f} s")
         while len(self.kills) < kills:
             number += 1
             home = self.journey(number, kills - len(self.kills))
-            wrong, needless = self.differences(reference, home), self.again(home)
-            faults += [f"journey {number}: {name} differs" for name in wrong] + [
-                f"journey {number}: done again though finished: {task}" for task in needless
-            ]
+            wrong, (most, needless) = differences(reference, home), self.again(home)
+            steps = max(steps, most)
+            faults += [f"journey {number}: {name} differs" for name in wrong]
+            faults += [f"journey {number}: {task} was done, and done again" for task in needless]
             print(f"journey {number}: {len(contents(home))} files, {len(wrong)} differ", flush=True)
-        self.report(number, faults, time.monotonic() - began)
-        return not faults
-
-    def report(self, journeys: int, faults: list[str], seconds: float) -> None:
-        """What was hit, what it cost, and the verdict."""
-        stages = Counter(stage for kill in self.kills for stage in kill.hit)
+        seconds, gone = time.monotonic() - began, max(kill.gone for kill in self.kills)
         print(
-            f"\n{len(self.kills)} kills, {self.starts} starts, {journeys} journeys in {seconds:.0f} s; what the killed processes were on:"  # noqa: E501
-        )
-        for stage, count in stages.most_common():
-            print(f"  {count:3} × {stage}")
-        units = max((count for kill in self.kills for count in kill.again.values()), default=0)
-        lost = max((value for kill in self.kills for value in kill.seconds.values()), default=0.0)
-        print(
-            f"done again after one kill, of one task: {units} epochs or outer iterations at most, {lost:.2f} s of work at most (checkpoints: every {INTERVAL:g} s)"  # noqa: E501
-        )
-        print(
-            f"the last process of a killed run was gone after {max(kill.gone for kill in self.kills):.1f} s at most"  # noqa: E501
+            f"\n{len(self.kills)} kills, {self.starts} starts, {number} journeys, {seconds:.0f} s; "
+            f"at most {steps} epochs or outer iterations of a task done again after a kill, and "
+            f"{gone:.1f} s until the last process of a killed run had ended"
         )
         print("\n".join(faults) or "every file has the bytes of the undisturbed run")
+        return not faults
 
 
 def ends(running: Process, home: Path) -> None:
@@ -347,26 +246,6 @@ def lines(home: Path) -> list[str]:
     return (home / "trace").read_text().splitlines() if (home / "trace").exists() else []
 
 
-def sighted(home: Path, seen: int, aim: str) -> bool:
-    """Whether this start has begun its work, or begins to write a file."""
-    new = [line.split()[2:4] for line in lines(home)[seen:]]
-    return bool(new) and (aim != "writing" or new[-1] == ["begin", "writing"])
-
-
-def hit(new: list[str]) -> list[str]:
-    """What each process of a start was on, by what it had begun and not ended."""
-    open_: dict[str, list[str]] = {}
-    for pid, _, event, *words in map(str.split, new):
-        mine = open_.setdefault(pid, [])
-        if event == "begin":
-            mine.append(words[0])
-        elif event == "end":
-            mine.pop()
-    return sorted(", ".join(mine) if mine else "between tasks" for mine in open_.values()) or [
-        "starting"
-    ]
-
-
 def alive(home: Path) -> list[int]:
     """The processes that work on this folder, kernels too."""
     mark, found = f"STORE={home / 'store'}".encode(), []
@@ -380,60 +259,51 @@ def alive(home: Path) -> list[int]:
 
 
 def contents(home: Path) -> dict[str, bytes]:
-    """Every artefact, row, table, figure and executed notebook; what a kill left half-written has
-    no name.
+    """Every artefact, row, table, figure and executed notebook.
 
-    Not the lock of a process that was killed between an artefact's last byte and letting go, which
-    `gc` removes; not the notes of what tasks took, nor which machine made the results, which a
-    paper writes if anything was left for it to make.
+    Not half files, which have no name; locks and notes of what tasks took; nor which machine made
+    the results, which a paper writes if anything was left for it to make, and the seal of that.
     """
-    files = [
-        file
-        for part in ("store", "results")
-        for file in (home / part).rglob("*")
-        if file.is_file() and not file.name.startswith(".half-")
-    ]
-    files = [
-        file
-        for file in files
-        if file.parent.name not in ("notes", "locks") and file.name != "machine.json"
-    ]
-    return {str(file.relative_to(home)): file.read_bytes() for file in files}
+    kept = {}
+    for part in ("store", "results"):
+        for file in (home / part).rglob("*"):
+            passing = file.parent.name in ("notes", "locks") or file.name.startswith(".half-")
+            if file.is_file() and not passing and file.name not in ("machine.json", "SHA256SUMS"):
+                kept[str(file.relative_to(home))] = file.read_bytes()
+    return kept
+
+
+def differences(reference: Path, home: Path) -> list[str]:
+    """Files that are in one only, or not the same byte for byte."""
+    one, other = contents(reference), contents(home)
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 ALL = [
     ["run", "all", "--profile", "PROFILE"],
     ["paper", "PROFILE", *(word for name in NOTEBOOKS for word in ("--notebook", name))],
 ]
-
 QUICK = [["run", "main", "--profile", "PROFILE"]]
 
 
 def main() -> int:
     """0 if every journey ended with the bytes of the reference."""
-    parser = argparse.ArgumentParser(
-        description="Kill a small paper at random instants; it must end as if nothing had happened"
-    )
+    parser = argparse.ArgumentParser(description="Kill a small paper; it must not matter")
     parser.add_argument("kills", nargs="?", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a new folder to work in, which stays")
     parser.add_argument("--quick", action="store_true", help="one study, and no notebook")
     given = parser.parse_args()
-    import ddlib.press  # noqa: F401 (once, for all that are forked)
-    import torch._dynamo  # noqa: F401 (what PyTorch imports at the first use)
+    # imported once, for all that are forked
+    import torch._dynamo  # noqa: F401
+
+    import ddlib.paper.build  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder:
-        return (
-            0
-            if Soak(
-                given.keep or Path(folder), PROFILE, QUICK if given.quick else ALL, given.seed
-            ).run(given.kills)
-            else 1
-        )
+        commands = QUICK if given.quick else ALL
+        soak = Soak(given.keep or Path(folder), PROFILE, commands, given.seed)
+        return 0 if soak.run(given.kills) else 1
 
-
-if __name__ == "__mp_main__":  # a worker of one that is to be killed
-    install(os.environ["TRACE"])
 
 if __name__ == "__main__":
     sys.exit(main())
