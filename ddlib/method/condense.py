@@ -25,7 +25,7 @@ from ddlib.data.datasets import Images
 from ddlib.method import augment
 from ddlib.method.distill import MOMENTUM, State, Step
 from ddlib.method.functional import CrossEntropy, FunctionalNetwork
-from ddlib.method.train import Diverged, Epoch, Seed, finite, train
+from ddlib.method.train import Diverged, Epoch, Seed, not_finite, train
 from ddlib.settings import Condensation, Recipe, generator
 
 NEAR_ZERO = 1e-6  # beside the product of two norms, as in the authors' code
@@ -172,28 +172,17 @@ def condense(
             value, gradient = matching(gap, images, ours, pairs)
             v_images = MOMENTUM * v_images + gradient
             images = images - settings.lr_images * v_images
-            losses.append(checked(settings, t + 1, value, gradient, images) / real.classes)
+            names = ("matching loss", "gradient for the images", "synthetic images")
+            numbers = dict(zip(names, (value, gradient, images), strict=True))
+            if name := not_finite(numbers):
+                raise Diverged(
+                    f"the {name} stopped being finite at outer iteration {t + 1} (lr_images "
+                    f"{settings.lr_images:g}): lower lr_images; the last good state is kept, but "
+                    "as it is the run stops there again"
+                )
+            losses.append(float(value) / real.classes)
             if k + 1 < settings.outer:
                 seed = (settings.seed, "train", t, k)
                 theta = trained(network, theta, images, labels, recipe, seed)
         state = replace(state, iteration=t + 1, images=images, v_images=v_images)
         yield Step(state, fmean(losses), 0)
-
-
-def checked(
-    settings: Condensation, iteration: int, value: Tensor, gradient: Tensor, images: Tensor
-) -> float:
-    """The gap as a number, if it and what came of it is finite.
-
-    Raises:
-        Diverged: names the first that is not, the iteration, and what to lower.
-    """
-    good = finite(value, gradient, images)
-    if all(good):
-        return float(value)
-    name = ("matching loss", "gradient for the images", "synthetic images")[good.index(False)]
-    raise Diverged(
-        f"the {name} stopped being finite at outer iteration {iteration} (lr_images "
-        f"{settings.lr_images:g}): lower lr_images; the last good state is kept, but as it is the "
-        "run stops there again"
-    )

@@ -80,13 +80,12 @@ class InnerLoss(Loss):
 
     def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
         images = images.detach().requires_grad_()
-        x = self.batch(images, k)
+        x, head = self.batch(images, k), self.head(k)
         if self.soft is None:
-            h_theta, h_x = self.network.pull(theta, x.detach(), self.head(k), rho)
+            h_theta, h_x = self.network.pull(theta, x.detach(), head, rho)
             return h_theta, *torch.autograd.grad(x, images, h_x)
         labels = self.labels.detach().requires_grad_()
         target = replace(self, labels=labels).head(k).labels
-        head = CrossEntropy(target.detach(), self.weight)
         h_theta, h_x, h_target = self.network.pull_soft(theta, x.detach(), head, rho)
         return h_theta, *torch.autograd.grad((x, target), (images, labels), (h_x, h_target))
 
