@@ -101,7 +101,7 @@ DIVERGING = {  # what is changed -> what may overflow first, and what is to be l
 
 
 @pytest.mark.parametrize("field", DIVERGING)
-def test_an_outer_loop_that_diverges_names_the_iteration_the_quantity_and_the_advice(field, halfway):
+def test_an_outer_loop_that_diverges_names_iteration_quantity_and_advice(field, halfway):
     value, what, advice = DIVERGING[field]
     settings = SET.model_copy(update={field: value})
     with pytest.raises(Diverged) as caught:

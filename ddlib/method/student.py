@@ -182,9 +182,8 @@ def path(loop: InnerLoop) -> list[Tensor]:
     visited = [theta]
     for k in range(1, loop.steps + 1):
         theta = theta if theta.requires_grad else theta.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(
-            loop.loss(theta, loop.images, k), theta, create_graph=True
-        )
+        value = loop.loss(theta, loop.images, k)
+        (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
         b = loop.momentum * b + gradient
         theta = theta - loop.lr * b
         visited.append(theta)
@@ -273,16 +272,13 @@ def follow(
     the path of expert number `index`. Its error is ``|theta - theta*_e| / |theta*_0 - theta*_e|``.
     """
     images, labels, lr = synthetic
-    expert = expert.to(images)
+    expert, rows = expert.to(images), []
     epochs = settings.start_epochs - 1 + settings.matched_epochs  # the last that is ever matched
     each = settings.inner_steps // settings.matched_epochs
-    changes = {"inner_steps": epochs * each, "balance": False}
+    long = settings.model_copy(update={"inner_steps": epochs * each, "balance": False})
     # Outer iterations count from 0, so that -1, -2, ... name chance of their own.
-    loss = inner_loss(
-        network, labels, settings.model_copy(update=changes), strategies, 0, -1 - index
-    )
+    loss = inner_loss(network, labels, long, strategies, 0, -1 - index)
     loop = InnerLoop(loss, expert[0], images, lr, epochs * each, settings.momentum)
-    rows = []
     for k, theta in enumerate(walk(loop), 1):
         if k % each == 0:
             e = k // each

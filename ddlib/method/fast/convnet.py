@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ddlib.method import networks
 from ddlib.method.fast import kernels
-from ddlib.method.functional import CrossEntropy, FunctionalNetwork
+from ddlib.method.functional import Cost, CrossEntropy, FunctionalNetwork
 from ddlib.settings import Network, generator
 
 PIECE = 1 << 21  # numbers in the largest z of the images taken at a time
@@ -196,11 +196,9 @@ class FastConvNet(FunctionalNetwork):
             if i:
                 pbar = w.convolutions[i].image_bar(b.x, b.zbar)
 
-    def collect(
-        self, weights: list[Tensor], sums: list[Tensor], head: Tensor, shift: Tensor
-    ) -> Tensor:
+    def collect(self, weights: list, sums: list, head: Tensor, shift: Tensor) -> Tensor:
         """Cotangents by layer as one vector like theta."""
-        parts = []
+        parts: list[Tensor] = []
         for weight, each in zip(weights, sums, strict=True):
             parts += [weight.flatten(), each.new_zeros(each.shape[2]), each.sum(1).flatten()]
         return torch.cat([*parts, head.flatten(), shift])
@@ -218,9 +216,8 @@ class FastConvNet(FunctionalNetwork):
             if xdot is not None:
                 terms.append(w.convolutions[i].forward(xdot))
             zdot, more = terms if len(terms) == 2 else (*terms, None)
-            pdot, moved = kernels.forward_along(
-                b.z, w.affines[i], b.stats, zdot, more, v.affines[i] if v else None
-            )
+            adot = v.affines[i] if v else None
+            pdot, moved = kernels.forward_along(b.z, w.affines[i], b.stats, zdot, more, adot)
             moves.append((xdot, zdot, moved))
             xdot = pdot
 
@@ -249,9 +246,8 @@ class FastConvNet(FunctionalNetwork):
                 pbardot = w.convolutions[i].image_bar(b.x, zbardot)
                 more = v.convolutions[i].image_bar(b.x, b.zbar) if v else None
             elif v:
-                image = v.convolutions[0].image_bar(
-                    b.x, b.zbar, w.convolutions[0].image_bar(b.x, zbardot)
-                )
+                image = w.convolutions[0].image_bar(b.x, zbardot)
+                image = v.convolutions[0].image_bar(b.x, b.zbar, image)
         return self.collect(weights[::-1], sums[::-1], head_bar, bardot.sum(0)), image
 
     @by_hand
@@ -274,12 +270,12 @@ class FastConvNet(FunctionalNetwork):
             part, tape = head.part(which.start, which.stop), self.ahead(w, piece)
             value += part.value(tape.logits)
             self.back(w, tape, part.bar(tape.logits))
-            bars = [
-                c.weight_bar(b.x, b.zbar) for c, b in zip(w.convolutions, tape.blocks, strict=True)
-            ]
-            total += self.collect(
-                bars, [b.sums for b in tape.blocks], tape.bar.T @ tape.features, tape.bar.sum(0)
+            pairs = zip(w.convolutions, tape.blocks, strict=True)
+            bars, sums = (
+                [c.weight_bar(b.x, b.zbar) for c, b in pairs],
+                [b.sums for b in tape.blocks],
             )
+            total += self.collect(bars, sums, tape.bar.T @ tape.features, tape.bar.sum(0))
         return value, total
 
     @by_hand
@@ -294,9 +290,7 @@ class FastConvNet(FunctionalNetwork):
         return tape, w.convolutions[0].image_bar(x, tape.blocks[0].zbar)
 
     @by_hand
-    def penalty(
-        self, theta: Tensor, x: Tensor, cost: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def penalty(self, theta: Tensor, x: Tensor, cost: Cost) -> tuple[Tensor, Tensor]:
         """As `FunctionalNetwork.penalty`."""
         w, value, total = self.weights(theta), x.new_zeros(()), torch.zeros_like(theta)
         for piece, _ in self.pieces(x):
