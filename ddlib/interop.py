@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from ddlib.api import judge
 from ddlib.base import InputError, validated
-from ddlib.data import datasets, mtt_format
+from ddlib.data import datasets, mtt_format, mtt_sets
 from ddlib.data.space import Space
 from ddlib.files import Damaged, write_whole
 from ddlib.method.evaluate import SyntheticSet
@@ -113,7 +113,7 @@ def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticS
             "file that it was exported from"
         )
     lacking = [NEEDED[name] for name in ("data", "whitening") if getattr(about, name) is None]
-    if about.lr is None and not mtt_format.has_lr(file):
+    if about.lr is None and not mtt_sets.has_lr(file):
         lacking.append(NEEDED["lr"])
     if lacking:
         raise InputError(f"{file} does not say how to judge it: add " + "; ".join(lacking))
@@ -122,8 +122,8 @@ def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticS
     known = datasets.about(data)
     classes, side = len(known.class_names), known.shape[1]
     most = classes * known.per_class  # as many as train a network in full
-    stored = mtt_format.read_set(file, about.labels, known.shape, classes, most)
-    lr = stored.lr if about.lr is None else mtt_format.positive(about.lr, "--lr")
+    stored = mtt_sets.read_set(file, about.labels, known.shape, classes, most)
+    lr = stored.lr if about.lr is None else mtt_sets.positive(about.lr, "--lr")
     depth = next((depth for largest, depth in DEPTHS.items() if side <= largest), 5)
     size = {
         "width": 128 if about.width is None else about.width,
@@ -153,7 +153,7 @@ def export_set(file: Path | str, folder: Path, form: str = "mtt") -> None:
     whitening = next(w for w, f in WHITENING.items() if {"zca": False, "space": None} | f == space)
     labels = artefact.tensors["soft" if "soft" in artefact.tensors else "labels"]
     images, lr = artefact.tensors["images"], artefact.record["lr"]
-    files = mtt_format.write_set(folder, images, labels, lr, form)
+    files = mtt_sets.write_set(folder, images, labels, lr, form)
     print(", ".join(map(str, files)))
     if form == "ddranking":
         print("DD-Ranking normalises real images as MTT's code does (`data: {space: mtt}`).")

@@ -94,14 +94,14 @@ def test_soft_labels_are_kept_followed_and_can_be_left_aside(halfway):
 
 
 DIVERGING = {  # what is changed -> what may overflow first, and what is to be lowered
-    "lr_images": (1e30, "gradient for the images", ": lower lr_images first, then a0"),
-    "a0": (1e10, "student's parameters, at inner step 3 of 4,", ": lower a0 first, then lr_images"),
-    "lr_lr": (1.0, "inner lr", "a step on the inner lr was too long: lower lr_lr first, then a0"),
+    "lr_images": (1e30, "gradient for the images", ": lower a0, lr_images or lr_lr"),
+    "a0": (1e10, "student's parameters", ": lower a0, lr_images or lr_lr"),
+    "lr_lr": (1.0, "inner lr", ": lower lr_lr first, then a0"),
 }
 
 
 @pytest.mark.parametrize("field", DIVERGING)
-def test_an_outer_loop_that_diverges_names_the_iteration_the_quantity_and_the_cause(field, halfway):
+def test_an_outer_loop_that_diverges_names_iteration_quantity_and_advice(field, halfway):
     value, what, advice = DIVERGING[field]
     settings = SET.model_copy(update={field: value})
     with pytest.raises(Diverged) as caught:

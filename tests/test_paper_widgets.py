@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ddlib.data import datasets
 from ddlib.method import smoothness
 from ddlib.method import student as unroll
-from ddlib.method.distill import inner_loss
+from ddlib.method.student import inner_loss
 from ddlib.paper import figures, style, widgets
 from ddlib.paper.results import Results
 from ddlib.runs import stages

@@ -173,7 +173,7 @@ def test_an_expert_that_diverges_keeps_its_last_good_epoch_and_stops_there_again
     made, epochs, measure = Store(tmp_path), [], experts.measure
     monkeypatch.setattr(experts, "measure", lambda *given: epochs.append(1) or measure(*given))
     for _ in range(2):
-        with pytest.raises(Diverged, match=r"step 2 of 5 in epoch 5 of 5 \(momentum, lr 0.02\)"):
+        with pytest.raises(Diverged, match=r"finite in epoch 5 of 5 \(momentum, lr 0.02\)"):
             get(late, made)
         assert len(epochs) == 5  # the start and four epochs, all in the first run
         past = made.resume(late)

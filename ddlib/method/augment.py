@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,15 +36,11 @@ def draw(n: int, strategies: Sequence[str], generator: torch.Generator) -> Draws
 
 
 def draws(
-    sizes: Sequence[int],
-    strategies: Sequence[str],
-    generator: torch.Generator,
-    device: torch.device | str,
+    sizes: list[int], strategies: Sequence[str], generator: torch.Generator, device: Any
 ) -> list[Draws]:
     """One step's draws for each of `sizes`, moved to the device at once."""
     steps = [draw(n, strategies, generator) for n in sizes]
-    u = torch.cat([step.u for step in steps], 1).to(device)
-    parts = u.split(list(sizes), 1)
+    parts = torch.cat([step.u for step in steps], 1).to(device).split(sizes, 1)
     return [Draws(step.strategy, part) for step, part in zip(steps, parts, strict=True)]
 
 
@@ -117,10 +114,5 @@ def rotate(x: Tensor, u: Tensor) -> Tensor:
 
 
 STRATEGIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "color": color,
-    "crop": crop,
-    "cutout": cutout,
-    "flip": flip,
-    "scale": scale,
-    "rotate": rotate,
+    strategy.__name__: strategy for strategy in (color, crop, cutout, flip, scale, rotate)
 }

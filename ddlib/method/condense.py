@@ -25,7 +25,7 @@ from ddlib.data.datasets import Images
 from ddlib.method import augment
 from ddlib.method.distill import MOMENTUM, State, Step
 from ddlib.method.functional import CrossEntropy, FunctionalNetwork
-from ddlib.method.train import Diverged, Epoch, Seed, finite, train
+from ddlib.method.train import Diverged, Epoch, not_finite, train
 from ddlib.settings import Condensation, Recipe, generator
 
 NEAR_ZERO = 1e-6  # beside the product of two norms, as in the authors' code
@@ -121,19 +121,11 @@ def matching(
     return total, gradient
 
 
-def trained(
-    network: FunctionalNetwork,
-    theta: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    seed: Seed,
-) -> Tensor:
-    """theta after training on the images; the last two of `seed` are iteration and step."""
+def trained(epochs: Iterator[Epoch], t: int, k: int) -> Tensor:
+    """theta after training on the images, in iteration t after step k."""
     try:
-        *_, last = train(network, Epoch.first(theta), images, labels, recipe, seed)
+        *_, last = epochs
     except Diverged as error:
-        t, k = map(int, seed[-2:])
         raise Diverged(
             f"training on the images (its lr is lr_net) after step {k + 1} of outer iteration "
             f"{t + 1}: {error}"
@@ -154,15 +146,10 @@ def condense(
     """
     strategies: tuple[Any, ...] = () if settings.method == "dc" else real.strategies
     theirs, ours = members(real.y_train, real.classes), members(labels, real.classes)
-    recipe = Recipe(  # the authors' code since DSA; its first release had momentum 0.5
-        optimiser="sgd",
-        lr=settings.lr_net,
-        weight_decay=0.0,
-        batch=settings.batch,
-        epochs=settings.inner,
-        drop=1.0,
-        strategies=strategies,
-    )
+    # The authors' code since DSA; its first release had momentum 0.5.
+    same: dict[str, Any] = {"lr": settings.lr_net, "batch": settings.batch, "weight_decay": 0.0}
+    same |= {"epochs": settings.inner, "drop": 1.0, "strategies": strategies}
+    recipe = Recipe(optimiser="sgd", **same)
     while True:
         t, images, v_images, losses = state.iteration, state.images, state.v_images, []
         theta = network.initial(generator(settings.seed, "network", t)).to(images)
@@ -172,28 +159,17 @@ def condense(
             value, gradient = matching(gap, images, ours, pairs)
             v_images = MOMENTUM * v_images + gradient
             images = images - settings.lr_images * v_images
-            losses.append(checked(settings, t + 1, value, gradient, images) / real.classes)
+            names = ("matching loss", "gradient for the images", "synthetic images")
+            numbers = dict(zip(names, (value, gradient, images), strict=True))
+            if name := not_finite(numbers):
+                raise Diverged(
+                    f"the {name} stopped being finite at outer iteration {t + 1} (lr_images "
+                    f"{settings.lr_images:g}): lower lr_images; the last good state is kept, but "
+                    "as it is the run stops there again"
+                )
+            losses.append(float(value) / real.classes)
             if k + 1 < settings.outer:
-                seed = (settings.seed, "train", t, k)
-                theta = trained(network, theta, images, labels, recipe, seed)
+                start, seed = Epoch.first(theta), (settings.seed, "train", t, k)
+                theta = trained(train(network, start, images, labels, recipe, seed), t, k)
         state = replace(state, iteration=t + 1, images=images, v_images=v_images)
         yield Step(state, fmean(losses), 0)
-
-
-def checked(
-    settings: Condensation, iteration: int, value: Tensor, gradient: Tensor, images: Tensor
-) -> float:
-    """The gap as a number, if it and what came of it is finite.
-
-    Raises:
-        Diverged: names the first that is not, the iteration, and what to lower.
-    """
-    good = finite(value, gradient, images)
-    if all(good):
-        return float(value)
-    name = ("matching loss", "gradient for the images", "synthetic images")[good.index(False)]
-    raise Diverged(
-        f"the {name} stopped being finite at outer iteration {iteration} (lr_images "
-        f"{settings.lr_images:g}): lower lr_images; the last good state is kept, but as it is the "
-        "run stops there again"
-    )

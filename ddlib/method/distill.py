@@ -13,24 +13,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ddlib.method import student
 from ddlib.method.functional import FunctionalNetwork, perturb
-from ddlib.method.student import (
-    GRADIENTS,
-    Gradient,
-    InnerLoop,
-    inner_loss,
-    matched_steps,
-    objective,
-    walk,
-)
-from ddlib.method.train import Diverged, finite
+from ddlib.method.train import Diverged, not_finite
 from ddlib.settings import Distillation, Distilled, InputError, generator
 
 MOMENTUM = 0.5
 LABEL_MOMENTUM = 0.9  # DATM's authors' code
-# Beyond these a divergence is put down to: the slope |d loss / d pixel| of a loss near 1; the size
-# of a pixel of whitened images; the growth a / a0.
-STEEP, FAR, GROWN = 1.0, 1e3, 10.0
 
 # (expert, start epoch s, M) -> theta*_s ... theta*_{s+M}, (M + 1, P)
 Segment = Callable[[int, int, int], Tensor]
@@ -76,16 +65,10 @@ class Step:
 def begin(settings: Distilled, images: Tensor, soft: Tensor | None = None) -> State:
     """The state before the first iteration; soft labels start from the logits `soft` (n, K)."""
     log_lr = torch.tensor(settings.a0, dtype=images.dtype, device=images.device).log()
-    return State(
-        iteration=0,
-        images=images,
-        log_lr=log_lr,
-        v_images=torch.zeros_like(images),
-        v_lr=torch.zeros_like(log_lr),
-        average=images.clone() if settings.ema else None,
-        labels=soft,
-        v_labels=torch.zeros_like(soft) if settings.labels == "learned" else None,
-    )
+    average = images.clone() if settings.ema else None
+    v_images, v_lr = torch.zeros_like(images), torch.zeros_like(log_lr)
+    v_labels = torch.zeros_like(soft) if settings.labels == "learned" else None
+    return State(0, images, log_lr, v_images, v_lr, average, soft, v_labels)
 
 
 def window(settings: Distillation, t: int) -> tuple[int, int]:
@@ -116,31 +99,30 @@ def distill(
     Raises:
         Diverged: loss, images or inner lr stopped being finite.
     """
-    matched = matched_steps(settings.inner_steps, settings.matched_epochs, settings.intermediate)
+    epochs, intermediate = settings.matched_epochs, settings.intermediate
+    matched = student.matched_steps(settings.inner_steps, epochs, intermediate)
     while True:
         t = state.iteration
         chance = generator(settings.seed, "start", t)
         expert = int(torch.randint(settings.n_experts, (), generator=chance))
         start = int(torch.randint(*window(settings, t), (), generator=chance))
-        target = segment(expert, start, settings.matched_epochs).to(state.images)  # (M + 1, P)
+        target = segment(expert, start, epochs).to(state.images)  # (M + 1, P)
         alpha, form = settings.perturbation, settings.perturbation_form
         theta = perturb(network, target[0], alpha, form, generator(settings.seed, "perturb", t))
 
         y = labels if state.labels is None else state.labels
-        loss = inner_loss(network, y, settings, strategies, start, t)
+        loss = student.inner_loss(network, y, settings, strategies, start, t)
         lr, steps = state.log_lr.exp(), settings.inner_steps
-        loop = InnerLoop(loss, theta, state.images, lr, steps, settings.momentum)
+        loop = student.InnerLoop(loss, theta, state.images, lr, steps, settings.momentum)
         measured = partial(
-            objective, expert=target, matched=matched, intermediate=settings.intermediate
+            student.objective, expert=target, matched=matched, intermediate=intermediate
         )
-        gradient = GRADIENTS[settings.gradient](loop, measured, list(matched))
-        after = stepped(settings, state, gradient)
-        value = checked(settings, loop, target, state, gradient, after)
-        state = after
-        yield Step(state, value, start)
+        gradient = student.GRADIENTS[settings.gradient](loop, measured, list(matched))
+        state = stepped(settings, state, gradient)
+        yield Step(state, checked(settings, theta, target, gradient, state), start)
 
 
-def stepped(settings: Distillation, state: State, gradient: Gradient) -> State:
+def stepped(settings: Distillation, state: State, gradient: student.Gradient) -> State:
     """The state after a step down `gradient`."""
     v_images = MOMENTUM * state.v_images + gradient.images
     v_lr = MOMENTUM * state.v_lr + gradient.lr * state.log_lr.exp()  # d/d log a = a d/da
@@ -156,18 +138,13 @@ def stepped(settings: Distillation, state: State, gradient: Gradient) -> State:
 
 
 def checked(
-    settings: Distillation,
-    loop: InnerLoop,
-    target: Tensor,
-    state: State,
-    gradient: Gradient,
-    after: State,
+    settings: Distillation, theta: Tensor, target: Tensor, gradient: student.Gradient, after: State
 ) -> float:
     """The loss as a number, if it and everything that an iteration made is finite.
 
     Raises:
         Diverged: names the first that is not, the iteration, and what to lower.
-        InputError: the student starts where it should end, and the loss divides by zero.
+        InputError: the student starts, at theta, where it should end: the loss divides by zero.
     """
     parts = {
         "student's parameters": gradient.end,
@@ -179,40 +156,18 @@ def checked(
     }
     if after.labels is not None:
         parts |= {"gradient for the labels": gradient.labels, "labels": after.labels}
-    good = finite(*parts.values())
-    if all(good):
+    if (name := not_finite(parts)) is None:
         return float(gradient.value)
     for i, point in enumerate(target[1:], 1):
-        if torch.equal(loop.theta, point):
+        if torch.equal(theta, point):
             raise InputError(
                 f"expert epoch s + {i} equals the student's start: nothing to match; check that "
                 "the expert moves (its lr, its data)"
             )
-    name = place = list(parts)[good.index(False)]
-    if not good[0]:
-        steps = finite(*walk(loop))
-        if False in steps:  # this form rounds otherwise and may stay finite
-            place = f"{name}, at inner step {steps.index(False) + 1} of {loop.steps},"
+    lower = {"labels": "lr_labels", "inner lr": "lr_lr", "synthetic images": "lr_images"}.get(name)
     raise Diverged(
-        f"the {place} stopped being finite at outer iteration {after.iteration} (lr_images "
-        f"{settings.lr_images:g}, lr_lr {settings.lr_lr:g}, a0 {settings.a0:g}): "
-        f"{cause(settings, name, state, gradient)}; the last good state is kept, but as it is the "
-        "run stops there again"
+        f"the {name} stopped being finite at outer iteration {after.iteration} (lr_images "
+        f"{settings.lr_images:g}, lr_lr {settings.lr_lr:g}, a0 {settings.a0:g}): lower "
+        f"{f'{lower} first, then a0' if lower else 'a0, lr_images or lr_lr'}; the last good state "
+        "is kept, but as it is the run stops there again"
     )
-
-
-def cause(settings: Distillation, name: str, state: State, gradient: Gradient) -> str:
-    """The likely reason why `name` overflowed, and what to lower."""
-    slope = gradient.images if all(finite(gradient.images)) else state.v_images
-    steepest, largest = float(slope.abs().max()), float(state.images.abs().max())
-    steep = steepest > STEEP
-    if name == "labels":
-        return "a step on the labels was too long: lower lr_labels first, then a0"
-    if name == "inner lr" and not steep:
-        return "a step on the inner lr was too long: lower lr_lr first, then a0"
-    if not steep and (name == "synthetic images" or largest > FAR):
-        return f"the images had grown to pixels of {largest:.1g}: lower lr_images first, then a0"
-    detail = f", the matching loss was as steep as {steepest:.1g} per pixel" if steep else ""
-    grown = state.lr > GROWN * settings.a0
-    lower = "lr_lr first, then a0" if grown else "a0 first, then lr_images"
-    return f"the inner loop overflowed at an inner lr of {state.lr:.3g}{detail}: lower {lower}"

@@ -7,10 +7,10 @@ on the validation images, and the rows with factor 1 are kept beside it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -24,15 +24,6 @@ SEARCH_SEED = 1000  # choosing the factor and scoring share no network
 log = logging.getLogger("ddlib")
 
 
-class Artefact(Protocol):
-    """A stored set."""
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]: ...
-    @property
-    def record(self) -> Mapping[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class SyntheticSet:
     """Images to train on, their labels, and the lr to train with."""
@@ -42,7 +33,7 @@ class SyntheticSet:
     lr: float
 
     @classmethod
-    def of(cls, artefact: Artefact, hard: bool = False) -> SyntheticSet:
+    def of(cls, artefact: Any, hard: bool = False) -> SyntheticSet:
         """The stored set, with its soft labels if it has any and `hard` does not rule them out."""
         tensors = artefact.tensors
         soft = "soft" in tensors and not hard
@@ -59,18 +50,18 @@ class Score:
     best_on_validation: float | None  # test accuracy where the validation accuracy was best
     best_on_test: float | None  # the most flattering choice
 
+    def columns(self) -> dict[str, float | None]:
+        """Columns of a row."""
+        best = {"best_on_validation": self.best_on_validation, "best_on_test": self.best_on_test}
+        return {"accuracy": self.test, "validation_accuracy": self.validation} | best
+
 
 def recipe(settings: Evaluation, lr: float, strategies: tuple[str, ...]) -> Recipe:
     """SGD with momentum 0.9, lr x 0.1 at half time."""
-    return Recipe.model_construct(  # not validated: a learned lr may have gone to 0
-        optimiser="momentum",
-        lr=lr,
-        weight_decay=settings.weight_decay,
-        batch=settings.batch,
-        epochs=settings.epochs,
-        drop=0.1,
-        strategies=tuple(s for s in settings.strategies if s in strategies),
-    )
+    usable = tuple(s for s in settings.strategies if s in strategies)
+    same = settings.model_dump(include={"weight_decay", "batch", "epochs"})
+    # Not validated: a learned lr may have gone to 0.
+    return Recipe.model_construct(optimiser="momentum", lr=lr, drop=0.1, strategies=usable, **same)
 
 
 def score(
@@ -127,25 +118,18 @@ def evaluate(
     chosen = settings.factors[0]
     if len(settings.factors) > 1:
         seeds = range(SEARCH_SEED, SEARCH_SEED + settings.search_networks)
-        means = {
-            factor: fmean(judge(factor, seed, False).validation for seed in seeds)
+        means = [
+            fmean(judge(factor, seed, False).validation for seed in seeds)
             for factor in settings.factors
-        }
-        chosen = max(means, key=lambda factor: means[factor])
+        ]
+        chosen = settings.factors[means.index(max(means))]
     rows = []
     for factor in dict.fromkeys([chosen, *(f for f in settings.factors if f == 1.0)]):
         protocols = ["lr_chosen"] * (factor == chosen) + ["lr_a"] * (factor == 1.0)
         for seed in range(settings.networks):
             result = judge(factor, seed, settings.test)
-            row = {
-                "net_seed": seed,
-                "architecture": settings.network.architecture,
-                "lr": synthetic.lr * factor,
-                "lr_factor": factor,
-                "accuracy": result.test,
-                "validation_accuracy": result.validation,
-                "best_on_validation": result.best_on_validation,
-                "best_on_test": result.best_on_test,
-            }
+            row = {"net_seed": seed, "architecture": settings.network.architecture}
+            row |= {"lr": synthetic.lr * factor, "lr_factor": factor}
+            row |= result.columns()
             rows += [row | {"protocol": p, "epochs": settings.epochs} for p in protocols]
     return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 
 from ddlib.method import networks
 from ddlib.settings import InputError, Network
+
+Cost = Callable[[Tensor], Tensor]  # of an input gradient
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,7 @@ class FunctionalNetwork:
         """g = d sum_k f_k(x) / dx, shaped like x."""
         return grad(lambda x: self(theta, x).sum())(x)
 
-    def penalty(
-        self, theta: Tensor, x: Tensor, cost: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def penalty(self, theta: Tensor, x: Tensor, cost: Cost) -> tuple[Tensor, Tensor]:
         """cost(g) of the input gradient g, and its gradient for theta; a sum over images."""
         d_theta, value = grad_and_value(lambda theta: cost(self.input_gradient(theta, x)))(theta)
         return value, d_theta
@@ -176,12 +177,11 @@ class FunctionalNetwork:
 def network(settings: Network, shape: tuple[int, int, int], classes: int) -> FunctionalNetwork:
     """The network for (c, h, w) images of K classes; the fast one where it fits and is there."""
     module = networks.build(settings, shape, classes)
-    try:  # here, not above: the folder may be deleted, and it imports this module
+    with suppress(ImportError):  # the folder may be deleted, and it imports this module
         from ddlib.method.fast.convnet import FastConvNet, is_convnet
-    except ImportError:
-        return FunctionalNetwork(module, settings.precision)
-    if settings.precision == "float32" and is_convnet(module):
-        return FastConvNet(module)
+
+        if settings.precision == "float32" and is_convnet(module):
+            return FastConvNet(module)
     return FunctionalNetwork(module, settings.precision)
 
 

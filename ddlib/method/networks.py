@@ -33,6 +33,11 @@ class Pool(nn.Module):
         return (rows[..., 0:w:2] + rows[..., 1:w:2]) * 0.25
 
 
+def block(channels: int, width: int) -> list[nn.Module]:
+    """3 x 3 convolution, instance norm and ReLU."""
+    return [nn.Conv2d(channels, width, 3, padding=1), norm(width), nn.ReLU()]
+
+
 class Plain(nn.Module):
     """A stack of layers, then one linear map."""
 
@@ -49,29 +54,19 @@ class Plain(nn.Module):
 
 def convnet(shape: Shape, classes: int, width: int, depth: int) -> Plain:
     """`depth` blocks of 3 x 3 convolution, instance norm, ReLU and 2 x 2 mean."""
-    layers: list[nn.Module] = []
-    channels = shape[0]
-    for _ in range(depth):
-        layers += [nn.Conv2d(channels, width, 3, padding=1), norm(width), nn.ReLU(), Pool()]
-        channels = width
+    channels = [shape[0]] + [width] * (depth - 1)
+    layers = [layer for c in channels[:depth] for layer in (*block(c, width), Pool())]
     return Plain(layers, shape, classes)
 
 
 def alexnet(shape: Shape, classes: int, width: int, depth: int) -> Plain:
     """Five convolutions, three poolings; `width` stands for AlexNet's 128."""
-    wide, wider = width * 3 // 2, width * 2
+    sizes, pooled = (5, 5, 3, 3, 3), (True, True, False, False, True)
+    channels = [shape[0], width, width * 3 // 2, width * 2, width * 2, width * 3 // 2]
     layers: list[nn.Module] = []
-    channels = shape[0]
-    for out, size, pool in (
-        (width, 5, True),
-        (wide, 5, True),
-        (wider, 3, False),
-        (wider, 3, False),
-        (wide, 3, True),
-    ):
-        layers += [nn.Conv2d(channels, out, size, padding=size // 2), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] if pool else []
-        channels = out
+    for i, size in enumerate(sizes):
+        layers += [nn.Conv2d(channels[i], channels[i + 1], size, padding=size // 2), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] * pooled[i]
     return Plain(layers, shape, classes)
 
 
@@ -81,8 +76,7 @@ def vgg11(shape: Shape, classes: int, width: int, depth: int) -> Plain:
     channels, side = shape[0], min(shape[1:])
     for step in (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0):  # 0: a pooling
         if step:
-            layers += [nn.Conv2d(channels, width * step, 3, padding=1), norm(width * step)]
-            layers += [nn.ReLU()]
+            layers += block(channels, width * step)
             channels = width * step
         elif side >= 4:  # the last poolings are left out where no pixels remain
             layers.append(nn.MaxPool2d(2))
@@ -114,13 +108,10 @@ class Residual(nn.Module):
 def resnet18(shape: Shape, classes: int, width: int, depth: int, mean_pool: bool = False) -> Plain:
     """ResNet18 with a 3 x 3 stem and no first pooling; `width` stands for 64."""
     stem = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
-    layers: list[nn.Module] = [stem, norm(width), nn.ReLU()]
-    channels = width
-    for stage in range(4):
-        for block in range(2):
-            stride = 2 if stage and not block else 1
-            layers.append(Residual(channels, width << stage, stride, mean_pool))
-            channels = width << stage
+    layers: list[nn.Module] = [stem, norm(width), nn.ReLU(), Residual(width, width, 1, mean_pool)]
+    layers.append(Residual(width, width, 1, mean_pool))
+    for wide in (2 * width, 4 * width, 8 * width):
+        layers += [Residual(wide // 2, wide, 2, mean_pool), Residual(wide, wide, 1, mean_pool)]
     return Plain([*layers, nn.AdaptiveAvgPool2d(1)], shape, classes)
 
 
@@ -181,12 +172,7 @@ def vit(shape: Shape, classes: int, width: int, depth: int) -> Plain:
 
 
 NETWORKS: dict[str, Callable[[Shape, int, int, int], Plain]] = {
-    "convnet": convnet,
-    "alexnet": alexnet,
-    "vgg11": vgg11,
-    "resnet18": resnet18,
-    "resnet18_ap": resnet18_ap,
-    "vit": vit,
+    network.__name__: network for network in (convnet, alexnet, vgg11, resnet18, resnet18_ap, vit)
 }
 
 

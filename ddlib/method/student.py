@@ -80,13 +80,12 @@ class InnerLoss(Loss):
 
     def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
         images = images.detach().requires_grad_()
-        x = self.batch(images, k)
+        x, head = self.batch(images, k), self.head(k)
         if self.soft is None:
-            h_theta, h_x = self.network.pull(theta, x.detach(), self.head(k), rho)
+            h_theta, h_x = self.network.pull(theta, x.detach(), head, rho)
             return h_theta, *torch.autograd.grad(x, images, h_x)
         labels = self.labels.detach().requires_grad_()
         target = replace(self, labels=labels).head(k).labels
-        head = CrossEntropy(target.detach(), self.weight)
         h_theta, h_x, h_target = self.network.pull_soft(theta, x.detach(), head, rho)
         return h_theta, *torch.autograd.grad((x, target), (images, labels), (h_x, h_target))
 
@@ -183,9 +182,8 @@ def path(loop: InnerLoop) -> list[Tensor]:
     visited = [theta]
     for k in range(1, loop.steps + 1):
         theta = theta if theta.requires_grad else theta.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(
-            loop.loss(theta, loop.images, k), theta, create_graph=True
-        )
+        value = loop.loss(theta, loop.images, k)
+        (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
         b = loop.momentum * b + gradient
         theta = theta - loop.lr * b
         visited.append(theta)
@@ -274,16 +272,13 @@ def follow(
     the path of expert number `index`. Its error is ``|theta - theta*_e| / |theta*_0 - theta*_e|``.
     """
     images, labels, lr = synthetic
-    expert = expert.to(images)
+    expert, rows = expert.to(images), []
     epochs = settings.start_epochs - 1 + settings.matched_epochs  # the last that is ever matched
     each = settings.inner_steps // settings.matched_epochs
-    changes = {"inner_steps": epochs * each, "balance": False}
+    long = settings.model_copy(update={"inner_steps": epochs * each, "balance": False})
     # Outer iterations count from 0, so that -1, -2, ... name chance of their own.
-    loss = inner_loss(
-        network, labels, settings.model_copy(update=changes), strategies, 0, -1 - index
-    )
+    loss = inner_loss(network, labels, long, strategies, 0, -1 - index)
     loop = InnerLoop(loss, expert[0], images, lr, epochs * each, settings.momentum)
-    rows = []
     for k, theta in enumerate(walk(loop), 1):
         if k % each == 0:
             e = k // each

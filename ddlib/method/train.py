@@ -7,7 +7,6 @@ P parameters in one vector theta.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ Seed = tuple[int | str, ...]  # the first names of every generator of a training
 
 
 class Diverged(ArithmeticError):
-    """A number stopped being finite: says which, at which step, and the likely cause."""
+    """A number stopped being finite: says which, when, and what to lower."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,12 @@ def finite(*tensors: Tensor) -> list[bool]:
     # A NaN anywhere is carried into both extremes.
     extremes = torch.stack([end.to(device) for t in tensors for end in t.aminmax()])
     return extremes.isfinite().view(-1, 2).all(1).tolist()
+
+
+def not_finite(numbers: dict[str, Tensor]) -> str | None:
+    """The name of the first that has a number that is not finite."""
+    good = finite(*numbers.values())
+    return None if all(good) else list(numbers)[good.index(False)]
 
 
 def accuracy(
@@ -190,46 +195,29 @@ def train(
             value, theta.grad = gradient(network, theta, batch, recipe, factor)
             optimiser.step()
             total += value * len(batch.y)
-        loss = total / len(x)
         memory = {name: optimiser.state[theta][name] for name in MEMORY[recipe.optimiser]}
-        if not all(finite(loss, theta, *memory.values())):
-            raise Diverged(diagnosis(network, last, x, y, recipe, seed))
-        last = Epoch(index, theta, loss, memory)
+        last = Epoch(index, theta, total / len(x), memory)
+        if fault := diagnosis(last, x, recipe):
+            raise Diverged(fault)
         yield last
 
 
-def diagnosis(
-    network: FunctionalNetwork, last: Epoch, x: Tensor, y: Tensor, recipe: Recipe, seed: Seed
-) -> str:
-    """Repeat the epoch after `last` and test every number: which was the first, and the cause."""
-    index, theta = last.index + 1, last.theta.to(x.device, copy=True)
-    optimiser = optimiser_after(last, theta, recipe)
-    factor = ramp(index, recipe.ramp_epochs) if recipe.ramp == "loss" else 1.0
-    found, steep, penalised = "a number stopped being finite", False, recipe.penalty != "none"
-    for step, batch in enumerate(batches(x, y, recipe, index, seed), 1):
-        value, theta.grad = gradient(network, theta, batch, recipe, factor)
-        if step == 1 and penalised:  # does the penalty pull harder than the images?
-            without = recipe.model_copy(update={"penalty": "none"})
-            plain = gradient(network, theta, batch, without, factor)[1]
-            pull = (theta.grad - plain).abs().max()
-            steep = all(finite(plain)) and not pull <= plain.abs().max()  # a NaN is not below
-        optimiser.step()
-        state = {f"optimiser's {n}": optimiser.state[theta][n] for n in MEMORY[recipe.optimiser]}
-        checked = {"training loss": value, "gradient": theta.grad, **state, "parameters": theta}
-        good = finite(*checked.values())
-        if not all(good):
-            name = list(checked)[good.index(False)]
-            steps = math.ceil(len(x) / recipe.batch)
-            found = f"the {name} stopped being finite at step {step} of {steps}"
-            break
-    lower = (
-        (["penalty_weight", "lr"] if steep else ["lr", "penalty_weight"]) if penalised else ["lr"]
-    )
-    advice = f"lower {' first, then '.join(lower)}"
+def diagnosis(epoch: Epoch, x: Tensor, recipe: Recipe) -> str | None:
+    """Which number of the epoch is not finite, and what to lower; None where all are finite."""
+    memory = {f"optimiser's {name}": t for name, t in epoch.memory.items()}
+    numbers = {"training loss": epoch.loss, **memory, "parameters": epoch.theta}
+    if (name := not_finite(numbers)) is None:
+        return None
+    advice, penalty = "lower lr", ""
+    if recipe.penalty != "none":
+        advice, penalty = (
+            "lower lr or penalty_weight",
+            f", penalty_weight {recipe.penalty_weight:g}",
+        )
     if not all(finite(x)):
         advice = "the images themselves are not finite: correct them"
-    penalty = f", penalty_weight {recipe.penalty_weight:g}" if penalised else ""
     return (
-        f"{found} in epoch {index + 1} of {recipe.epochs} ({recipe.optimiser}, lr {recipe.lr:g}"
-        f"{penalty}): {advice}; started again as it is, it stops there again"
+        f"the {name} stopped being finite in epoch {epoch.index + 1} of {recipe.epochs} "
+        f"({recipe.optimiser}, lr {recipe.lr:g}{penalty}): {advice}; started again as it is, it "
+        "stops there again"
     )

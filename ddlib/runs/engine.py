@@ -191,6 +191,7 @@ class Ray(Executor):
             raise wrong("ENGINE", "ray", "Ray to be installed (pip install 'ddlib[ray]')") from None
         address = os.environ.get("RAY_ADDRESS") or "local"
         options: Any = {"num_cpus": workers, "include_dashboard": False}
+        options |= {"_node_ip_address": "127.0.0.1"}  # no other machine is to reach it
         options = options if address == "local" else {}
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)

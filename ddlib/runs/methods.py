@@ -226,7 +226,8 @@ def layers(
         if momentum[method] != momentum[tuned]:
             # the student's reach N a / (1 - mu) stays what it was tuned to be
             reach = (1 - momentum[method]) / (1 - momentum[tuned])
-            numbers = {**shared, **how.switches, **cell.tuned[tuned]}
+            standard = {name: Distillation.model_fields[name].default for name in ("a0", "lr_lr")}
+            numbers = {**standard, **shared, **how.switches, **cell.tuned[tuned]}
             scaled = {"a0": numbers["a0"] * reach, "lr_lr": numbers["lr_lr"] * reach**2}
             found.append((f"tuned for {tuned}, scaled to this inner momentum", scaled))
     return [*found, ("call", changes)]

@@ -25,15 +25,6 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC
 REAL = {torch.float32: "float", torch.float64: "double"}
 EPS = 1e-5  # of the instance norm
 PLAIN = "plain PyTorch is used, slower, with the same results up to rounding"
-KERNELS = {  # how many sizes and how many pointers each takes
-    "forward": (4, 4),
-    "backward": (4, 6),
-    "forward_along": (4, 8),
-    "backward_along": (4, 12),
-    "first_forward": (5, 3),
-    "first_weight": (5, 3),
-    "first_image": (5, 3),
-}
 log = logging.getLogger("ddlib")
 
 
@@ -65,8 +56,7 @@ def made_by() -> str:
     """The version line of the compiler that made the kernels in use, or "none"."""
     if library(torch.float32) is None:
         return "none"
-    command = [compiler(), "--version"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")[0]
+    return subprocess.check_output([compiler(), "--version"], text=True).split("\n")[0]
 
 
 def build(real: str) -> Path:
@@ -99,12 +89,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
         log.info("kernels are switched off (DDLIB_KERNELS=0): plain PyTorch is used")
         return None
     try:
-        loaded = ctypes.CDLL(str(build(REAL[dtype])))
-        for name, (sizes, pointers) in KERNELS.items():
-            kernel = getattr(loaded, name)
-            kernel.argtypes = [ctypes.c_long] * sizes + [ctypes.c_void_p] * pointers
-            kernel.restype = None
-        return loaded
+        return ctypes.CDLL(str(build(REAL[dtype])))
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines()[-1] if error.stderr.strip() else str(error)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
@@ -113,11 +98,16 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return None
 
 
-def call(name: str, like: Tensor, sizes: tuple[int, ...], *arguments: Tensor | None) -> None:
-    """Run one kernel; None is a null pointer."""
-    getattr(library(like.dtype), name)(
-        *sizes, *(a if a is None else a.data_ptr() for a in arguments)
-    )
+def call(name: str, z: Tensor, *arguments: int | Tensor | None) -> None:
+    """Run one kernel on n, h, w, c of z and the arguments; None is a null pointer."""
+    n, c, h, w = z.shape
+    converted = [
+        ctypes.c_long(a)
+        if isinstance(a, int)
+        else ctypes.c_void_p(None if a is None else a.data_ptr())
+        for a in (n, h, w, c, *arguments)
+    ]
+    getattr(library(z.dtype), name)(*converted)
 
 
 def empty(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
@@ -130,24 +120,18 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def sizes(z: Tensor) -> tuple[int, int, int, int]:
-    """n, h, w, c as the kernels take them."""
-    n, c, h, w = z.shape
-    return n, h, w, c
-
-
 def forward(z: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
     """p, and the mean and reciprocal deviation of z per image, (2, n, c); affine: gamma, beta."""
     n, c, h, w = z.shape
     p, stats = empty(n, c, h // 2, w // 2, z), z.new_empty(2, n, c)
-    call("forward", z, sizes(z), z, affine, p, stats)
+    call("forward", z, z, affine, p, stats)
     return p, stats
 
 
 def backward(z: Tensor, affine: Tensor, stats: Tensor, pbar: Tensor) -> tuple[Tensor, Tensor]:
     """Cotangents of z, and of gamma and beta per image, (2, n, c), from that of p."""
     zbar, sums = torch.empty_like(z), torch.empty_like(stats)
-    call("backward", z, sizes(z), z, affine, stats, pbar, zbar, sums)
+    call("backward", z, z, affine, stats, pbar, zbar, sums)
     return zbar, sums
 
 
@@ -160,7 +144,7 @@ def forward_along(
     """
     n, c, h, w = z.shape
     pdot, moved = empty(n, c, h // 2, w // 2, z), torch.empty_like(stats)
-    call("forward_along", z, sizes(z), z, affine, stats, zdot, more, adot, pdot, moved)
+    call("forward_along", z, z, affine, stats, zdot, more, adot, pdot, moved)
     return pdot, moved
 
 
@@ -170,25 +154,25 @@ def backward_along(z: Tensor, *rest: Tensor | None) -> tuple[Tensor, Tensor]:
     `rest`: affine, stats, pbar, sums, zdot, adot, moved, pbardot and what is added to it.
     """
     zbardot, sumsdot = torch.empty_like(z), torch.empty_like(rest[1])
-    call("backward_along", z, sizes(z), z, *rest, zbardot, sumsdot)
+    call("backward_along", z, z, *rest, zbardot, sumsdot)
     return zbardot, sumsdot
 
 
 def first_forward(x: Tensor, weight: Tensor) -> Tensor:
     """z of the first convolution; weight (3, 3, c, k)."""
     z = empty(len(x), weight.shape[3], x.shape[2], x.shape[3], x)
-    call("first_forward", x, (*sizes(x), weight.shape[3]), x, weight, z)
+    call("first_forward", x, weight.shape[3], x, weight, z)
     return z
 
 
 def first_weight(x: Tensor, zbar: Tensor) -> Tensor:
     """Cotangent of its weight, (3, 3, c, k)."""
     wbar = x.new_zeros(3, 3, x.shape[1], zbar.shape[1])
-    call("first_weight", x, (*sizes(x), zbar.shape[1]), x, zbar, wbar)
+    call("first_weight", x, zbar.shape[1], x, zbar, wbar)
     return wbar
 
 
 def first_image(zbar: Tensor, weight: Tensor, xbar: Tensor) -> Tensor:
     """Cotangent of its images, added to xbar."""
-    call("first_image", zbar, (*sizes(xbar), weight.shape[3]), zbar, weight, xbar)
+    call("first_image", xbar, weight.shape[3], zbar, weight, xbar)
     return xbar
