@@ -33,14 +33,14 @@ OWN = (*OWN, "JUPYTERLAB_WORKSPACES_DIR", "STORE", "RESULTS")
 
 
 @pytest.fixture
-def lab(request, printed, chromium, tmp_path):
+def lab(request, chromium, tmp_path):
     """The address of a JupyterLab over a copy of a notebook, and that copy.
 
     The tour starts from nothing, any other notebook from what the paper made.
     """
     name = getattr(request, "param", "00_tour")
     if name != "00_tour":
-        shutil.copytree(printed / "store", tmp_path / "store")
+        shutil.copytree(request.getfixturevalue("printed") / "store", tmp_path / "store")
     notebook = tmp_path / f"notebooks/{name}.ipynb"
     notebook.parent.mkdir()
     source = (build.NOTEBOOKS / notebook.name).read_text()
