@@ -55,35 +55,34 @@ log = logging.getLogger("ddlib")
 Made = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and a record that JSON can hold
 
 
-class Following(OfSet):
-    """A student that goes an expert's whole way on a set and is never put back on its path."""
+class OfDistillation(OfSet):
+    """What looks at an outer loop and its set."""
 
-    stage: ClassVar[str] = "followings"
-    words: ClassVar[str] = "following with {s.of.title}"
     of: Distillation
 
     @property
     def network(self) -> Network:
         """The student's."""
         return self.of.network
+
+
+class Following(OfDistillation):
+    """A student that goes an expert's whole way on a set and is never put back on its path."""
+
+    stage: ClassVar[str] = "followings"
+    words: ClassVar[str] = "following with {s.of.title}"
 
     def needs(self) -> list[Task]:
         return [self.of, *self.of.needs()[1:]]  # the set, and its experts
 
 
-class Film(OfSet):
+class Film(OfDistillation):
     """The images of a distillation on their way. Its outer loop runs again without checks."""
 
     stage: ClassVar[str] = "films"
     words: ClassVar[str] = "a film of {s.of.title}"
-    of: Distillation
     frames: Count = 50  # after the start, evenly spaced, the last at the end
     shown: Count = 10  # classes, the first ones; the first image of each
-
-    @property
-    def network(self) -> Network:
-        """The student's."""
-        return self.of.network
 
     def needs(self) -> list[Task]:
         return self.of.needs()
@@ -159,15 +158,14 @@ def import_expert(settings: Imported, inputs: Inputs, keep: Checkpoint) -> Made:
         settings.buffer, settings.seed, net.shapes, settings.epochs, settings.contents
     )
     path, rows, smooth = trajectory(imported(stored, net, real))
-    if rows[-1]["validation_accuracy"] < FAINT * max(
-        1 / real.classes, rows[0]["validation_accuracy"]
-    ):
+    first, last = (row["validation_accuracy"] for row in (rows[0], rows[-1]))
+    if last < FAINT * max(1 / real.classes, first):
         log.warning(
             "%s classifies %.1f %% of the validation images at its end, hardly more than chance: "
             "was it trained on this data, in this space (`data: {zca: true}`, or `space: mtt` for "
             "buffers of MTT's code)?",
             settings.title,
-            100 * rows[-1]["validation_accuracy"],
+            100 * last,
         )
     return {"path": path}, {"rows": rows, "smoothness": smooth}
 
