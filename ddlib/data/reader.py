@@ -20,7 +20,6 @@ ALLOWANCE = 512 << 20  # bytes of memory beside the file's own
 NODES, DEPTH = 2_000_000, 30  # of the tree of lists, dicts and tensors
 DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool"
 TENSORS = {getattr(torch, name) for name in DTYPES.split()}
-OUT_OF_MEMORY = (MemoryError, "can't allocate memory", "DefaultCPUAllocator", "unable to mmap")
 
 
 class Unsound(Exception):
