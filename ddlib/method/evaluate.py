@@ -128,7 +128,8 @@ def evaluate(
         protocols = ["lr_chosen"] * (factor == chosen) + ["lr_a"] * (factor == 1.0)
         for seed in range(settings.networks):
             result = judge(factor, seed, settings.test)
-            row = {"net_seed": seed, "architecture": settings.network.architecture}
+            row: dict[str, Any] = {"net_seed": seed}
+            row |= {"architecture": settings.network.architecture}
             row |= {"lr": synthetic.lr * factor, "lr_factor": factor}
             row |= result.columns()
             rows += [row | {"protocol": p, "epochs": settings.epochs} for p in protocols]
