@@ -14,13 +14,14 @@ from ddlib.__main__ import main
 from ddlib.base import key
 from ddlib.paper import build, checks, pages, verify
 from ddlib.paper.checks import DIFFERENT, NEAR, OK, UNCHECKED
-from ddlib.paper.paper import Paper
+from ddlib.paper.paper import HOME, Paper
 from ddlib.runs.profile import PROFILES
 from ddlib.runs.store import read, write
 from ddlib.runs.studies import STUDIES
 
 SAMPLED = "digits-ipc3.mtt.0.safetensors"  # the cheapest set under `smoke`
 SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
+COMMITTED = sorted(rows.parent.name for rows in (HOME / "results").glob("*/rows"))
 markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
 
 
@@ -358,7 +359,7 @@ def test_a_wrong_file_is_not_near(name, harm, kept, other):
     assert differing(beside(other, False)) == {f"{name}, anew"}
 
 
-@pytest.mark.parametrize("profile", ["laptop", "laptop-full"])
+@pytest.mark.parametrize("profile", COMMITTED)
 def test_the_committed_results_verify(profile, capsys, tmp_path, monkeypatch):
     """Without the sample, which takes minutes."""
     monkeypatch.setenv("STORE", str(tmp_path / "store"))

@@ -110,7 +110,9 @@ class Weights:
 class Sum:
     """F = sum_k f_k over all images, in place of a CrossEntropy: the penalty looks at dF/dx."""
 
-    bar = staticmethod(torch.ones_like)  # the derivative of F for the logits
+    def bar(self, logits: Tensor) -> Tensor:
+        """The derivative of F for the logits."""
+        return torch.ones_like(logits)
 
     def bar_along(self, logits: Tensor, dot: Tensor) -> Tensor:
         """How `bar` changes: not at all."""
