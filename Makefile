@@ -17,7 +17,7 @@ figures: .venv/ready        ## every table and figure again, from the committed 
 	$(DDLIB) figures "$(PROFILE)"
 
 readme: .venv/ready         ## fill the blocks of numbers in README.md and docs/
-	$(DDLIB) readme "$(PROFILE)"
+	$(DDLIB) readme
 
 book: .venv/ready           ## docs, executed notebooks, tables, figures and reference: build/book/index.html
 	$(DDLIB) book "$(PROFILE)"
