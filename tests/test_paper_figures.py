@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddlib import settings as config
 from ddlib.paper import evidence, figures, style, tables
 from ddlib.paper.claims import UNBALANCED
 from ddlib.paper.results import Results
 from ddlib.paper.style import same_picture
-from ddlib.runs import studies
+from ddlib.runs import methods, studies
+from ddlib.runs.profile import profile
 
 HOME = Path(__file__).parent.parent
 LAPTOP = Results(HOME / "results/laptop")
-FULL = config.profile("laptop-full")
+FULL = profile("laptop-full")
 DARK = """
 axes.facecolor: black
 figure.facecolor: black
@@ -89,7 +89,7 @@ def shape(look):
 
 def test_recipes_and_methods_differ_in_more_than_colour():
     """In each figure that shows them as lines."""
-    known = studies.methods(FULL)
+    known = methods.methods(FULL)
     lines = {
         method
         for cell in FULL.cells.values()

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddlib import settings as config
 from ddlib.paper.results import SEALS, Results
 from ddlib.runs import studies
+from ddlib.runs.profile import profile
 from ddlib.settings import InputError
 
 
@@ -75,5 +75,5 @@ def test_a_table_is_kept_with_six_digits_and_shown_with_four(tmp_path):
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "laptop-full"])
 def test_every_kept_set_has_a_file_of_its_own(name, tmp_path):
-    runs = [(run.cell, run.method, run.distil_seed) for run in studies.main(config.profile(name))]
+    runs = [(run.cell, run.method, run.distil_seed) for run in studies.main(profile(name))]
     assert len({Results(tmp_path).set_file(*run) for run in runs}) == len(runs)

@@ -13,12 +13,12 @@ from jupyter_client.manager import start_new_kernel
 from matplotlib.figure import Figure
 
 from ddlib.data import datasets
-from ddlib.method import smoothness
-from ddlib.method import student as unroll
-from ddlib.method.student import inner_loss
+from ddlib.method import smoothness, student
+from ddlib.method.functional import network
+from ddlib.method.student import InnerLoop, inner_loss
 from ddlib.paper import figures, style, widgets
 from ddlib.paper.results import Results
-from ddlib.runs import stages
+from ddlib.runs import run
 from ddlib.runs.store import Store
 from ddlib.settings import Data, Distillation, Expert, InputError, Network, Selection
 
@@ -36,7 +36,7 @@ STEPS, LR, MOMENTUM = 5, 0.03, 0.5
 def store(tmp_path_factory):
     """A store with one small set; to be read only."""
     store = Store(tmp_path_factory.mktemp("store"))
-    stages.get(SET, store)
+    run.get(SET, store)
     return store
 
 
@@ -48,7 +48,7 @@ def paper(tmp_path, store):
     return SimpleNamespace(
         results=Results(tmp_path),
         store=store,
-        get=lambda settings: stages.get(settings, store),
+        get=lambda settings: run.get(settings, store),
         figure=lambda name: printed,
     )
 
@@ -104,13 +104,14 @@ def test_a_walk_is_the_path_that_back_propagation_takes(store, paper):
     assert rows.loc["expert"].step.tolist() == [0, 1, 2]
     assert rows.loc["expert"].iloc[0][["x", "y", "distance"]].tolist() == [0, 0, 1]
     assert rows.loc["expert"].iloc[2].distance == 0
-    network = stages.network(NET, real.shape, real.classes)
+    net = network(NET, real.shape, real.classes)
     inner = SET.model_copy(update={"inner_steps": STEPS})
-    loss = inner_loss(network, made.tensors["labels"], inner, real.strategies, 0, 0)
+    loss = inner_loss(net, made.tensors["labels"], inner, real.strategies, 0, 0)
     states = {"real": made.tensors["history"][0], "distilled": made.tensors["images"]}
     for part, images in states.items():
         a, images = torch.tensor(LR), images.requires_grad_()
-        path = torch.stack(unroll.path(loss, expert[0], images, a, STEPS, MOMENTUM)).detach()
+        loop = InnerLoop(loss, expert[0], images, a, STEPS, MOMENTUM)
+        path = torch.stack(student.path(loop)).detach()
         walk = rows.loc[f"{part} images"]
         assert walk.step.tolist() == list(range(STEPS + 1))
         across = (path - expert[0]) @ smoothness.plane(expert).T

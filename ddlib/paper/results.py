@@ -78,11 +78,9 @@ class Results:
     def set_digests(self) -> pd.DataFrame:
         """cell, method, distil_seed, sha256, lr of the sets whose tensors need not be kept."""
         file = self.folder / "sets" / "digests.csv"
-        return (
-            pd.read_csv(file, float_precision="round_trip")
-            if file.exists()
-            else pd.DataFrame(columns=DIGESTS)
-        )
+        if not file.exists():
+            return pd.DataFrame(columns=DIGESTS)
+        return pd.read_csv(file, float_precision="round_trip")
 
     def keep_table(self, name: str, table: pd.DataFrame) -> None:
         """tables/<name>.csv with six digits, the same on every processor, and .md with four."""
