@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,9 +56,9 @@ def _evaluate(options: Options) -> None:
 
 def _export(options: Options) -> None:
     if options.what == "experts":
-        _call("interop:export_experts", "profile recipe to cell")(options)
+        _call("interop:export_experts", "profile recipe to cell force")(options)
     else:
-        _call("interop:export_set", "what to form")(options)
+        _call("interop:export_set", "what to form force")(options)
 
 
 def _show(options: Options) -> None:
@@ -75,6 +78,10 @@ def _arg(name: str, help: str, **more: Any) -> Argument:
     return name, {"help": help, **more}
 
 
+STOPPED = (
+    "stopped. What is finished is kept, and so is what experts and outer loops had reached at "
+    "their last checkpoint: the same command goes on from there"
+)
 NAME = "a profile of the library, or a YAML file of your own"
 PROFILE = _arg("profile", f"{NAME}; default: laptop", nargs="?", default="laptop")
 OF_PROFILE = _arg("--profile", f"{NAME}; default: laptop", default="laptop")
@@ -112,6 +119,7 @@ EXPORT = [
         choices=("mtt", "ddranking", "png", "datasets"),
         default="mtt",
     ),
+    _arg("--force", "replace files of other content", action="store_true"),
     OF_PROFILE,
     _arg("--recipe", "of the experts; default: sgd", default="sgd"),
     CELL,
@@ -154,7 +162,7 @@ COMMANDS: dict[str, tuple[str, list[Argument], Callable[[Options], Any]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit status. An expected error prints one message and returns 2.
+    """Run one command; its exit status. An error prints one message and returns 2.
 
     With DDLIB_DEBUG=1 in the environment its traceback comes first.
     """
@@ -168,24 +176,49 @@ def main(arguments: list[str] | None = None) -> int:
         for argument, more in takes:
             command.add_argument(argument, **more)
     options = parser.parse_args(arguments)
+    try:
+        Path.home()
+    except (RuntimeError, KeyError):  # a user without an entry, in a container
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="ddlib-home-")
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a shell may have had the first ignored
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(stop, _interrupt)
+    try:
+        return COMMANDS[options.command][2](options) or 0
+    except KeyboardInterrupt:
+        message, status = STOPPED, 130
+    except Exception as error:
+        message, status = _message(error), 2
+        if os.environ.get("DDLIB_DEBUG") == "1":
+            traceback.print_exc()
+    from ddlib.base import printable
 
+    print(f"ddlib: {printable(message)}", file=sys.stderr)
+    return status
+
+
+def _interrupt(*_: object) -> None:
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)  # once is enough, and ending takes a moment
+    raise KeyboardInterrupt
+
+
+def _message(error: Exception) -> str:
+    """An error in one message."""
     from ddlib.base import InputError
-    from ddlib.files import FULL, no_room
+    from ddlib.files import trouble
     from ddlib.method.train import Diverged
     from ddlib.runs.engine import Lost
 
-    try:
-        return COMMANDS[options.command][2](options) or 0
-    except (InputError, Diverged, Lost, OSError) as error:
-        message = str(error)
-        if isinstance(error, OSError):
-            if error.errno not in FULL:
-                raise
-            message = no_room(error, Path(error.filename or "a file"))
-        if os.environ.get("DDLIB_DEBUG") == "1":
-            traceback.print_exc()
-    print(f"ddlib: {message}", file=sys.stderr)
-    return 2
+    if isinstance(error, InputError | Diverged | Lost):
+        return str(error)
+    if isinstance(error, OSError):
+        return trouble(error)
+    words = (str(error).strip().splitlines() or [""])[0]
+    return (
+        f"an error that was not foreseen: {type(error).__name__}: {words[:300]}. What is finished "
+        "is kept. DDLIB_DEBUG=1 in the environment shows where it came from; please report it"
+    )
 
 
 if __name__ == "__main__":

@@ -8,25 +8,26 @@ fields of the stage's settings (`ddlib.settings`). Bad input raises an InputErro
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import partial
+from functools import partial, wraps
 from math import ceil
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pandas as pd
+import torch
 
-from ddlib.base import InputError, Task, validated
+from ddlib.base import InputError, Task, own_torch, validated
 from ddlib.data import datasets
 from ddlib.data.datasets import Images
-from ddlib.files import digest
+from ddlib.files import digest, trouble, write_new
 from ddlib.method.evaluate import SyntheticSet
 from ddlib.progress import Progress
 from ddlib.runs import cost, engine, methods, run, stages
 from ddlib.runs.profile import Profile, profile
-from ddlib.runs.store import Artefact, Store, read, store_folder, write
+from ddlib.runs.store import Artefact, Store, packed, read, store_folder
 from ddlib.settings import NEED_EXPERT, AnySet, Data, Evaluation, Expert, Network, Selection
 
 __all__ = ["distil", "evaluate", "load", "load_data", "pick_images", "save", "train_experts"]
@@ -38,6 +39,26 @@ NEAR = 1.5  # times chance: an expert that is not better than this has learned n
 log = logging.getLogger("ddlib")
 
 
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def verb(do: Verb) -> Verb:
+    """One of the six functions: works whatever PyTorch is set to; its faults are InputErrors."""
+
+    @wraps(do)
+    def done(*given: Any, **named: Any) -> Any:
+        try:
+            with own_torch():
+                return do(*given, **named)
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(trouble(error)) from error
+
+    return cast(Verb, done)
+
+
+@verb
 def load_data(
     name: str, path: Path | str | None = None, size: int | None = None, **changes: Any
 ) -> Images:
@@ -54,6 +75,7 @@ def load_data(
     return datasets.load(datasets.identify(data), store_folder())
 
 
+@verb
 def train_experts(
     real: Images, n: int | None = None, recipe: str = "ast", **changes: Any
 ) -> list[Artefact]:
@@ -89,6 +111,7 @@ def train_experts(
     return experts
 
 
+@verb
 def pick_images(
     real: Images,
     experts: Sequence[Artefact] = (),
@@ -123,6 +146,7 @@ def pick_images(
     return _make([methods.selection(scaled, scaled.cells[cell], method, seed, **changes)])[0]
 
 
+@verb
 def distil(
     experts: Sequence[Artefact], start: Artefact, method: str = "AST", seed: int = 0, **changes: Any
 ) -> Artefact:
@@ -144,6 +168,7 @@ def distil(
     return _make([methods.distillation(scaled, cell, method, seed, **given)])[0]
 
 
+@verb
 def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any) -> pd.DataFrame:
     """Train fresh networks on a set from scratch, and score them on the test images.
 
@@ -163,11 +188,20 @@ def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any
     return pd.DataFrame(judge(settings, SyntheticSet.of(synthetic, settings.labels == "hard")))
 
 
-def save(artefact: Artefact, file: Path | str) -> None:
-    """Write an artefact to a file of its own, exactly, with all that is needed to use it."""
-    write(Path(file), stages.settings_of(artefact.settings), artefact.tensors, artefact.record)
+@verb
+def save(artefact: Artefact, file: Path | str, force: bool = False) -> None:
+    """Write an artefact to a file of its own, exactly, with all that is needed to use it.
+
+    Raises:
+        InputError: the file is there and holds something else; with `force` it is replaced.
+    """
+    settings = stages.settings_of(artefact.settings)
+    start, tensors = packed(settings, artefact.tensors, artefact.record)
+    numbers = (t.flatten().view(torch.uint8).numpy().tobytes() for t in tensors.values())
+    write_new({Path(file): b"".join([start, *numbers])}, force)
 
 
+@verb
 def load(file: Path | str) -> Artefact:
     """Read what `save` wrote, on any machine; raises Absent or Damaged where it is not that."""
     return read(Path(file))
@@ -176,10 +210,8 @@ def load(file: Path | str) -> Artefact:
 def judge(settings: Evaluation, synthetic: SyntheticSet) -> list[dict]:
     """Rows of fresh networks on any images, which the store does not keep; shows the time left."""
     real = run.images(settings.data, _store())
-    searched = settings.search_networks * len(settings.factors) if len(settings.factors) > 1 else 0
-    most = searched + settings.networks * (1 + (1.0 in settings.factors))
     with closing(Progress("judging the set", cost.seconds(settings))) as progress:
-        share = progress.total / most
+        share = progress.total / cost.trained(settings)
         done = partial(progress.advance, share, "networks train on it")
         return stages.judge(settings, synthetic, real, done)
 

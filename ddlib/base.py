@@ -1,23 +1,57 @@
-"""What all settings share: frozen, strict, named by a hash; errors in one message; named chance."""
+"""What all share: settings that are frozen, strict and named by a hash; errors in one message;
+named chance; PyTorch as the library expects it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 from pydantic import SerializerFunctionWrapHandler as Handler
 
-FORMAT = 2  # part of every key: raise it when a change of code changes results
+FORMAT = 3  # part of every key: raise it when a change of code changes results
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def printable(text: str) -> str:
+    """The text with control characters and broken encodings escaped: a name may hold anything."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text.replace("\r", "\\r")
+    )
+
+
 class InputError(ValueError):
     """Bad input: says what was found, what was expected and what to do."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+@contextmanager
+def own_torch() -> Iterator[None]:
+    """PyTorch as the library expects it, whatever the caller set: the same settings, same bytes.
+
+    That is float32 in full precision, the CPU as default device, no autocast, and gradients.
+    """
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
+        stack.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        yield
 
 
 class Settings(BaseModel):
@@ -47,7 +81,7 @@ class Task(Settings):
     @property
     def title(self) -> str:
         """The task in a few words, for progress and errors."""
-        return self.words.format(s=self)
+        return printable(self.words.format(s=self))
 
     def needs(self) -> list[Task]:
         """Settings of the artefacts that this task reads."""
@@ -110,7 +144,9 @@ def _explained(error: ValidationError, where: str, kind: type[BaseModel]) -> Inp
     lines = []
     for e in error.errors():
         place = ".".join(str(p) for p in e["loc"]) or "settings"
-        found = "" if e["type"] in ("missing", "value_error") else f" (found {e['input']!r})"
+        found = (
+            "" if e["type"] in ("missing", "value_error") else f" (found {repr(e['input'])[:200]})"
+        )
         advice = e["msg"].removeprefix("Value error, ")
         if e["type"] == "extra_forbidden":
             expected = ", ".join(_keys_at(kind, e["loc"]))

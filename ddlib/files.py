@@ -25,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ddlib.base import InputError
+from ddlib.base import InputError, printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota left, a file above the limit
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EROFS)  # of the file system
 ABANDONED = 3600.0  # seconds: nobody has written into a half file for so long
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Damaged(InputError):
         self.file, self.fault = file, fault
 
     def __str__(self) -> str:
-        return (
+        return printable(
             f"{self.file} is damaged or not a ddlib file: {self.fault}; "
             "take a sound copy of it, or move it away and make it again"
         )
@@ -116,7 +117,7 @@ def sync_folder(folder: Path) -> None:
 
 def no_room(error: OSError, file: Path, size: int = 0) -> str:
     """The message for a full disk."""
-    home = next(folder for folder in file.absolute().parents if folder.exists())
+    home = next(folder for folder in file.absolute().parents if os.path.isdir(folder))
     needed = f"it takes {amount(size)}, and " if size else ""
     return (
         f"{file} could not be written ({os.strerror(error.errno)}): {needed}"
@@ -124,6 +125,40 @@ def no_room(error: OSError, file: Path, size: int = 0) -> str:
         "(`python -m ddlib gc` shows what no profile needs), or raise your quota or limit, "
         "and run again: what is finished is kept"
     )
+
+
+def trouble(error: OSError) -> str:
+    """The message for a fault of the file system."""
+    place = error.filename2 or error.filename or "a file"
+    if error.errno in FULL:
+        return no_room(error, Path(place))
+    return (
+        f"{place}: {error.strerror or error}; expected a place that can be read and written: "
+        "correct the path or its rights, or name another. What is finished is kept"
+    )
+
+
+def write_new(files: dict[Path, bytes], force: bool = False) -> list[Path]:
+    """Write files, all or none where one is there already with other content.
+
+    Raises:
+        InputError: one is there, and is not the same; nothing was written.
+    """
+    others = [f for f, c in files.items() if os.path.lexists(f) and not _holds(f, c)]
+    if others and not force:
+        raise InputError(
+            f"{others[0]} is there already and holds something else ({len(others)} of "
+            f"{len(files)} files): nothing was written; name another place, or add --force "
+            "(in Python: force=True) to replace them"
+        )
+    for file, content in files.items():
+        write_whole(file, content)
+    return list(files)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    same = file.is_file() and file.stat().st_size == len(content)
+    return same and file.read_bytes() == content
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -140,11 +175,12 @@ def sweep(folder: Path, remove: bool = True) -> list[Path]:
     halves = [*sorted(folder.glob(".half-*")), *sorted(folder.glob("*/.half-*"))]
     ended = []
     for half in halves:
-        with suppress(FileNotFoundError):  # finished, or swept by another process
+        with suppress(OSError):  # finished, or swept by another process
             if time.time() - half.stat().st_mtime > ABANDONED:
                 ended.append(half)
     for half in ended if remove else ():
-        half.unlink(missing_ok=True)
+        with suppress(OSError):  # another user's
+            half.unlink(missing_ok=True)
     return ended
 
 
@@ -226,6 +262,7 @@ def unpack(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def opened(file: Path) -> Iterator[Any]:
     """A safetensors file; an error inside says which file it was."""
     try:
+        file.open("rb").close()  # safetensors calls absent whatever it cannot open
         with safe_open(str(file), "pt") as archive:
             yield archive
     except FileNotFoundError:
@@ -279,14 +316,24 @@ def kept(
 @contextmanager
 def _alone(lock_file: Path, what: str) -> Iterator[None]:
     """Hold a lock; where the file system knows none, go on without: a task is then done twice."""
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file, poll_interval=0.2)
-    with suppress(OSError, NotImplementedError):
-        lock_file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout:
-            print(f"{what}: waits for another process that makes it", file=sys.stderr, flush=True)
-            lock.acquire()
+    try:
+        with suppress(NotImplementedError):
+            try:
+                lock.acquire(timeout=0.5)
+            except Timeout:
+                words = printable(f"{what}: waits for another process that makes it")
+                print(words, file=sys.stderr, flush=True)
+                lock.acquire()
+    except PermissionError as error:
+        raise InputError(
+            f"{lock_file} belongs to another user and cannot be locked: expected a store that all "
+            "of its users may write into (one group, umask 002); name another (STORE=...)"
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     try:
         yield
     finally:
@@ -294,12 +341,15 @@ def _alone(lock_file: Path, what: str) -> Iterator[None]:
 
 
 def locked(root: Path, stem: str) -> bool:
-    """Whether a living process makes the file of that stem in the store at `root`."""
+    """Whether a living process makes the file of that stem in the store at `root`.
+
+    A lock that cannot be looked at, for it is another user's, counts as held.
+    """
     file = root / "locks" / f"{stem}.lock"
     try:
         if file.exists():
             FileLock(file).acquire(timeout=0).lock.release()
-    except Timeout:
+    except (Timeout, PermissionError):
         return True
     except (OSError, NotImplementedError):
         pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,10 @@ from ddlib.api import judge
 from ddlib.base import InputError, validated
 from ddlib.data import datasets, mtt_format, mtt_sets
 from ddlib.data.space import Space
-from ddlib.files import Damaged, write_whole
+from ddlib.files import Damaged, opened, write_new
 from ddlib.method.evaluate import SyntheticSet
-from ddlib.paper import pictures, style, tables
+from ddlib.paper import pictures, style
+from ddlib.paper.claims import mean, std
 from ddlib.paper.results import Results
 from ddlib.runs import engine, methods, run
 from ddlib.runs.profile import profile
@@ -68,8 +70,7 @@ def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
     Raises:
         InputError: the file is not sound, or what is said about it is missing, doubled or wrong.
     """
-    read_any = _read_ours if file.suffix == ".safetensors" else _read_foreign
-    of, network, synthetic = read_any(file, about)
+    of, network, synthetic = (_read_ours if _is_ours(file) else _read_foreign)(file, about)
     fields = {"of": of, "network": network, "networks": networks, "epochs": epochs}
     settings = validated(Evaluation, fields, "--networks and --epochs")
     y = synthetic.labels
@@ -80,12 +81,28 @@ def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
             f"{len(y)} images of {classes} classes of {about.data} ({int(counts.min())} to "
             f"{int(counts.max())} per class), whitening {about.whitening}, lr {synthetic.lr:g}"
         )
-    rows = judge(settings, synthetic)
-    scores = pd.Series([row["accuracy"] for row in rows if row["protocol"] == "lr_chosen"])
+    rows = [row for row in judge(settings, synthetic) if row["protocol"] == "lr_chosen"]
+    scores, lr = [row["accuracy"] for row in rows], rows[0]["lr"]
+    edge = ", the last of those tried" if rows[0]["lr_at_edge"] else ""
     print(
-        f"{tables.spread(scores)}: test accuracy in percent of networks trained for {epochs} "
-        f"epochs on the {len(y)} images alone, mean ± std (networks)"
+        f"{_over_networks(scores)}: test accuracy in percent of networks trained for {epochs} "
+        f"epochs on the {len(y)} images alone, mean ± std (networks), with lr {lr:g}{edge}"
     )
+
+
+def _over_networks(accuracies: Iterable[float]) -> str:
+    """51.2 ± 0.6 (5): mean ± std of fractions over the networks of one set, in percent."""
+    known = list(accuracies)
+    deviation = f" ± {100 * std(known):.1f}" if len(known) > 1 else ""
+    return f"{100 * mean(known):.1f}{deviation} ({len(known)})"
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file is an artefact of this library, whatever it is called."""
+    if not file.is_file() or not mtt_format.is_safetensors(file):
+        return file.suffix == ".safetensors" and not file.exists()
+    with opened(file) as content:
+        return "ddlib" in (content.metadata() or {})
 
 
 def _read_ours(file: Path, about: About) -> tuple[AnySet, Network, SyntheticSet]:
@@ -98,12 +115,41 @@ def _read_ours(file: Path, about: About) -> tuple[AnySet, Network, SyntheticSet]
 def _read_set(file: Path) -> tuple[Artefact, Any]:
     """A set, and the settings that it was made under."""
     artefact = read(file)
-    if "images" not in artefact.tensors:
+    try:
+        made, tensors, synthetic = settings_of(artefact.settings), artefact.tensors, None
+        if isinstance(made, AnySet):
+            synthetic = SyntheticSet.of(artefact)
+            shape, classes = _shape(artefact, made)
+            synthetic.check(shape, classes)
+            SyntheticSet.of(artefact, hard=True).check(shape, classes)
+            space = Space.from_tensors(_within(tensors, "space."))
+            space.leave(tensors["images"][:1])
+            if "history" in tensors and tensors["history"].shape[1:] != tensors["images"].shape:
+                raise InputError(f"its history is {tuple(tensors['history'].shape)}")
+    except (InputError, RuntimeError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{file} is no set to work with: {error}") from None
+    if synthetic is None:
         raise InputError(
-            f"{file} holds {', '.join(artefact.tensors) or 'no tensors'}, expected a set with "
-            "images, labels and lr: name a file of results/*/sets, or one that you saved"
+            f"{file} holds {made.title}, expected a set with images, labels and lr: name a file of "
+            "results/*/sets, or one that you saved"
         )
-    return artefact, settings_of(artefact.settings)
+    return artefact, made
+
+
+def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _shape(artefact: Artefact, made: AnySet) -> tuple[tuple[int, ...], int]:
+    """(c, h, w) and the number of classes: the data's, or where that is not there the set's own."""
+    tensors = artefact.tensors
+    try:
+        known = datasets.about(made.data)
+        return known.shape, len(known.class_names)
+    except InputError:
+        soft = tensors["soft"].shape[1] if "soft" in tensors else int(tensors["labels"].max()) + 1
+        return tuple(tensors["images"].shape[1:]), soft
 
 
 def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticSet]:
@@ -135,25 +181,26 @@ def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticS
     return of, network, SyntheticSet(stored.images, stored.labels, lr)
 
 
-def export_set(file: Path | str, folder: Path, form: str = "mtt") -> None:
+def export_set(file: Path | str, folder: Path, form: str = "mtt", force: bool = False) -> None:
     """Write one of our sets in another form, and print what was written.
 
     Forms: `mtt` and `ddranking` (.pt files in the set's own space), `png` and `datasets` (pixels).
 
     Raises:
-        InputError: the file holds no set, or the folder holds another one.
+        InputError: the file holds no set, or the folder other files of these names (unless
+            `force`).
     """
     file = Path(file)
     artefact, made = _read_set(file)
     if form in ("png", "datasets"):
-        _export_pixels(file, artefact, folder, form)
+        _export_pixels(file, artefact, folder, form, force)
         return
     data, network = made.data, made.network or Network(width=32)
     space = {"zca": data.zca, "space": data.space}
     whitening = next(w for w, f in WHITENING.items() if {"zca": False, "space": None} | f == space)
     labels = artefact.tensors["soft" if "soft" in artefact.tensors else "labels"]
     images, lr = artefact.tensors["images"], artefact.record["lr"]
-    files = mtt_sets.write_set(folder, images, labels, lr, form)
+    files = mtt_sets.write_set(folder, images, labels, lr, form, force)
     print(", ".join(map(str, files)))
     if form == "ddranking":
         print("DD-Ranking normalises real images as MTT's code does (`data: {space: mtt}`).")
@@ -177,8 +224,8 @@ def dataset(artefact: Artefact, pixels: bool = False, hard: bool = False) -> Ten
 
 def _pixels(artefact: Artefact) -> Tensor:
     """A set's images as pixels, not clipped."""
-    space = {k[6:]: t for k, t in artefact.tensors.items() if k.startswith("space.")}
-    return Space.from_tensors(space).leave(artefact.tensors["images"])
+    space = Space.from_tensors(_within(artefact.tensors, "space."))
+    return space.leave(artefact.tensors["images"])
 
 
 def _levels(artefact: Artefact) -> Tensor:
@@ -199,7 +246,9 @@ def _loss(artefact: Artefact) -> str:
     )
 
 
-def _export_pixels(file: Path, artefact: Artefact, folder: Path, form: str) -> None:
+def _export_pixels(
+    file: Path, artefact: Artefact, folder: Path, form: str, force: bool = False
+) -> None:
     """Write PNGs by class with labels.csv and a sheet, or a folder for Hugging Face's `datasets`.
 
     `load_dataset("imagefolder", data_dir=...)` reads train/metadata.jsonl beside the images.
@@ -207,27 +256,35 @@ def _export_pixels(file: Path, artefact: Artefact, folder: Path, form: str) -> N
     names = _class_names(artefact)
     rows = _image_rows(artefact, names)
     if form == "png":
-        _write_pngs(folder, artefact, rows.file)
+        files = _pngs(folder, artefact, rows.file)
         if "soft" in rows:
             soft = pd.DataFrame(rows.soft.tolist()).add_prefix("soft_")
             rows = rows.drop(columns="soft").join(soft)
         csv = rows.to_csv(index=False, lineterminator="\n").encode()
-        write_whole(folder / "labels.csv", csv)
         sheet = io.BytesIO()
         look = {"format": "png", "dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
         with style.style():
             pictures.before_after(artefact, names).savefig(sheet, **look)
-        write_whole(folder / "sheet.png", sheet.getvalue())
-        files = f"{folder / 'labels.csv'}, and a sheet of them, {folder / 'sheet.png'}"
+        files |= {folder / "labels.csv": csv, folder / "sheet.png": sheet.getvalue()}
+        shown = f"{folder / 'labels.csv'}, and a sheet of them, {folder / 'sheet.png'}"
     else:
-        card = _card(file, artefact, names)
-        _write_pngs(folder / "train", artefact, rows.file)
+        files = _pngs(folder / "train", artefact, rows.file)
         records = rows.rename(columns={"file": "file_name"}).to_dict("records")
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records)
-        write_whole(folder / "train" / "metadata.jsonl", lines.encode())
-        write_whole(folder / "README.md", card.encode())
-        files = f"{folder / 'README.md'}"
-    print(f"{len(rows)} PNGs and {files}\n{_loss(artefact)}")
+        files |= {
+            folder / "train" / "metadata.jsonl": lines.encode(),
+            folder / "README.md": _card(file, artefact, names).encode(),
+        }
+        shown = f"{folder / 'README.md'}"
+    # A reader of the folder would take two sets for one.
+    there = {png for depth in ("*/*.png", "*/*/*.png") for png in folder.glob(depth)}
+    if others := sorted(there - files.keys()):
+        raise InputError(
+            f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected "
+            "an empty folder, or this set's; write to another"
+        )
+    write_new(files, force)
+    print(f"{len(rows)} PNGs and {shown}\n{_loss(artefact)}")
 
 
 def _image_rows(artefact: Artefact, class_names: tuple[str, ...]) -> pd.DataFrame:
@@ -243,11 +300,11 @@ def _image_rows(artefact: Artefact, class_names: tuple[str, ...]) -> pd.DataFram
     return rows.assign(soft=labels.tolist()) if labels.dim() == 2 else rows
 
 
-def _write_pngs(folder: Path, artefact: Artefact, files: pd.Series) -> None:
-    """Write each image as a PNG, into a folder that holds no others.
+def _pngs(folder: Path, artefact: Artefact, names: pd.Series) -> dict[Path, bytes]:
+    """Each image as a PNG file.
 
     Raises:
-        InputError: neither one channel nor three; there are PNGs of another set.
+        InputError: neither one channel nor three.
     """
     channels = artefact.tensors["images"].shape[1]
     if channels not in (1, 3):
@@ -255,20 +312,12 @@ def _write_pngs(folder: Path, artefact: Artefact, files: pd.Series) -> None:
             f"images of {channels} channels cannot be PNGs: expected 1 or 3; export the set in "
             "another form"
         )
-    pngs: dict[Path, bytes] = {}
-    for file, image in zip(files, _levels(artefact).permute(0, 2, 3, 1).numpy(), strict=True):
+    files: dict[Path, bytes] = {}
+    for name, image in zip(names, _levels(artefact).permute(0, 2, 3, 1).numpy(), strict=True):
         content = io.BytesIO()
         Image.fromarray(image[..., 0] if channels == 1 else image).save(content, "PNG")
-        pngs[folder / file] = content.getvalue()
-    # A reader of the folder would take two sets for one.
-    there = sorted(file for depth in ("*/*.png", "*/*/*.png") for file in folder.glob(depth))
-    if others := [file for file in there if pngs.get(file) != file.read_bytes()]:
-        raise InputError(
-            f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected "
-            "an empty folder, or this set's; write to another"
-        )
-    for file, png in pngs.items():
-        write_whole(file, png)
+        files[folder / name] = content.getvalue()
+    return files
 
 
 def _class_names(artefact: Artefact) -> tuple[str, ...]:
@@ -293,7 +342,7 @@ def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
     rows = _rows_at_hand(file, artefact)
     accuracy = "No evaluation was at hand when this was written."
     if not rows.empty:
-        scores = rows.groupby("architecture").accuracy.apply(tables.spread)
+        scores = rows.groupby("architecture").accuracy.apply(_over_networks)
         table = scores.rename("test accuracy").reset_index().to_markdown(index=False)
         accuracy = f"{PROTOCOL}\n\n{table}"
     settings = json.dumps(_portable(artefact.settings), indent=1, ensure_ascii=False)
@@ -351,11 +400,13 @@ def _rows_at_hand(file: Path, artefact: Artefact) -> pd.DataFrame:
     return rows[rows.protocol == "lr_chosen"]
 
 
-def export_experts(name: str, recipe: str, folder: Path, cell_name: str | None = None) -> None:
+def export_experts(
+    name: str, recipe: str, folder: Path, cell_name: str | None = None, force: bool = False
+) -> None:
     """Write the experts of a profile's recipe as replay_buffer_<n>.pt; train those missing.
 
     Raises:
-        InputError: no such profile, recipe or cell.
+        InputError: no such profile, recipe or cell; or other buffers are there (unless `force`).
     """
     engine.settle()
     chosen, store = profile(name), Store(store_folder())
@@ -369,5 +420,5 @@ def export_experts(name: str, recipe: str, folder: Path, cell_name: str | None =
     wanted = [methods.recipe(chosen, cell, recipe, seed) for seed in range(chosen.n_experts)]
     run.ensure(wanted, store)
     paths = (store.load(settings).tensors["path"] for settings in wanted)
-    files = mtt_format.write_buffer(folder, paths, run.shapes(wanted[0]))
+    files = mtt_format.write_buffer(folder, paths, run.shapes(wanted[0]), force)
     print(f"{len(wanted)} experts '{recipe}' of {cell.data.title} in {', '.join(map(str, files))}")

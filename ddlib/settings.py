@@ -13,14 +13,26 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ddlib.base import FORMAT, InputError, Settings, Task, generator, key, require, validated
+from ddlib.base import (
+    FORMAT,
+    InputError,
+    Settings,
+    Task,
+    generator,
+    key,
+    printable,
+    require,
+    validated,
+)
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Few = Annotated[int, Field(ge=1, le=10_000)]  # of what is made one by one
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Strategy = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 Architecture = Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap", "vit"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+LRS = (0.001, 0.003, 0.01, 0.03, 0.1)
 Strategies = Annotated[tuple[Strategy, ...], Field(strict=False)]
 EVERY_STRATEGY: Strategies = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
@@ -55,15 +67,23 @@ class Data(Settings):
     @property
     def title(self) -> str:
         """What people call it: a folder of images by the folder's name."""
-        return Path(self.path).name if self.path else self.name
+        return printable(Path(self.path).name) if self.path else self.name
+
+    @property
+    def label(self) -> str:
+        """A name that no other data in a paper has: the title, and what differs from the usual."""
+        odd = ["zca"] * self.zca + [f"space {self.space}"] * bool(self.space)
+        odd += [f"split {self.seed}"] * bool(self.seed)
+        odd += [f"{self.size} px, {(self.contents or '')[:6]}"] * bool(self.path)
+        return ", ".join([self.title, *odd])
 
 
 class Network(Settings):
     """An architecture and its size."""
 
     architecture: Architecture = "convnet"
-    width: Count = 128
-    depth: Count = 3  # of a convnet; the others have their own
+    width: Few = 128
+    depth: Few = 3  # of a convnet; the others have their own
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: automatic mixed precision
 
 
@@ -225,7 +245,7 @@ class Distillation(OuterLoop):
         "lr_labels",
     )
     experts: AnyExpert  # their recipe, or their buffer; expert i has seed i
-    n_experts: Count = 100
+    n_experts: Few = 100
     start: Selection
     inner_steps: Count = 20  # N
     matched_epochs: Count = 2  # M
@@ -386,14 +406,22 @@ class Evaluation(OfSet):
     later: ClassVar[tuple[str, ...]] = ("labels",)
     of: Distillation | Condensation | Selection
     network: Network
-    networks: Count = 5
+    networks: Few = 5
     epochs: Count = 1000
     batch: Count = 256
     weight_decay: Size = 5e-4
-    # of a; the best on validation images is taken
-    factors: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (0.1, 0.3, 1.0)
-    search_networks: Count = 1  # networks per factor while choosing
+    # the same for every method; the best on validation images is taken, beyond an end if need be
+    lrs: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = LRS
+    search_networks: Few = 1  # networks per lr while choosing
     test: bool = True  # False while tuning: the test images stay unseen
     looks: Count = 5  # evaluations along the way, for the best-of columns
     labels: Literal["hard"] | None = None  # the classes, though the set has soft labels
     strategies: Strategies = EVERY_STRATEGY
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(
+            list(self.lrs) == sorted(set(self.lrs)),
+            f"lrs = {list(self.lrs)}: expected each once, from the smallest to the largest",
+        )
+        return self

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddlib.base import own_torch
 from ddlib.data import image_folder
 from ddlib.data.catalogue import EVERY, MTT, SETS, Raw, Set, split
 from ddlib.data.image_folder import PARTS, PICTURES, Found
@@ -75,6 +76,7 @@ def identify(settings: Data) -> Data:
     return settings.model_copy(update={"contents": image_folder.listing(Path(settings.path))})
 
 
+@own_torch()
 def load(settings: Data, folder: Path | str | None = None) -> Images:
     """The images of `settings`, read once per process.
 
@@ -205,7 +207,7 @@ def _warn(entry: Set, settings: Data, files: Found, parts: image_folder.Parts) -
     step = f"one test image more or less is {100 / test:.2g} points of accuracy"
     log.warning(text, title, len(sizes), train, val, test, step)
     if odd := image_folder.left_out(Path(settings.path)):
-        log.warning("%s: left out %s, for only %s are read", title, odd, ", ".join(PICTURES))
+        log.warning("%s: left out %s; read are %s of each class", title, odd, ", ".join(PICTURES))
 
 
 def _stem(settings: Data, parts: image_folder.Parts, side: int) -> str:

@@ -1,16 +1,19 @@
 """Folders of images: found and counted before any is read, then each decoded once into a file.
 
 n images, 3 x side x side pixels. The file of pixels stays on disk and is mapped into memory, so a
-data set may be larger than memory. A folder of one's own holds ``<class>/*``, or
-``train/<class>/*`` and perhaps ``val/<class>/*`` and ``test/<class>/*``.
+data set may be larger than memory. A folder of one's own holds ``<class>/**``, or
+``train/<class>/**`` and perhaps val and test likewise, under any of the names in ALIASES.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,21 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ddlib.base import InputError, printable
 from ddlib.files import write_parts
 from ddlib.progress import Progress
-from ddlib.settings import InputError
 
 PARTS = ("train", "val", "test")
+ALIASES = {  # of the parts' folders, in capitals too
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val", "dev": "val"},
+    **{"test": "test", "testing": "test"},
+}
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # endings, in capitals too
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # that are decoded
+LONGEST = 100  # times the shorter side: a longer image would be blown up beyond any memory
 DECODING = (
-    2  # part of the key of a folder of one's own: raise it when its images come out otherwise
+    3  # part of the key of a folder of one's own: raise it when its images come out otherwise
 )
 SECONDS = 0.005  # to decode an image, about
 BATCH = 100  # images decoded between two reports of progress
@@ -36,34 +46,93 @@ Parts = dict[str, tuple[list[Path], Tensor]]  # part -> n files and their labels
 
 
 def parts_in(folder: Path) -> dict[str, Path]:
-    """Where the parts of a folder of one's own lie; all of it trains if none has a folder."""
-    return {part: folder / part for part in PARTS if (folder / part).is_dir()} or {"train": folder}
+    """Where the parts of a folder of one's own lie; all of it trains if none has a folder.
+
+    A part holds folders of classes. So a class may be called train, if images lie in its folder.
+
+    Raises:
+        InputError: there is no such folder, two folders of a part, or parts and none to train on.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"no folder {folder.absolute()}: expected there the images, a folder per class; "
+            "put them back, or correct `data.path`"
+        )
+    named = [name for name in _folders(folder) if name.lower() in ALIASES]
+    parts: dict[str, Path] = {}
+    for name in named:
+        part = ALIASES[name.lower()]
+        if not _folders(folder / name) or _images(folder / name):
+            continue
+        if part in parts:
+            raise InputError(
+                f"{folder} holds {parts[part].name} and {name}, which both mean `{part}`: "
+                "put them together, or take one away"
+            )
+        parts[part] = folder / name
+    if parts and "train" not in parts:
+        raise InputError(
+            f"no folder train in {folder.absolute()}, but {few(sorted(named))}: expected "
+            "train/<class>/*, and perhaps val/<class>/*, test/<class>/*; correct `data.path`"
+        )
+    return parts or {"train": folder}
 
 
-def pictures(folder: Path) -> list[Path]:
-    """The images that lie in `folder` itself, by name."""
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".")
-    )
+def _folders(home: Path) -> tuple[str, ...]:
+    inside = (folder for folder in home.iterdir() if folder.is_dir())
+    return tuple(sorted(folder.name for folder in inside if not folder.name.startswith(".")))
+
+
+def _images(home: Path) -> list[Path]:
+    """Files right inside `home` that are images by their names."""
+    files = (file for file in home.iterdir() if not file.name.startswith(".") and not file.is_dir())
+    return sorted(file for file in files if file.suffix.lower() in PICTURES)
+
+
+def pictures(folder: Path, deep: bool = False) -> list[Path]:
+    """The images that lie in `folder` itself, by name, or if `deep` in its folders, too.
+
+    Raises:
+        InputError: one is a link to nothing, a pipe or a device.
+    """
+    files = _images(folder)
+    for inner in _folders(folder) if deep else ():
+        files += pictures(folder / inner, deep)
+    for file in files:
+        if not file.is_file():
+            what = "a link to what is not there" if file.is_symlink() else "no plain file"
+            raise InputError(f"{file} is {what}: expected an image; put it back, or remove it")
+    return files
 
 
 def listing(folder: Path) -> str:
-    """16 hexadecimal digits that name a folder's images by relative path and size in bytes.
+    """16 hexadecimal digits that name a folder's images by relative path and content.
 
     Raises:
         InputError: there are none.
     """
     homes = [home for part in parts_in(folder).values() for home in sorted(part.glob("*/"))]
-    files = [file for home in homes for file in pictures(home)]
+    files = [file for home in homes if home.name[0] != "." for file in pictures(home, deep=True)]
     if not files:
         raise InputError(
             f"no images in {folder.absolute()}: expected <class>/* or train/<class>/*, "
             f"with names that end in {', '.join(PICTURES)}; correct `path`"
         )
-    sizes = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
-    return _hash([DECODING, sizes])
+    return _hash(
+        [DECODING, [(file.relative_to(folder).as_posix(), content(file)) for file in files]]
+    )
+
+
+def content(file: Path) -> str:
+    """The sha256 of a file's bytes, read again when its size or time of change has changed."""
+    about = file.stat()
+    return _content(file, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+@lru_cache(maxsize=1 << 20)
+def _content(file: Path, *stamp: int) -> str:
+    with file.open("rb") as bytes_of:
+        return hashlib.file_digest(bytes_of, "sha256").hexdigest()
 
 
 def _hash(content: list) -> str:
@@ -71,28 +140,36 @@ def _hash(content: list) -> str:
 
 
 def own_classes(folder: Path) -> tuple[str, ...]:
-    """The classes of a folder of one's own, by name."""
-    if not folder.is_dir():
-        raise InputError(
-            f"no folder {folder.absolute()}: expected there the images, a folder per class; "
-            "put them back, or correct `data.path`"
-        )
-    if (train := parts_in(folder).get("train")) is None:
-        raise InputError(
-            f"no folder train in {folder.absolute()}: expected train/<class>/*, "
-            "and perhaps val/<class>/*, test/<class>/*; correct `data.path`"
-        )
+    """The classes of a folder of one's own, by name.
+
+    Raises:
+        InputError: fewer than two, a name that is no text, or folders that look like unnamed parts.
+    """
+    train = parts_in(folder)["train"]
     names = _folders(train)
     if len(names) < 2:
         raise InputError(
             f"{train} holds {len(names)} classes ({few(names)}): "
             "expected a folder of images for each of at least two"
         )
+    for name in names:
+        if printable(name) != name:
+            raise InputError(
+                f"the class '{name}' in {train} is called what cannot be printed: expected text in "
+                "UTF-8; rename its folder"
+            )
+    inner = [set(_folders(train / name)) for name in names if not _images(train / name)]
+    if len(inner) == len(names) and len(shared := set.intersection(*inner)) > 1:
+        raise InputError(
+            f"each folder of {train} ({few(names)}) holds the folders {few(sorted(shared))}: are "
+            f"these the classes? Parts are called {', '.join(ALIASES)}; rename them, or correct "
+            "`data.path`"
+        )
     return names
 
 
 def own(folder: Path) -> Found:
-    """The images of a folder of one's own."""
+    """The images of a folder of one's own, those in folders inside a class's folder, too."""
     names, same = own_classes(folder), "the same classes in every part"
     files = {}
     for part, home in parts_in(folder).items():
@@ -100,7 +177,7 @@ def own(folder: Path) -> Found:
             raise InputError(
                 f"{home} holds {few(sorted(more))}, which train does not: expected {same}"
             )
-        files[part] = by_class(home, names, same)
+        files[part] = by_class(home, names, same, deep=True)
     least = 1 + len(PARTS) - len(files)  # one image for each part that is cut from train
     counts = {part: (least if part == "train" else 1, None) for part in files}
     endings = ", ".join(PICTURES)
@@ -109,30 +186,36 @@ def own(folder: Path) -> Found:
 
 
 def left_out(folder: Path) -> str:
-    """The files of a folder of one's own that are no images by their names, counted by ending."""
-    endings = Counter(
-        file.suffix.lower() or "no ending"
-        for home in parts_in(folder).values()
-        for name in _folders(home)
-        for file in (home / name).iterdir()
-        if file.is_file() and not file.name.startswith(".")
-    )
-    return ", ".join(f"{n} {end}" for end, n in sorted(endings.items()) if end not in PICTURES)
+    """What in a folder of one's own is not read: files by ending, and whole folders by name."""
+    parts, odd = parts_in(folder), Counter[str]()
+    for home in {folder, *parts.values()}:
+        taken = {path.name for path in parts.values()} if home not in parts.values() else None
+        for place in home.iterdir():
+            if place.name.startswith("."):
+                continue
+            if not place.is_dir():
+                odd[f"{place.suffix.lower() or 'no ending'} right in {printable(home.name)}/"] += 1
+            elif taken is None:
+                for _inner, _, files in os.walk(place):
+                    for file in files:
+                        suffix = Path(file).suffix.lower()
+                        if suffix not in PICTURES and not file.startswith("."):
+                            odd[suffix or "no ending"] += 1
+            elif place.name not in taken:
+                odd[f"folder '{printable(place.name)}'"] += 1
+    return ", ".join(f"{n} {what}" for what, n in sorted(odd.items()))
 
 
-def _folders(home: Path) -> tuple[str, ...]:
-    inside = (folder for folder in home.iterdir() if folder.is_dir())
-    return tuple(sorted(folder.name for folder in inside if not folder.name.startswith(".")))
-
-
-def by_class(home: Path, names: Collection[str], source: str, inside: str = "") -> list[list[Path]]:
+def by_class(
+    home: Path, names: Collection[str], source: str, inside: str = "", deep: bool = False
+) -> list[list[Path]]:
     """The images of each class, in home/<class>/<inside>; `source` says what is expected there."""
     if missing := [str(Path(k, inside)) for k in names if not (home / k / inside).is_dir()]:
         raise InputError(
             f"{home} lacks {few(missing)} of {len(names)} classes: expected {source}; "
             "put them there"
         )
-    return [pictures(home / name / inside) for name in names]
+    return [pictures(home / name / inside, deep) for name in names]
 
 
 def counted(
@@ -175,7 +258,11 @@ def decode(file: Path, side: int, upright: bool = False) -> Tensor:
     from torchvision.transforms import functional as F
 
     try:
-        with Image.open(file) as opened:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
+            raise ValueError("it is no plain file")
+        with Image.open(file, formats=FORMATS) as opened:
+            if max(opened.size) > LONGEST * min(opened.size):
+                raise ValueError(f"{opened.width} x {opened.height} pixels are no picture")
             image: Image.Image = _turned(opened) if upright else opened
             if image.mode.startswith("I;16"):  # Pillow would cut its 65 536 levels off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -202,11 +289,17 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def stem(parts: Parts, side: int, upright: bool = False) -> str:
-    """16 hexadecimal digits that name what `pack` makes of these files, by name and size."""
+    """16 hexadecimal digits that name what `pack` makes of these files, by name and content.
+
+    An archive's files are many: their size and time of change stand for the content.
+    """
+
+    def about(file: Path) -> tuple:
+        return (content(file),) if upright else (file.stat().st_size, file.stat().st_mtime_ns)
+
     files = {
         part: [
-            (*file.parts[-4:], file.stat().st_size, k)
-            for file, k in zip(files, y.tolist(), strict=True)
+            (*file.parts[-4:], *about(file), k) for file, k in zip(files, y.tolist(), strict=True)
         ]
         for part, (files, y) in parts.items()
     }

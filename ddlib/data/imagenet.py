@@ -91,14 +91,14 @@ def tiny_imagenet(folder: Path) -> Found:
     needed = (listed, home / "words.txt", home / "train", notes, images)
     if missing := [str(place.relative_to(home)) for place in needed if not place.exists()]:
         raise InputError(f"{home} lacks {few(missing)}: expected there {source}; put it there")
-    if (ids := sorted(listed.read_text().split())) != TINY:
+    if (ids := sorted(listed.read_text("utf-8").split())) != TINY:
         odd = sorted(set(ids) ^ set(TINY)) or ["an id that stands twice"]
         raise InputError(
             f"{listed} lists {len(ids)} ids, of which {few(odd)} do not match the {len(TINY)} "
             f"expected: take it from {source}"
         )
     test: dict[str, list[Path]] = {wnid: [] for wnid in TINY}
-    for i, line in enumerate(notes.read_text().splitlines(), 1):
+    for i, line in enumerate(notes.read_text("utf-8").splitlines(), 1):
         file, wnid, *box = line.split("\t") if line.count("\t") == 5 else ("", "")
         if wnid not in test or len(box) != 4 or not (images / file).is_file():
             raise InputError(
@@ -115,6 +115,6 @@ def tiny_imagenet(folder: Path) -> Found:
 
 def tiny_words(folder: Path) -> tuple[str, ...]:
     """The first word that the archive gives for each class."""
-    lines = (folder / "data" / "tiny-imagenet-200" / "words.txt").read_text().splitlines()
+    lines = (folder / "data" / "tiny-imagenet-200" / "words.txt").read_text("utf-8").splitlines()
     words = dict(line.split("\t", 1) for line in lines if "\t" in line)
     return tuple(words.get(wnid, wnid).split(",")[0] for wnid in TINY)

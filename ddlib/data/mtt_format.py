@@ -11,6 +11,7 @@ one that proved to be harmless is loaded here. P is the number of parameters.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddlib.files import whole
+from ddlib.files import opened, write_new
 from ddlib.settings import Imported, InputError
 
 PER_FILE = 10  # trajectories per file that is written, as MTT does
@@ -69,7 +70,13 @@ def buffer_files(path: Path) -> list[Path]:
     matches = {
         file: re.fullmatch(r"replay_buffer_([0-9]+)\.pt", file.name) for file in path.iterdir()
     }
-    numbered = {int(match[1]): file for file, match in matches.items() if match}
+    numbered: dict[int, Path] = {}
+    for file, match in sorted(matches.items()):
+        if match and numbered.setdefault(int(match[1]), file) != file:
+            raise InputError(
+                f"{numbered[int(match[1])].name} and {file.name} in {path.absolute()} have the "
+                "same number: expected one file of each; rename one, or take it away"
+            )
     if not numbered:
         raise InputError(f"no replay_buffer_<n>.pt in {path.absolute()}: correct `buffer`")
     return [numbered[n] for n in sorted(numbered)]
@@ -109,7 +116,7 @@ def prove(*files: Path) -> None:
         if not file.is_file() or not file.stat().st_size:
             what = "a folder" if file.is_dir() else "empty" if file.is_file() else "no plain file"
             raise InputError(f"{file} is {what}, expected a .pt file: name another, or {EXPECTED}")
-    new = {file: (file, *_stamp(file)) for file in files}
+    new = {file: (file, *_stamp(file)) for file in files if not is_safetensors(file)}
     new = {file: stamp for file, stamp in new.items() if stamp not in _sound}
     if not new:
         return
@@ -145,8 +152,15 @@ def _fault(line: str, status: int) -> str:
     return f"crashes the process that reads it ({name})"
 
 
+def is_safetensors(file: Path) -> bool:
+    """Whether a file begins as a safetensors file: its header's length, and a JSON object."""
+    with file.open("rb") as content:
+        head = content.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size
+
+
 def read_foreign(file: Path) -> Any:
-    """What a `.pt` file holds, its tensors mapped, not in memory: copy what you keep.
+    """What a `.pt` or `.safetensors` file holds, its tensors mapped: copy what you keep.
 
     Their numbers are not checked yet: see `checksums`.
 
@@ -154,11 +168,16 @@ def read_foreign(file: Path) -> Any:
         InputError: as `prove`.
     """
     prove(file)
+    if is_safetensors(file):
+        with opened(file) as archive:
+            return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     return torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
 
 
 def checksums(file: Path) -> None:
     """Refuse a `.pt` file of which a number is not the one that was written."""
+    if is_safetensors(file):  # which has none
+        return
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
@@ -203,6 +222,11 @@ def check_buffer(file: Path, tree: Any, shapes: Shapes, epochs: int) -> None:
                 )
             for p, (name, shape) in enumerate(shapes.items()):
                 expected = f"{tuple(shape)} of torch.float32"
+                if isinstance(parameters[p], Tensor) and parameters[p].dtype != torch.float32:
+                    raise InputError(
+                        f"{place}, parameter {p} ({name}) is {words(parameters[p])}, expected "
+                        f"{expected}: convert the buffer's tensors with .float(), and save them"
+                    )
                 if not isinstance(parameters[p], Tensor) or words(parameters[p]) != expected:
                     raise InputError(
                         f"{place}, parameter {p} ({name}) is {words(parameters[p])}, expected "
@@ -274,8 +298,14 @@ def trajectory(
     return path
 
 
-def write_buffer(folder: Path, paths: Iterable[Tensor], shapes: Shapes) -> list[Path]:
-    """Write trajectories (E + 1, P) as replay_buffer_0.pt ..., ten per file, for `trajectory`."""
+def write_buffer(
+    folder: Path, paths: Iterable[Tensor], shapes: Shapes, force: bool = False
+) -> list[Path]:
+    """Write trajectories (E + 1, P) as replay_buffer_0.pt ..., ten per file, for `trajectory`.
+
+    Raises:
+        InputError: a file of that name holds something else, unless `force`.
+    """
     sizes = [prod(shape) for shape in shapes.values()]
     files: list[Path] = []
     trajectories: list[list[list[Tensor]]] = []
@@ -285,7 +315,8 @@ def write_buffer(folder: Path, paths: Iterable[Tensor], shapes: Shapes) -> list[
         return [p.view(*shape).clone() for p, shape in parts]
 
     def write() -> None:
-        files.append(save(folder / f"replay_buffer_{len(files)}.pt", trajectories))
+        file = folder / f"replay_buffer_{len(files)}.pt"
+        files.extend(write_new({file: saved(trajectories)}, force))
         trajectories.clear()
 
     for path in paths:
@@ -297,8 +328,8 @@ def write_buffer(folder: Path, paths: Iterable[Tensor], shapes: Shapes) -> list[
     return files
 
 
-def save(file: Path, content: Any) -> Path:
-    """`torch.save`, whole or not at all."""
-    with whole(file) as out:
-        torch.save(content, out)
-    return file
+def saved(content: Any) -> bytes:
+    """What `torch.save` writes."""
+    out = io.BytesIO()
+    torch.save(content, out)
+    return out.getvalue()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ddlib.base import InputError
-from ddlib.data.mtt_format import checksums, prove, read_foreign, save, words
+from ddlib.data.mtt_format import checksums, prove, read_foreign, saved, words
+from ddlib.files import write_new
 
 
 class LoadedSet(NamedTuple):
@@ -60,8 +61,14 @@ def read_set(
             f"{file} holds {words(tree)}, expected a tensor of images, "
             'or a dict with "images" and perhaps "labels" and "lr"'
         )
+    if not images.is_floating_point():
+        raise InputError(
+            f"{file}: images are {words(images)}, expected numbers in a network's space, such as "
+            "torch.float32: divide levels by 255, whiten them as their networks saw them, and save "
+            "them again"
+        )
     n = len(images) if images.dim() else 0
-    if images.shape[1:] != shape or not 0 < n <= most or not images.is_floating_point():
+    if images.shape[1:] != shape or not 0 < n <= most:
         raise InputError(
             f"{file}: images are {words(images)}, expected {('n', *shape)} of torch.float32 with "
             f"n from 1 to {most}: choose the data set that they were made of (--data)"
@@ -145,17 +152,27 @@ def positive(value: float, what: str) -> float:
 
 
 def write_set(
-    folder: Path, images: Tensor, labels: Tensor, lr: float, form: str = "mtt"
+    folder: Path,
+    images: Tensor,
+    labels: Tensor,
+    lr: float,
+    form: str = "mtt",
+    force: bool = False,
 ) -> list[Path]:
     """images_best.pt, labels_best.pt (hard, or logits) and lr_best.pt (one number), as MTT's.
 
     In the form of DD-Ranking images.pt, class after class, for it takes hard labels to lie so,
     labels.pt, and lr.pt, a plain number.
+
+    Raises:
+        InputError: a file of that name holds something else, unless `force`.
     """
     tensors: dict[str, Any] = {"images": images.clone(), "labels": labels.clone()}
     if form == "mtt":
         tensors |= {"lr": torch.tensor(lr, dtype=torch.float64)}
-        return [save(folder / f"{name}_best.pt", value) for name, value in tensors.items()]
-    order = labels.argsort(stable=True) if labels.dim() == 1 else torch.arange(len(labels))
-    tensors = {"images": images[order].float(), "labels": labels[order], "lr": lr}
-    return [save(folder / f"{name}.pt", value) for name, value in tensors.items()]
+        files = {folder / f"{name}_best.pt": saved(value) for name, value in tensors.items()}
+    else:
+        order = labels.argsort(stable=True) if labels.dim() == 1 else torch.arange(len(labels))
+        tensors = {"images": images[order].float(), "labels": labels[order], "lr": lr}
+        files = {folder / f"{name}.pt": saved(value) for name, value in tensors.items()}
+    return write_new(files, force)

@@ -1,25 +1,29 @@
 """How good is a set? Fresh networks are trained on it and scored on the test images.
 
-The score is that of the last epoch. The lr is a factor times the set's own a; the factor is chosen
-on the validation images, and the rows with factor 1 are kept beside it.
+The score is that of the last epoch. The lr is chosen on the validation images from one grid, the
+same for every method. Where a set's own lr was learned, it is judged beside the chosen one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddlib.data.datasets import Images
+from ddlib.files import digest
 from ddlib.method.functional import FunctionalNetwork
 from ddlib.method.train import Diverged, Epoch, accuracy, train
-from ddlib.settings import Evaluation, Recipe, generator
+from ddlib.settings import Distillation, Evaluation, InputError, Recipe, generator
 
-SEARCH_SEED = 1000  # choosing the factor and scoring share no network
+SEARCH_SEED = 1000  # choosing the lr and scoring share no network
+WIDER = 3.0  # times an end of the grid: the next lr to try where that end is best
+MOST = 3  # such steps
 
 log = logging.getLogger("ddlib")
 
@@ -34,11 +38,43 @@ class SyntheticSet:
 
     @classmethod
     def of(cls, artefact: Any, hard: bool = False) -> SyntheticSet:
-        """The stored set, with its soft labels if it has any and `hard` does not rule them out."""
-        tensors = artefact.tensors
+        """The stored set, with its soft labels if it has any and `hard` does not rule them out.
+
+        Raises:
+            InputError: the artefact is no set, or one that nobody could train on.
+        """
+        tensors, lr = artefact.tensors, artefact.record.get("lr")
+        lacking = [name for name in ("images", "labels") if name not in tensors]
+        if lacking or isinstance(lr, bool) or not isinstance(lr, int | float):
+            raise InputError(
+                f"an artefact of {', '.join(tensors) or 'no tensors'} with lr {lr!r} is no set: "
+                "expected images, labels and lr, as distil and pick_images make them"
+            )
         soft = "soft" in tensors and not hard
-        labels = tensors["soft"].softmax(1) if soft else tensors["labels"]
-        return cls(tensors["images"], labels, artefact.record["lr"])
+        labels = tensors["soft"].softmax(-1) if soft else tensors["labels"]
+        return cls(tensors["images"], labels, float(lr))
+
+    def check(self, shape: Sequence[int], classes: int) -> None:
+        """Refuse what no network for images of that (c, h, w) and number of classes can learn.
+
+        Raises:
+            InputError: says all that was found, and all that was expected.
+        """
+        x, y = self.images, self.labels
+        n, soft = len(x) if x.dim() else 0, y.is_floating_point()
+        good = (
+            n > 0 and x.is_floating_point() and x.shape == (n, *shape) and bool(x.isfinite().all())
+        )
+        good = good and y.shape == ((n, classes) if soft else (n,)) and y.dtype != torch.bool
+        good = good and bool(y.isfinite().all() and y.min() >= 0 and (soft or y.max() < classes))
+        if not good or not 0 <= self.lr < float("inf"):
+            bad = int((~x.isfinite()).sum()) if x.is_floating_point() else 0
+            raise InputError(
+                f"the set has images {tuple(x.shape)} of {x.dtype} ({bad} numbers not finite), "
+                f"labels {tuple(y.shape)} of {y.dtype} and lr {self.lr:g}: expected finite images "
+                f"{('n', *shape)}, classes (n,) below {classes} or probabilities (n, {classes}), "
+                "and an lr of 0 or more; take a sound set"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,6 +132,35 @@ def score(
     return Score(*seen[-1], best_on_validation, max(tested for _, tested in seen))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The lr that is best on validation images, and how sure that is."""
+
+    lr: float
+    networks: int  # that each lr was tried with
+    ties: int  # lrs that are as good, this one counted
+    at_edge: bool  # the best of all that were tried lies at an end of them
+
+
+def choose(lrs: Sequence[float], networks: int, judge: Callable[[float, int], float]) -> Choice:
+    """The lr with the best mean of `judge(lr, seed)`; of several the one in their middle.
+
+    The grid is widened while one of its ends is best, MOST times at the most.
+    """
+    if len(lrs) == 1:
+        return Choice(lrs[0], 0, 1, False)
+    seeds = range(SEARCH_SEED, SEARCH_SEED + networks)
+    means = {lr: fmean(judge(lr, seed) for seed in seeds) for lr in lrs}
+    for _ in range(MOST + 1):
+        tied = sorted(lr for lr in means if means[lr] == max(means.values()))
+        best = tied[len(tied) // 2]
+        more = {max(means): best * WIDER, min(means): best / WIDER}.get(best)
+        if more is None or len(means) == len(lrs) + MOST:
+            break
+        means[more] = fmean(judge(more, seed) for seed in seeds)
+    return Choice(best, networks, len(tied), more is not None)
+
+
 def evaluate(
     settings: Evaluation,
     network: FunctionalNetwork,
@@ -105,32 +170,30 @@ def evaluate(
 ) -> list[dict]:
     """One row per network and protocol; `done` is called after each network.
 
-    Protocols: "lr_chosen" (factor chosen on validation), "lr_a" (factor 1, if it was tried).
+    Protocols: "lr_chosen" (the lr chosen on validation) and, for a set that has learned an lr,
+    "lr_a" (that one).
     """
+    synthetic.check(real.shape, real.classes)
     images, labels = synthetic.images.to(real.x_train), synthetic.labels.to(real.y_train.device)
+    content = digest({"images": synthetic.images, "labels": synthetic.labels})[:16]
 
-    def judge(factor: float, seed: int, test: bool) -> Score:
-        scaled = SyntheticSet(images, labels, synthetic.lr * factor)
-        result = score(settings, network, scaled, real, seed, test)
+    def judge(lr: float, seed: int, test: bool = False) -> Score:
+        result = score(settings, network, SyntheticSet(images, labels, lr), real, seed, test)
         done()
         return result
 
-    chosen = settings.factors[0]
-    if len(settings.factors) > 1:
-        seeds = range(SEARCH_SEED, SEARCH_SEED + settings.search_networks)
-        means = [
-            fmean(judge(factor, seed, False).validation for seed in seeds)
-            for factor in settings.factors
-        ]
-        chosen = settings.factors[means.index(max(means))]
+    choice = choose(
+        settings.lrs, settings.search_networks, lambda lr, seed: judge(lr, seed).validation
+    )
+    protocols = {"lr_chosen": choice.lr}
+    if isinstance(settings.of, Distillation):
+        protocols["lr_a"] = synthetic.lr
     rows = []
-    for factor in dict.fromkeys([chosen, *(f for f in settings.factors if f == 1.0)]):
-        protocols = ["lr_chosen"] * (factor == chosen) + ["lr_a"] * (factor == 1.0)
+    for protocol, lr in protocols.items():
         for seed in range(settings.networks):
-            result = judge(factor, seed, settings.test)
-            row: dict[str, Any] = {"net_seed": seed}
-            row |= {"architecture": settings.network.architecture}
-            row |= {"lr": synthetic.lr * factor, "lr_factor": factor}
-            row |= result.columns()
-            rows += [row | {"protocol": p, "epochs": settings.epochs} for p in protocols]
+            row: dict[str, Any] = {"net_seed": seed, "architecture": settings.network.architecture}
+            row |= {"lr": lr, "lr_networks": choice.networks, "lr_ties": choice.ties}
+            row |= {"lr_at_edge": choice.at_edge, "set": content}
+            row |= judge(lr, seed, settings.test).columns()
+            rows.append(row | {"protocol": protocol, "epochs": settings.epochs})
     return rows

@@ -90,10 +90,13 @@ class FunctionalNetwork:
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Logits (n, K)."""
+        return self._call(self.module, self.unpack(theta), x)
+
+    def _call(self, module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         if not self.mixed:
-            return functional_call(self.module, self.unpack(theta), (x,))
+            return functional_call(module, parameters, (x,))
         with torch.autocast(x.device.type, torch.bfloat16):
-            return functional_call(self.module, self.unpack(theta), (x,)).to(x.dtype)
+            return functional_call(module, parameters, (x,)).to(x.dtype)
 
     @torch.no_grad()
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -138,7 +141,7 @@ class FunctionalNetwork:
         """What the last linear map sees, (n, d)."""
         parts = self.unpack(theta).items()
         inner = {n.removeprefix("features."): p for n, p in parts if n.startswith("features.")}
-        return functional_call(self.module.get_submodule("features"), inner, (x,))
+        return self._call(self.module.get_submodule("features"), inner, x)
 
     @torch.no_grad()
     def embedding(self, theta: Tensor, x: Tensor) -> Tensor:

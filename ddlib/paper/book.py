@@ -30,7 +30,7 @@ def make(profile: str = "laptop", folder: Path = BOOK) -> Path:
     Raises:
         InputError: Sphinx is not installed, or the paper was not made under that profile.
     """
-    paper, sources = Paper(profile), folder.parent / "sources"
+    paper, sources = Paper.printed(profile), folder.parent / "sources"
     executed = sorted((paper.results.folder / "notebooks").glob("[0-9][0-9]_[!.]*.ipynb"))
     executed = [file for file in executed if not file.name.endswith(".failed.ipynb")]
     if not executed:
@@ -61,7 +61,7 @@ def lay(sources: Path, results: Results, executed: list[Path]) -> None:
     (sources / "notebooks").mkdir(exist_ok=True)
     for file in executed:
         notebook = prepared(nbformat.read(file, as_version=4), results.folder / "figures")
-        (sources / "notebooks" / file.name).write_text(nbformat.writes(notebook))
+        (sources / "notebooks" / file.name).write_text(nbformat.writes(notebook), "utf-8")
 
 
 def prepared(notebook: Any, drawn: Path) -> Any:
@@ -78,7 +78,7 @@ def prepared(notebook: Any, drawn: Path) -> Any:
         cell.metadata["mystnb"] = {"image": {"alt": alt}}
         for output in cell.outputs if known else ():
             if "image/png" in output.get("data", {}):
-                output.data["image/svg+xml"] = (drawn / f"{named[1]}.svg").read_text()
+                output.data["image/svg+xml"] = (drawn / f"{named[1]}.svg").read_text("utf-8")
         if "injected-parameters" in cell.metadata.get("tags", []):
             notebook.cells[number - 1].metadata["tags"] = ["remove-cell"]  # the replaced default
     return notebook

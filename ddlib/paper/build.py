@@ -12,12 +12,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
+from filelock import FileLock, Timeout
 
 from ddlib.base import InputError
 from ddlib.files import sweep, whole
@@ -28,6 +30,7 @@ from ddlib.paper.results import NoRows
 from ddlib.progress import Progress, clock
 from ddlib.runs import cost, engine, machine, studies
 from ddlib.runs import run as runs
+from ddlib.runs.profile import Profile, read_yaml
 from ddlib.runs.studies import STUDIES
 
 NOTEBOOKS = HOME / "notebooks"
@@ -56,7 +59,7 @@ def notebooks(only: list[str] | None = None) -> list[Path]:
 
 def studies_of(notebook: Path) -> list[str]:
     """The studies that a notebook reads, by its calls of `paper.study("...")`."""
-    cells = json.loads(notebook.read_text())["cells"]
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
     names = [name for cell in cells for name in STUDY.findall("".join(cell["source"]))]
     return [name for name in names if name in STUDIES]
 
@@ -69,15 +72,12 @@ def parameters_of(file: Path | None) -> dict[str, Any]:
     """
     if file is None:
         return {}
-    try:
-        parameters = yaml.safe_load(file.read_text())
-        if not isinstance(parameters, dict):
-            raise ValueError(f"it holds {type(parameters).__name__}")
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    parameters = read_yaml(file)
+    if not isinstance(parameters, dict):
         raise InputError(
-            f"the parameter file {file} cannot be used ({error}): expected YAML of `name: value` "
+            f"the parameter file {file} holds {type(parameters).__name__}: expected `name: value` "
             "lines; correct it, or leave it out"
-        ) from None
+        )
     return parameters
 
 
@@ -106,6 +106,9 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
     import papermill
 
     failed = folder / f"{notebook.stem}.failed.ipynb"
+    # the kernel of this Python, whatever others are installed
+    search = [str(Path(sys.prefix) / "share" / "jupyter"), os.environ.get("JUPYTER_PATH", "")]
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, search))
     with whole(folder / notebook.name) as half:
         try:
             papermill.execute_notebook(
@@ -122,6 +125,13 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
             raise InputError(
                 f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: "
                 f"{error.evalue}\nthe half-run copy is {failed}"
+            ) from None
+        except Exception as error:  # the kernel was killed, or did not start
+            os.replace(half.name, failed)
+            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{notebook.name} could not be run: {words} A kernel that dies is mostly short of "
+                f"memory: run fewer side by side (WORKERS=1).\nthe half-run copy is {failed}"
             ) from None
         done = cleaned(nbformat.read(half.name, as_version=4))
         half.truncate()
@@ -165,7 +175,8 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
     began = time.monotonic()
     if profile.endswith((".yaml", ".yml")):
         profile = str(Path(profile).resolve())  # kernels run in another folder
-    paper, chosen = Paper(profile), notebooks(only)
+    paper = Paper.printed(profile)
+    chosen = [n for n in notebooks(only) if not left_out(n, paper.profile)]
     given = {"profile": profile, **parameters_of(parameters)}
     for notebook in chosen:
         check_parameters(notebook, given)
@@ -175,12 +186,55 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
     sweep(folder)
     places = {"STORE": paper.store.root, "RESULTS": folder.parent}  # for the kernels
     os.environ |= {name: str(place.resolve()) for name, place in places.items()}
-    _make_and_run(paper, chosen, given)
-    paper.results.seal()
+    with at_work(paper):
+        _make_and_run(paper, chosen, given)
+        paper.results.seal()
     print(f"\nDone in {clock(time.monotonic() - began)}. Open:")
     print(f"  {folder / 'figures/main.png'}  (the main figure)")
     print(f"  {folder / 'claims.md'}  (the claims and their verdicts)")
     print(f"  {folder / 'notebooks' / GATHERS}.ipynb  (the paper)")
+
+
+def left_out(notebook: Path, profile: Profile) -> bool:
+    """Whether a notebook shows what the profile does not ask for, and say so."""
+    text = notebook.read_text("utf-8")
+    lacks = [name for name in studies_of(notebook) if not any(STUDIES[name].asks(profile))]
+    if "profile.cross_architecture" in text and profile.cross_architecture is None:
+        lacks.append("cross_architecture")
+    if '\\"AST\\"' in text and "AST" not in profile.cells[profile.main_cell].methods:
+        lacks.append("AST on its first cell")
+    if notebook.stem == GATHERS or not lacks:
+        return False
+    print(f"{notebook.name} is left out: the profile asks for no {' and no '.join(lacks)}")
+    return True
+
+
+@contextmanager
+def at_work(paper: Paper) -> Iterator[None]:
+    """While results are being written: nobody else writes them, and nobody judges them.
+
+    Raises:
+        InputError: another process is on them.
+    """
+    lock = lock_of(paper)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"another process is at work on {paper.results.folder}: wait until it is done"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lock_of(paper: Paper) -> FileLock:
+    """The lock of a paper's results, which is kept beside all results and names this folder."""
+    where = str(paper.results.folder.resolve())
+    name = f"paper-{sha256(where.encode()).hexdigest()[:16]}.lock"
+    (paper.store.root / "locks").mkdir(exist_ok=True)
+    return FileLock(paper.store.root / "locks" / name)
 
 
 def _running(notebook: Path) -> float:
@@ -206,12 +260,16 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
         execute, folder=paper.results.folder / "notebooks", parameters=parameters
     )
     job = engine.Job(run_notebook, _running, _name)
-    needs = {n: [o for o in chosen if o != n] if n.stem == GATHERS else [] for n in chosen}
+    last = [notebook for notebook in chosen if notebook.stem == GATHERS]
     with engine.executor(workers) as pool:
         runs.ensure(wanted, paper.store, progress, workers, pool)
         for name in names:
             paper.study(name)  # a notebook also shows rows that another one asks for
-        engine.run(needs, job, progress, workers, pool)
+        try:
+            others: dict[Path, list[Path]] = {n: [] for n in chosen if n not in last}
+            engine.run(others, job, progress, workers, pool)
+        finally:  # it shows what there is, also where another one failed
+            engine.run({notebook: [] for notebook in last}, job, progress, workers, pool)
     progress.close()
 
 
@@ -223,7 +281,7 @@ def figures(profile: str) -> None:
     Raises:
         InputError: there are no rows at all.
     """
-    paper, counts = Paper(profile), {"table": 0, "figure": 0}
+    paper, counts = Paper.printed(profile), {"table": 0, "figure": 0}
     kinds: list[tuple[str, Callable, dict]] = [
         ("table", paper.table, tables.TABLES),
         ("figure", paper.figure, drawings.FIGURES),
@@ -244,7 +302,7 @@ def figures(profile: str) -> None:
 
 def tune(profile: str) -> None:
     """`make tune`: every candidate of the profile's search, and its table."""
-    paper = Paper(profile)
+    paper = Paper.printed(profile)
     paper.study("tuning")
     print(paper.table("tuning").to_string(index=False))
 

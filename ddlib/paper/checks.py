@@ -21,12 +21,12 @@ import pandas as pd
 
 from ddlib.base import InputError, Task, key
 from ddlib.paper import build, figures, pages, style, tables
-from ddlib.paper.paper import Paper, keeps_tensors, main_sets, set_digest
+from ddlib.paper.paper import Paper, keeps_tensors, main_sets, name_of, set_digest
 from ddlib.paper.results import SEALS, SET, NoRows
 from ddlib.runs.stages import Film, Following
 from ddlib.runs.store import read
 from ddlib.runs.studies import STUDIES, Run
-from ddlib.settings import Distilled, Evaluation
+from ddlib.settings import Distillation, Distilled, Evaluation
 
 OK, NEAR, DIFFERENT, UNCHECKED = "holds", "within tolerance", "DIFFERENT", "not checked"
 RTOL = 1e-5  # tables have six digits
@@ -91,10 +91,6 @@ def sealed(kept: Paper) -> Iterator[Verdict]:
             yield Verdict(path, DIFFERENT, f"is not in {SEALS}: nothing that `make paper` left")
         elif there[path] != expected[path]:
             yield Verdict(path, DIFFERENT, f"is not the file that {SEALS} names: it was changed")
-    for file in sorted(results.folder.rglob("*")):
-        if re.search(r"^\.half-|\.failed\.ipynb$", file.name):
-            path = file.relative_to(results.folder).as_posix()
-            yield Verdict(path, UNCHECKED, "left by a run that failed, or is not over")
     yield Verdict(SEALS, OK, f"{len(expected)} files")
 
 
@@ -139,8 +135,8 @@ def length(study: str, settings: Task) -> int:
     """How many rows an artefact has in a study."""
     if study in ("smoothness", "costs"):
         return 1
-    if isinstance(settings, Evaluation):  # the chosen factor, and 1 if it was tried
-        return settings.networks * (1 + (1.0 in settings.factors))
+    if isinstance(settings, Evaluation):  # with the chosen lr, and with a learned one
+        return settings.networks * (1 + isinstance(settings.of, Distillation))
     if isinstance(settings, Following):
         return settings.of.n_experts * (settings.of.start_epochs - 1 + settings.of.matched_epochs)
     if isinstance(settings, Film):
@@ -155,6 +151,7 @@ def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
     if study == "main":
         digests = kept.results.set_digests()
         lrs = dict(zip(digests[SET].itertuples(index=False, name=None), digests.lr, strict=True))
+        rows = [row for row in rows if row["protocol"] == "lr_a"]
     elif study == "curves":
         lrs = {}
         for of in main_sets(kept.profile):
@@ -166,10 +163,10 @@ def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
     else:
         return None
     names = SET if study == "main" else ["settings_key", "iteration"]
-    for i, row in enumerate(rows, 2):
-        lr = lrs.get(tuple(row[name] for name in names), row["lr"] / row.get("lr_factor", 1))
-        if not isclose(row["lr"], lr * row.get("lr_factor", 1)):
-            return f"line {i}: lr is {row['lr']}, the set that is kept learned {lr}"
+    for row in rows:
+        place = tuple(row[name] for name in names)
+        if not isclose(row["lr"], lrs.get(place, row["lr"])):
+            return f"{', '.join(map(str, place))}: lr is {row['lr']}, the set learned {lrs[place]}"
     return None
 
 
@@ -283,16 +280,16 @@ def of_notebooks(kept: Paper) -> Iterator[Verdict]:
     copies = {copy.name for copy in folder.glob("[!.]*.ipynb") if ".failed." not in copy.name}
     for name in sorted({*sources, *copies}):
         copy = folder / name
-        yield checked(f"notebooks/{name}", copy_fault, copy, sources.get(name), kept.name)
+        yield checked(f"notebooks/{name}", copy_fault, copy, sources.get(name), kept)
 
 
-def copy_fault(copy: Path, source: Path | None, profile: str) -> str | None:
+def copy_fault(copy: Path, source: Path | None, kept: Paper) -> str | None:
     """What is wrong with an executed copy of the notebook `source`."""
     if source is None:
         return f"there is no {copy.name} in notebooks/ that it could be a copy of: remove it"
     if not copy.exists():
         raise Unchecked("not kept")
-    cells = json.loads(copy.read_text())["cells"]
+    cells = json.loads(copy.read_text("utf-8"))["cells"]
     given = [cell for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     outputs = [output for cell in code for output in cell["outputs"]]
@@ -305,10 +302,10 @@ def copy_fault(copy: Path, source: Path | None, profile: str) -> str | None:
     if not outputs:
         return "it has no outputs"
     named = re.findall(r"""profile = ["'](.+)["']""", "".join(source_of(cell) for cell in given))
-    if [Path(name).stem for name in named] != [profile]:
-        return f"run with the profile {', '.join(named) or 'of the notebook'}, not {profile}"
+    if [name_of(name) for name in named] != [kept.name]:
+        return f"run with the profile {', '.join(named) or 'of the notebook'}, not {kept.name}"
     done = [(cell["cell_type"], source_of(cell)) for cell in cells if cell not in given]
-    asked = [(c["cell_type"], source_of(c)) for c in json.loads(source.read_text())["cells"]]
+    asked = [(c["cell_type"], source_of(c)) for c in json.loads(source.read_text("utf-8"))["cells"]]
     for number, (found, expected) in enumerate(zip_longest(done, asked), 1):
         if found != expected:
             return f"cell {number} is not that of today's notebook; `make paper` runs it again"
@@ -328,7 +325,7 @@ def of_pages(kept: Paper) -> Iterator[Verdict]:
         if page is None:
             raise Unchecked("on no page")
         filled = pages.filled(page, block, pages.text_of(block, kept))
-        fault = parting(page.read_text(), filled)
+        fault = parting(page.read_text("utf-8"), filled)
         return f"{page.name}: {fault}; `make readme` fills it" if fault else None
 
     for block, profile in pages.BLOCKS.items():

@@ -1,8 +1,10 @@
-"""The seven claims (METHOD section 7): effect, bootstrap interval over seeds, verdict, from rows.
+"""The seven claims (METHOD section 7): effect, interval over seeds, verdict, from rows.
 
 Effects are signed so that positive speaks for the claim. An interval above zero: supported; below:
-not supported; across: inconclusive at this scale. A claim of several parts is as good as its
-weakest part, and shows its numbers.
+not supported; across: inconclusive at this scale; without rows: not tested. Intervals are Student's
+t over the seeds: at three to five seeds they cover the truth as often as they say. A claim is
+supported where each of its m parts is; it is not supported where the interval of one, taken at
+1 - 5 %/m, lies below zero (Bonferroni): else m null parts would refute it m times too often.
 """
 
 from __future__ import annotations
@@ -11,23 +13,28 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_lowercase
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
-from ddlib.paper.results import Results
+from ddlib.paper.results import NoRows, Results
 
-RESAMPLES = 10_000
+LEVEL = 0.95
 MANY = 200  # seeds, above which an effect is too small to be worth them
 MARGIN = 0.01  # accuracy that counts as "little cost"
 SUPPORTED, NOT, OPEN = "supported", "not supported", "inconclusive at this scale"
+UNTESTED = "not tested"
 CORESETS_AND_RIVALS = (
     *("random", "herding", "k-center", "k-means", "DC", "DSA", "DM"),
     *("MTT", "MTT, strong experts", "FTD", "TESLA", "DATM"),
 )
 CONTROL = "MTT + inner momentum"
 UNBALANCED = " − balanced loss"  # ends the name of a method without it
+NAMES = (  # of a network: seeds that made the same set are one
+    *("study", "cell", "group", "method", "set", "architecture", "network", "net_seed", "tried"),
+    *("protocol", "augmented", "labels"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,27 +47,42 @@ class Part:
     low: float
     high: float
     n: int
+    decided: str = ""  # of a whole claim: its verdict
+    spare: int = 0  # degrees of freedom that the effects have less than seeds that are independent
 
     @property
     def verdict(self) -> str:
         """Whether the interval lies above zero, below or across."""
+        if self.decided or not self.n:
+            return self.decided or UNTESTED
         return SUPPORTED if self.low > 0 else NOT if self.high < 0 else OPEN
 
     @property
     def settled_by(self) -> str:
         """What would settle an open part, if effect and spread stay as they are."""
+        if self.verdict == UNTESTED:
+            return "rows of what it compares"
         if self.verdict != OPEN:
             return ""
         if not np.isfinite(self.low):
-            return "a second seed: one has no interval"
+            return "more seeds: so few have no interval"
         if self.effect == 0:
             return "another measure: no effect was seen"
         reach = self.effect - self.low if self.effect > 0 else self.high - self.effect
         # an interval narrows with the square root of n
-        seeds = math.ceil(self.n * (reach / self.effect) ** 2)
+        seeds = max(math.ceil(self.n * (reach / self.effect) ** 2), self.n + 1)
         if seeds <= MANY:
             return f"about {seeds} seeds"
         return f"no number of seeds in reach (above {MANY}): as good as no effect"
+
+    def at(self, level: float) -> Part:
+        """The same with the interval of another level."""
+        freedom = self.n - 1 - self.spare
+        if freedom < 1 or not np.isfinite(self.low):
+            return self
+        wider = student_t.ppf((1 + level) / 2, freedom) / student_t.ppf((1 + LEVEL) / 2, freedom)
+        low, high = (self.effect + wider * (end - self.effect) for end in (self.low, self.high))
+        return replace(self, low=low, high=high)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -78,44 +100,63 @@ def std(values: Iterable[float]) -> float:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in known) / (len(known) - 1))
 
 
-def bootstrap(values: np.ndarray, statistic: Callable[..., Any] = np.mean) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of `values`, resampled with replacement."""
-    resampled = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(statistic(values[resampled], axis=1), [0.025, 0.975])
-    return float(low), float(high)
+def part(statement: str, effects: Iterable[float], spare: int = 0) -> Part:
+    """A part whose effect is the mean over seeds.
+
+    One seed has no interval, and neither have several of the same effect to the last digit: that
+    is chance, and no spread.
+    """
+    known = [float(value) for value in effects if value == value]
+    n, half, spread = len(known), math.inf, std(known)
+    if n - 1 - spare >= 1 and spread > 0:
+        half = float(student_t.ppf((1 + LEVEL) / 2, n - 1 - spare)) * spread / math.sqrt(n)
+    centre = mean(known)
+    return Part("", statement, centre, centre - half, centre + half, n, spare=spare)
 
 
-def part(statement: str, effects: Iterable[float]) -> Part:
-    """A part whose effect is the mean over seeds; one seed has an effect but no interval."""
-    values = np.asarray(effects, dtype=float)
-    interval = bootstrap(values) if len(values) > 1 else (-np.inf, np.inf)
-    return Part("", statement, mean(values), *interval, len(values))
+def distinct(rows: pd.DataFrame, protocol: str = "lr_chosen") -> pd.DataFrame:
+    """The networks of a protocol, those on sets that are the same image for image counted once."""
+    chosen = rows[rows.protocol == protocol]
+    return chosen.drop_duplicates([n for n in NAMES if n in chosen]) if "set" in chosen else chosen
 
 
 def accuracy(rows: pd.DataFrame, method: str) -> pd.Series:
     """Mean accuracy over networks for each (cell, seed), lr chosen on validation images."""
-    chosen = rows[(rows.method == method) & (rows.protocol == "lr_chosen")]
+    chosen = distinct(rows[rows.method == method])
     return chosen.groupby(["cell", "distil_seed"]).accuracy.agg(mean)
 
 
 def paired(rows: pd.DataFrame, better: str, worse: str) -> pd.Series:
     """Difference in accuracy per seed, averaged over the cells that have every seed."""
-    difference = (accuracy(rows, better) - accuracy(rows, worse)).dropna()
-    wide = difference.unstack("cell").dropna(axis=1)
+    gap = (accuracy(rows, better) - accuracy(rows, worse)).dropna()
+    wide = gap.unstack("cell").dropna(axis=1)
     return pd.Series([mean(line) for line in wide.to_numpy()], wide.index, dtype=float)
+
+
+def difference(of: pd.DataFrame | pd.Series, more: str, less: str) -> pd.Series:
+    """What two columns, or two groups of an index, differ by; empty where one is not there."""
+    if not {more, less} <= set(
+        of if isinstance(of, pd.DataFrame) else of.index.get_level_values(0)
+    ):
+        return pd.Series(dtype=float)
+    return (of[more] - of[less]).dropna()
 
 
 def experts(rows: pd.DataFrame, column: str, more: str, less: str) -> pd.Series:
     """Difference between two recipes per expert seed (same initialisation, same batches)."""
     first = rows[rows.data == rows.data.iloc[0]]
-    wide = first.pivot(index="expert_seed", columns="recipe", values=column)
-    return (wide[more] - wide[less]).dropna()
+    return difference(first.pivot(index="expert_seed", columns="recipe", values=column), more, less)
 
 
-def unevenness(results: Results, methods: Sequence[str]) -> pd.Series:
+def first_cell(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the first cell: a method on two cells is two measurements."""
+    return rows[rows.cell == rows.cell.iloc[0]] if len(rows) else rows
+
+
+def unevenness(results: Results, cell: str, methods: Sequence[str]) -> pd.Series:
     """Std over mean of the matching loss over start epochs, in the second half of distillation."""
     rows = results.rows("curves")
-    rows = rows[(rows.study == "ablation") & rows.method.isin(methods)]
+    rows = rows[(rows.study == "ablation") & (rows.cell == cell) & rows.method.isin(methods)]
     late = rows[rows.iteration > rows.iteration.max() // 2]
     by_start = late.groupby(["method", "distil_seed", "start"]).loss.agg(mean)
     by_set = by_start.groupby(["method", "distil_seed"])
@@ -167,7 +208,7 @@ def smoothing(results: Results) -> Iterator[Part]:
 )
 def smooth_experts(results: Results) -> Iterator[Part]:
     """AST beside AST with other experts."""
-    rows = results.rows("ablation")
+    rows = first_cell(results.rows("ablation"))
     for other in ("AST, SGD experts", "AST, unsmoothed experts", "AST, lr-matched experts"):
         yield part(f"test accuracy, AST − {other}", paired(rows, "AST", other))
 
@@ -175,52 +216,53 @@ def smooth_experts(results: Results) -> Iterator[Part]:
 @claim("Representative initialisation beats random real images and varies less over seeds")
 def representative(results: Results) -> Iterator[Part]:
     """k-means beside random images, as coresets and as a start."""
-    main, ablation = results.rows("main"), results.rows("ablation")
+    main, ablation = results.rows("main"), first_cell(results.rows("ablation"))
     better = paired(main, "k-means", "random")
     yield part("test accuracy of coresets, k-means − random", better)
     better = paired(ablation, "AST", "AST − representative start")
     yield part("test accuracy, AST − AST from random real images", better)
-    both = pd.concat([accuracy(main, "random"), accuracy(main, "k-means")], axis=1, join="inner")
-    wide = both.unstack("cell").dropna(axis=1)  # the cells that have every seed
-    values = wide.to_numpy().reshape(len(wide), 2, -1).swapaxes(1, 2)  # (seeds, cells, 2)
-    if len(values) > 1:
-        random, k_means = values.transpose(2, 1, 0)  # (cells, seeds) each
-        effect = mean(std(a) - std(b) for a, b in zip(random, k_means, strict=True))
-        statement = "std over seeds of coreset accuracy, random − k-means"
-        yield Part("", statement, effect, *bootstrap(values, narrower), len(values))
+    narrower = (strays(accuracy(main, "random")) - strays(accuracy(main, "k-means"))).dropna()
+    wide = narrower.unstack("cell").dropna(axis=1)  # the cells that have every seed
+    statement = "mean distance of coreset accuracy from its median over seeds, random − k-means"
+    # distances from a median come in pairs: one degree of freedom less
+    yield part(statement, (mean(line) for line in wide.to_numpy()), spare=1)
 
 
-def narrower(values: np.ndarray, axis: int) -> np.ndarray:
-    """How much the first of two spreads over seeds exceeds the second, mean over cells."""
-    spread = values.std(axis=axis, ddof=1)  # values (resamples, seeds, cells, 2)
-    return (spread[..., 0] - spread[..., 1]).mean(-1)
+def strays(values: pd.Series) -> pd.Series:
+    """How far each seed lies from the median of its cell: what Brown and Forsythe's test averages.
+
+    Taken per seed it has an interval, which the difference of two standard deviations has not.
+    """
+    return (values - values.groupby("cell").transform("median")).abs()
 
 
 @claim("The balanced inner-loop loss reduces sensitivity to the start epoch")
 def balanced_loss(results: Results) -> Iterator[Part]:
     """Each method that was also run without it: evenness, and accuracy."""
-    rows = results.rows("ablation")
-    for method in rows.method.unique():
-        without = method + UNBALANCED
-        if (rows.method == without).any():
-            uneven = unevenness(results, (method, without))
-            words = "relative std of the matching loss over start epochs"
-            statement = f"{words}, {method} without the balanced loss − with it"
-            yield part(statement, (uneven[without] - uneven[method]).dropna())
-            statement = f"test accuracy, {method} − the same without the balanced loss"
-            yield part(statement, paired(rows, method, without))
+    every = results.rows("ablation")
+    for i, (cell, rows) in enumerate(every.groupby("cell", sort=False)):
+        place = f" on {cell}" if i else ""
+        for method in rows.method.unique():
+            without = method + UNBALANCED
+            if (rows.method == without).any():
+                uneven = unevenness(results, cell, (method, without))
+                words = "relative std of the matching loss over start epochs"
+                statement = f"{words}, {method} without the balanced loss − with it{place}"
+                yield part(statement, difference(uneven, without, method))
+                statement = f"test accuracy, {method} − the same without the balanced loss{place}"
+                yield part(statement, paired(rows, method, without))
 
 
 @claim("Intermediate matching and weight perturbation reduce the accumulated error")
 def accumulated_error(results: Results) -> Iterator[Part]:
     """Without each: how far a student strays from the expert at the end, and accuracy."""
-    rows, ablation = results.rows("following"), results.rows("ablation")
+    rows, ablation = results.rows("following"), first_cell(results.rows("ablation"))
     last = rows[rows.epoch == rows.groupby("method").epoch.transform("max")]
     error = last.groupby(["method", "distil_seed"]).error.agg(mean)
     others = ("AST − intermediate matching", "AST − weight perturbation")
     for other in others:
         statement = f"relative distance to the expert after its whole way, {other} minus AST"
-        yield part(statement, (error[other] - error["AST"]).dropna())
+        yield part(statement, difference(error, other, "AST"))
     for other in others:
         yield part(f"test accuracy, AST minus {other}", paired(ablation, "AST", other))
 
@@ -230,24 +272,46 @@ def whole(results: Results) -> Iterator[Part]:
     """Per cell: AST beside the best rival, and beside MTT with AST's inner momentum."""
     for cell, rows in results.rows("main").groupby("cell", sort=False):
         rivals = [method for method in CORESETS_AND_RIVALS if (rows.method == method).any()]
-        best = max(rivals, key=lambda method: mean(accuracy(rows, method)))
         words = f"test accuracy on {cell}, AST − "
-        yield part(f"{words}{best}, the best rival", paired(rows, "AST", best))
+        if rivals:
+            best = max(rivals, key=lambda method: mean(accuracy(rows, method)))
+            yield part(f"{words}{best}, the best rival", paired(rows, "AST", best))
         if (rows.method == CONTROL).any():
             yield part(f"{words}{CONTROL}", paired(rows, "AST", CONTROL))
 
 
+def decide(parts: Sequence[Part]) -> Part:
+    """The part that decides a claim, with the claim's verdict."""
+    tested = [part for part in parts if part.n]
+    level = 1 - (1 - LEVEL) / max(len(tested), 1)
+    refuting = [part for part in tested if part.at(level).high < 0]
+    unsupported = [part for part in parts if part.verdict != SUPPORTED]
+    if refuting:
+        return replace(min(refuting, key=lambda part: part.at(level).high), decided=NOT)
+    if not tested:
+        return replace(parts[0], decided=UNTESTED)
+    if unsupported:
+        return replace(min(unsupported, key=lambda part: (bool(part.n), part.low)), decided=OPEN)
+    return replace(min(parts, key=lambda part: part.low), decided=SUPPORTED)
+
+
 def measured(results: Results) -> Iterator[Part]:
-    """Each claim, with the numbers of its weakest part, and then its parts."""
-    rank = {NOT: 0, OPEN: 1, SUPPORTED: 2}
+    """Each claim, with the numbers of the part that decides it, and then its parts."""
     for number, (statement, measure) in CLAIMS.items():
+        try:
+            found = list(measure(results))
+        except NoRows as lacking:
+            found = [part(f"not tested: {str(lacking).split(':')[0]}", ())]
+        found = found or [part("no two methods of the profile differ in this", ())]
         parts = [
             replace(part, claim=f"{number}{ascii_lowercase[i]}")
-            for i, part in enumerate(measure(results))
+            if i < len(ascii_lowercase)
+            else replace(part, claim=f"{number}z{i}")
+            for i, part in enumerate(found)
         ]
-        weakest = min(parts, key=lambda part: (rank[part.verdict], part.low))
-        decided = f"{statement} (decided by {weakest.claim})"
-        yield replace(weakest, claim=f"{number}", statement=decided)
+        deciding = decide(parts)
+        decided = f"{statement} (decided by {deciding.claim})"
+        yield replace(deciding, claim=f"{number}", statement=decided)
         yield from parts
 
 
@@ -256,17 +320,19 @@ def table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(
         vars(part) | {"verdict": part.verdict, "settled_by": part.settled_by}
         for part in measured(results)
-    )
+    ).drop(columns=["decided", "spare"])
 
 
 LEDGER = (
     "# The seven claims under the profile `{}`\n\n"
     "A positive effect speaks for the claim. An interval above zero: *supported*; below: "
-    "*not supported*; across: *inconclusive at this scale*. A claim is as\n"
-    "good as its weakest part. n counts pairs of seeds: both sides of a difference share the seed "
-    "of their distillation, or of their experts. Intervals are 95 %\n"
-    "percentile bootstraps over those pairs; how many seeds would settle an open part assumes "
-    "that effect and spread stay as they are.\n"
+    "*not supported*; across: *inconclusive at this scale*; without rows: *not tested*. n counts "
+    "pairs of seeds: both sides of a difference share the seed of their distillation, or of their "
+    "experts. Sets that are the same image for image count once. Intervals are 95 % (Student's t "
+    "over those pairs).\n\nA claim is *supported* where all its parts are. It is *not supported* "
+    "where the interval of one of its m parts lies below zero at the level 1 − 5 %/m, for of many "
+    "parts one may do so by chance. How many seeds would settle an open part assumes that effect "
+    "and spread stay as they are.\n"
 )
 CLAIM = (
     "\n## {part.claim}. {statement}\n\n**{part.verdict}**, decided by {decider}.\n\n"
@@ -283,16 +349,20 @@ def ledger(results: Results) -> str:
             statement, decider = part.statement.rstrip(")").split(" (decided by ")
             text += CLAIM.format(part=part, statement=statement, decider=decider)
         else:
-            effect, low, high = (in_words(part, x) for x in (part.effect, part.low, part.high))
+            effect, low, high = (
+                in_words(part.statement, x) for x in (part.effect, part.low, part.high)
+            )
             interval = f"{low} to {high}" if np.isfinite(part.low) else "none"
             cells = (part.claim, part.statement, effect, interval, part.n, part.verdict)
             text += f"| {' | '.join(map(str, (*cells, part.settled_by)))} |\n"
     return text
 
 
-def in_words(part: Part, value: float) -> str:
-    """A value of a part: accuracies in points, others as they are."""
-    points = "accuracy" in part.statement
-    value = round(100 * value, 1) if points else round(value, 3)
-    value += 0.0  # no negative zero
-    return (f"{value:+.1f} points" if points else f"{value:+.3f}").replace("-", "−")
+def in_words(statement: str, value: float) -> str:
+    """A value of a part: accuracies in points, others as they are; never a zero that is none."""
+    if value != value:
+        return "none"
+    points = "accuracy" in statement
+    value, digits = (100 * value + 0.0, 1) if points else (value + 0.0, 3)
+    text = f"{value:+.{digits}f}" if round(value, digits) or not value else f"{value:+.1g}"
+    return f"{text} points".replace("-", "−") if points else text.replace("-", "−")

@@ -12,21 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddlib.paper import style
+from ddlib.paper.claims import distinct, in_words
 from ddlib.paper.results import Results
 from ddlib.paper.style import Look, by_seed
-from ddlib.paper.tables import chosen
+from ddlib.paper.tables import span
 
 
 def ablation(results: Results) -> Figure:
     """What one change is worth: accuracy won or lost against its base at the same seed."""
-    rows = chosen(results.rows("ablation"))
+    rows = distinct(results.rows("ablation"))
     first, blocks = rows.cell.iloc[0], []
     changed = rows[rows.method != rows.base]
     for (cell, group, base), runs in changed.groupby(["cell", "group", "base"], sort=False):
         wide = 100 * by_seed(rows[rows.cell == cell], "distil_seed", "accuracy", "method")
         lost = {name: (wide[name] - wide[base]).dropna() for name in runs.method.unique()}
         place = "" if cell == first else f" on {cell}"
-        seeds = f"(n = {style.span(map(len, lost.values()))})".replace(" ", "\N{NO-BREAK SPACE}")
+        seeds = f"(n = {span(map(len, lost.values()))})".replace(" ", "\N{NO-BREAK SPACE}")
         heading = textwrap.wrap(f"{group}: against {base}{place} {seeds}", 46)
         blocks.append((heading, base, lost))
     heights = [len(heading) + len(lost) + 0.7 for heading, _, lost in blocks]
@@ -74,7 +75,7 @@ def claims(results: Results) -> Figure:
 
     Right of zero speaks for the claim.
     """
-    table = pd.read_csv(results.folder / "tables" / "claims.csv", dtype={"claim": str})
+    table = pd.read_csv(results.file("tables/claims.csv"), dtype={"claim": str})
     whole = table.claim.str.isdigit().to_numpy()
     lines = [
         textwrap.wrap(statement, 56 if claim else 64)
@@ -103,14 +104,13 @@ def claims(results: Results) -> Figure:
 
 
 def numbers(row: Any) -> str:
-    """The effect, its interval and n; accuracies in points."""
+    """The effect, its interval and n, as the ledger says them."""
     if not row.n:
         return "no rows"
-    points = "accuracy" in row.statement
-    values = row.effect, row.low, row.high
-    effect, low, high = (f"{100 * x:+.1f}" if points else f"{x:+.3f}" for x in values)
-    known = f" [{low}, {high}]" if np.isfinite(row.low) else ""
-    return f"{effect}{known}{' points' if points else ''} ({row.n})".replace("-", "−")
+    effect, *ends = (in_words(row.statement, x) for x in (row.effect, row.low, row.high))
+    known = f" [{', '.join(end.removesuffix(' points') for end in ends)}]"
+    words, _, unit = effect.partition(" ")
+    return f"{words}{known if np.isfinite(row.low) else ''} {unit}".rstrip() + f" ({row.n})"
 
 
 def interval(ax: Axes, y: float, row: Any, look: Look) -> None:

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from ddlib.paper import style
-from ddlib.paper.claims import UNBALANCED
+from ddlib.paper.claims import UNBALANCED, distinct, first_cell
 from ddlib.paper.evidence import ablation, claims
 from ddlib.paper.pictures import history, images, initialisation
 from ddlib.paper.results import Results
 from ddlib.paper.style import by_seed
-from ddlib.paper.tables import chosen, in_reading_order
+from ddlib.paper.tables import in_reading_order, span
 from ddlib.runs.methods import CEILING, CORESETS
 
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
@@ -33,7 +33,7 @@ def rectangle(count: int) -> tuple[int, int]:
 
 def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
     """A panel per value of `by`: each method's mean, the mean of each seed, and their std."""
-    rows, panels = chosen(rows), list(rows[by].unique())
+    rows, panels = distinct(rows), list(rows[by].unique())
     down, across = rectangle(len(panels))
     size = style.NARROW if across == 1 else style.WIDE, down * (0.75 + 0.19 * len(methods))
     figure, axes = style.canvas(*size, down, across, sharey=True, sharex=by != "cell")
@@ -47,8 +47,8 @@ def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
         if not np.isnan(ceiling):
             ax.axvline(ceiling, color=style.BLACK, linestyle=style.DASH, linewidth=0.9)
             above(ax, ceiling, f"{CEILING} {ceiling:.1f}", "right")
-        sets = style.span(scored.groupby("method").distil_seed.nunique())
-        networks = style.span(scored.groupby(["method", "distil_seed"]).net_seed.nunique())
+        sets = span(scored.groupby("method").distil_seed.nunique())
+        networks = span(scored.groupby(["method", "distil_seed"]).net_seed.nunique())
         title = f"{panel}\nn = {sets} × {networks} (sets × networks)"
         ax.set_title(title, pad=6 if np.isnan(ceiling) else 14)
         ax.tick_params(labelbottom=True)
@@ -157,7 +157,7 @@ def quality(results: Results) -> Figure:
         x, y = experts.step, 100 * experts.test_accuracy
         bars = {"xerr": x.std(), "yerr": y.std()} if len(experts) > 1 else {}
         style.cross(ax, x.mean(), y.mean(), bars, recipe)
-    count = style.span(rows.groupby("recipe").size())
+    count = span(rows.groupby("recipe").size())
     ax.set_xlabel(f"mean step length: mean ± std over experts, n = {count}")
     ax.set(ylabel="final test accuracy (%)", title=rows.data.iloc[0])
     style.name_ends(ax)
@@ -223,7 +223,7 @@ def distillation(results: Results) -> Figure:
     for ax, title in zip(axes, titles, strict=True):
         ax.set(xlabel="outer iteration", title=title)
     style.logarithmic(axes[2])
-    sets = style.span(rows.groupby("method").distil_seed.nunique())
+    sets = span(rows.groupby("method").distil_seed.nunique())
     figure.suptitle(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {sets}")
     style.name_ends(axes[2])
     return figure
@@ -241,7 +241,7 @@ def walltime(results: Results) -> Figure:
     for ax, cell in zip(axes, cells, strict=False):
         every = rows[rows.cell == cell]
         timed = every.dropna(subset="time")
-        ax.set_title(f"{cell}, n = {style.span(every.groupby('method').distil_seed.nunique())}")
+        ax.set_title(f"{cell}, n = {span(every.groupby('method').distil_seed.nunique())}")
         if timed.empty:
             middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
             ax.text(0.5, 0.5, "made before\ntimes were noted", **middle)
@@ -288,7 +288,7 @@ def contrast(
 def start_epochs(results: Results) -> Figure:
     """Whether the balanced loss evens out how hard the start epochs are, per window length."""
     rows = results.rows("curves")
-    rows = rows[rows.study == "ablation"]
+    rows = first_cell(rows[rows.study == "ablation"])
     every = rows.method.unique()
     pairs = [(name, name + UNBALANCED) for name in every if name + UNBALANCED in every]
     figure, axes = style.canvas(style.WIDE * 0.75, 2.4 * len(pairs), len(pairs))

@@ -27,7 +27,7 @@ def readme() -> None:
     """Fill every block that is made from kept results."""
     for block, profile in BLOCKS.items():
         if page_of(block):
-            fill(block, text_of(block, Paper(profile)))
+            fill(block, text_of(block, Paper.printed(profile)))
     if page_of("cells"):
         fill("cells", cells_table(pd.read_csv(CELLS)))
 
@@ -44,7 +44,9 @@ def page_of(block: str) -> Path | None:
     """The page that holds a block, if any does."""
     pages = (page for page in (README, *sorted(DOCS.glob("*.md"))) if page.exists())
     marks = (f"<!-- {block}:start -->", f"<!-- {block}:end -->")
-    return next((page for page in pages if any(mark in page.read_text() for mark in marks)), None)
+    return next(
+        (page for page in pages if any(mark in page.read_text("utf-8") for mark in marks)), None
+    )
 
 
 def fill(block: str, text: str) -> None:
@@ -69,7 +71,7 @@ def filled(page: Path, block: str, text: str) -> str:
         InputError: the page has lost one of the block's markers.
     """
     start, end = f"<!-- {block}:start -->", f"<!-- {block}:end -->"
-    head, first, rest = page.read_text().partition(start)
+    head, first, rest = page.read_text("utf-8").partition(start)
     _, last, tail = rest.partition(end)
     if not (first and last):
         raise InputError(
@@ -95,12 +97,13 @@ def summary(paper: Paper) -> str:
     ]
     return "\n\n".join(
         [
-            "Test accuracy in percent after the last epoch: mean ± standard deviation over all "
-            "networks of all distillation seeds (number of networks). The learning rate was chosen "
-            f"on validation images. The [main figure]({place}/figures/main.svg) shows the same.",
-            (folder / "tables" / "summary.md").read_text().strip(),
-            "The paper's seven claims at this scale. A claim is as good as its weakest part, named "
-            f"in brackets; [claims.md]({place}/claims.md) has all that was measured.",
+            "Test accuracy in percent after the last epoch: mean ± standard deviation over sets "
+            "(sets × networks trained on each). The learning rate was chosen on validation images, "
+            "for every method from the same grid. The "
+            f"[main figure]({place}/figures/main.svg) shows the same.",
+            (folder / "tables" / "summary.md").read_text("utf-8").strip(),
+            "The paper's seven claims at this scale. The part that decides each is named in "
+            f"brackets; [claims.md]({place}/claims.md) has all that was measured.",
             "\n".join(verdicts),
             scale(paper.profile),
         ]
@@ -134,7 +137,8 @@ def scale(profile: Profile) -> str:
     return (
         f"Scale of the main cell, `{cell}`: {of.iterations} outer iterations, {of.n_experts} "
         f"experts of {epochs}, a {of.network.architecture} of width {of.network.width}, {images} "
-        f"training images, {len(studies.seeds(profile, cell))} distillation seeds."
+        f"training images, {len(studies.seeds(profile, cell))} distillation seeds, which "
+        "follow these same experts."
     )
 
 

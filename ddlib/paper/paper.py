@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,8 +49,27 @@ class Own(Task):
     about: dict[str, Any]
 
 
+def name_of(profile: str) -> str:
+    """What the results of a profile are called; of a file of one's own also by where it lies.
+
+    So two files of the same name never share results, nor do they take those of the library's.
+    """
+    file = Path(profile)
+    if file.suffix not in (".yaml", ".yml"):
+        return profile
+    return f"{file.stem}-{sha256(str(file.resolve()).encode()).hexdigest()[:6]}"
+
+
+def results_root() -> Path:
+    """The folder of all results: the environment's RESULTS, else `results` in the project."""
+    return HOME / Path(os.environ.get("RESULTS") or "results").expanduser()
+
+
 class Paper:
     """A profile, the store of its artefacts, and its results.
+
+    A reader's own session keeps its results in the store, so that what is printed in `results/`
+    changes by `make paper` alone; what it has not made itself it reads there.
 
     Raises:
         InputError: an unknown profile, or anything in it that cannot be run, before any work.
@@ -62,13 +82,20 @@ class Paper:
         results: Path | str | None = None,
     ):
         engine.settle()
-        self.name = Path(profile).stem
-        self.profile = read_profile(profile)
+        self.name, self.profile = name_of(profile), read_profile(profile)
         for settings in studies.check(self.profile):
             run.check(settings)
         self.store = Store(store or store_folder())
-        default = Path(os.environ.get("RESULTS") or HOME / "results") / self.name
-        self.results = Results(results or default)
+        printed, own = results_root() / self.name, self.store.root / "results" / self.name
+        if results or "RESULTS" in os.environ:
+            self.results = Results(results or printed)
+        else:
+            self.results = Results(own, behind=printed)
+
+    @classmethod
+    def printed(cls, profile: str) -> Paper:
+        """The paper whose results are those that are printed."""
+        return cls(profile, results=results_root() / name_of(profile))
 
     def data(self, cell: str | None = None) -> Images:
         """The images of a cell, by default the main one, on the CPU."""

@@ -11,12 +11,13 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddlib.data.space import Space
 from ddlib.paper.results import Results
-from ddlib.paper.style import WIDE, canvas
+from ddlib.paper.style import STYLE, WIDE, canvas
 from ddlib.runs.methods import CORESETS
 from ddlib.runs.store import Artefact
 from ddlib.settings import InputError
@@ -55,11 +56,18 @@ def grid(
             colours = image if image.ndim == 3 else image[..., None]
             page[i * high : i * high + h, j * wide : j * wide + w] = colours
     ax.imshow(page, interpolation="nearest")
-    ax.set_xticks(np.arange(len(classes)) * wide + w / 2 - 0.5, classes)
+    names = [name if legible(f"{name}") else f"class {j}" for j, name in enumerate(classes)]
+    ax.set_xticks(np.arange(len(classes)) * wide + w / 2 - 0.5, names)
     ax.set_yticks(np.arange(len(rows)) * high + h / 2 - 0.5, rows)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
     ax.grid(False)
+
+
+def legible(name: str) -> bool:
+    """Whether the figures' font, which comes with matplotlib, has all letters of a name."""
+    font = get_font(findfont(FontProperties(family=STYLE["font"]["family"])))
+    return all(font.get_char_index(ord(letter)) for letter in name)
 
 
 def sheet(images: np.ndarray, labels: np.ndarray, rows: Sequence[str]) -> Figure:

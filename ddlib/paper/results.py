@@ -19,6 +19,7 @@ from ddlib.runs.store import Artefact, read, write_whole
 from ddlib.settings import InputError
 
 SEALS = "SHA256SUMS"
+UNFINISHED = re.compile(r"^\.half-|\.failed\.ipynb$")  # files of a run that failed, or goes on
 SET = ["cell", "method", "distil_seed"]  # the columns that name a distilled set
 DIGESTS = [*SET, "sha256", "lr"]
 
@@ -28,10 +29,20 @@ class NoRows(InputError):
 
 
 class Results:
-    """The folder of one profile's results."""
+    """The folder of one profile's results; what it lacks is read from another one `behind` it.
 
-    def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
+    Of a file that is in both the newer one is read.
+    """
+
+    def __init__(self, folder: Path | str, behind: Path | None = None):
+        self.folder, self.behind = Path(folder), behind
+
+    def file(self, path: str) -> Path:
+        """Where a kept file is read."""
+        here = self.folder / path
+        there = self.behind / path if self.behind else here
+        newer = here.exists() and there.exists() and there.stat().st_mtime > here.stat().st_mtime
+        return there if newer or (there.exists() and not here.exists()) else here
 
     def rows(self, name: str) -> pd.DataFrame:
         """The rows of a study.
@@ -39,7 +50,7 @@ class Results:
         Raises:
             NoRows: they were not made yet.
         """
-        file = self.folder / "rows" / f"{name}.csv"
+        file = self.file(f"rows/{name}.csv")
         if not file.exists():
             raise NoRows(
                 f"no rows in {file}, where a study keeps them: run `make paper "
@@ -49,21 +60,24 @@ class Results:
 
     def has_rows(self, name: str) -> bool:
         """Whether a study was run."""
-        return (self.folder / "rows" / f"{name}.csv").exists()
+        return self.file(f"rows/{name}.csv").exists()
 
     def keep_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
-        """Write rows, and return them as a reader will find them."""
+        """Write rows, and return them as a reader will find them; a study may have none."""
+        if rows.empty:
+            (self.folder / "rows" / f"{name}.csv").unlink(missing_ok=True)
+            return rows
         self._write_csv(f"rows/{name}.csv", rows)
         return self.rows(name)
 
     def set_file(self, cell: str, method: str, seed: int) -> Path:
-        """The file of a set, as sets/mnist_5k-ipc1.ast.0.safetensors; AST+ becomes ast_plus."""
+        """Where a set is kept: sets/mnist_5k-ipc1.ast.0.safetensors; AST+ becomes ast_plus."""
         plain = re.sub(r"\W+", "_", re.sub(r"(?<=\w)\+", " plus", method.lower())).strip("_")
         return self.folder / "sets" / f"{cell}.{plain}.{seed}.safetensors"
 
     def set(self, cell: str, method: str, seed: int = 0) -> Artefact:
         """A kept set: images (n, c, h, w) in the network's space, labels (n,), lr in the record."""
-        return read(self.set_file(cell, method, seed))
+        return read(self.file(f"sets/{self.set_file(cell, method, seed).name}"))
 
     def keep_set_digest(
         self, cell: str, method: str, seed: int, digest: str, lr: float | None = None
@@ -77,7 +91,7 @@ class Results:
 
     def set_digests(self) -> pd.DataFrame:
         """cell, method, distil_seed, sha256, lr of the sets whose tensors need not be kept."""
-        file = self.folder / "sets" / "digests.csv"
+        file = self.file("sets/digests.csv")
         if not file.exists():
             return pd.DataFrame(columns=DIGESTS)
         return pd.read_csv(file, float_precision="round_trip")
@@ -106,8 +120,8 @@ class Results:
 
     def machine(self) -> dict | None:
         """The machine that made the results, if that was noted."""
-        file = self.folder / "machine.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        file = self.file("machine.json")
+        return json.loads(file.read_text("utf-8")) if file.exists() else None
 
     def keep_machine(self, about: dict) -> None:
         """machine.json: what made the results."""
@@ -118,7 +132,7 @@ class Results:
         files = {
             file.relative_to(self.folder).as_posix(): file
             for file in self.folder.rglob("*")
-            if file.is_file() and not re.search(r"^\.half-|\.failed\.ipynb$", file.name)
+            if file.is_file() and not UNFINISHED.search(file.name)
         }
         files.pop(SEALS, None)
         return {
@@ -136,7 +150,7 @@ class Results:
             InputError: a line of it is not one that `seal` writes.
         """
         file = self.folder / SEALS
-        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+        lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
         for number, line in enumerate(lines, 1):
             if not re.fullmatch(r"[0-9a-f]{64}  \S.*", line):
                 raise InputError(

@@ -101,6 +101,7 @@ STYLE: dict[str, dict[str, Any]] = {
     "lines": {"linewidth": 1.3, "markersize": 4},
     "figure": {"dpi": 120, "titlesize": 8.5, "labelsize": 8},
     "svg": {"hashsalt": "ddlib", "fonttype": "path"},
+    "text": {"parse_math": False},  # a class may be called $x^$
 }
 
 
@@ -127,12 +128,6 @@ def canvas(
     figure = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
-
-
-def span(counts: Iterable[int]) -> str:
-    """5, or 3–5 where not all have as many."""
-    counts = sorted(set(counts))
-    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
 
 
 def by_seed(rows: pd.DataFrame, x: str, y: str, seed: str) -> pd.DataFrame:

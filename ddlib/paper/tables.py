@@ -1,11 +1,13 @@
 """The tables, as functions of rows: `TABLES[name](results)`.
 
-Mean ± std over networks and seeds, with the number behind each; a cell that was not run is blank.
-Accuracies are in percent and their differences in points, unless a docstring says otherwise.
+An accuracy is the mean ± std over sets, of each set the mean over its networks, with (sets x
+networks) behind it; a cell that was not run is blank. Accuracies are in percent and their
+differences in points, unless a docstring says otherwise.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pandas as pd
 
 from ddlib.paper import claims
 from ddlib.paper import scores as robust
-from ddlib.paper.claims import mean, std
+from ddlib.paper.claims import distinct, mean, std
 from ddlib.paper.results import Results
 
 INTERACTIONS = {  # both, one alone, the other alone, neither
@@ -40,13 +42,21 @@ INTERACTS = {
 }
 
 
-def spread(values: Iterable[float]) -> str:
-    """51.2 ± 0.6 (5): mean ± std of fractions, in percent, with n."""
-    known = [value for value in values if value == value]
-    if not known:
+def spread(rows: pd.DataFrame, column: str = "accuracy") -> str:
+    """51.2 ± 0.6 (5 × 3): mean ± std over 5 sets, in percent, each judged by 3 networks."""
+    known = rows.dropna(subset=column)
+    if known.empty:
         return ""
-    deviation = f" ± {100 * std(known):.1f}" if len(known) > 1 else ""
-    return f"{100 * mean(known):.1f}{deviation} ({len(known)})"
+    sets = known.groupby("distil_seed")[column].agg(mean)
+    deviation = f" ± {100 * std(sets):.1f}" if len(sets) > 1 else ""
+    networks = span(known.groupby("distil_seed").size())
+    return f"{100 * mean(sets):.1f}{deviation} ({len(sets)} × {networks})"
+
+
+def span(counts: Iterable[int]) -> str:
+    """5, or 3–5 where not all have as many."""
+    counts = sorted(set(counts))
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
 
 
 def groups(rows: pd.DataFrame, *by: str) -> list[tuple[tuple, pd.DataFrame]]:
@@ -61,30 +71,28 @@ def in_reading_order(rows: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(method for methods in longest_first for method in methods))
 
 
-def chosen(rows: pd.DataFrame, protocol: str = "lr_chosen") -> pd.DataFrame:
-    """The networks whose lr was selected on the validation set, or those of another protocol."""
-    return rows[rows.protocol == protocol]
-
-
 def scored(runs: pd.DataFrame) -> dict[str, Any]:
     """What every table of accuracies says of some networks."""
-    networks = chosen(runs)
-    seeds = networks.groupby("distil_seed").accuracy.agg(mean)
+    networks = distinct(runs)
+    sets = networks.groupby("distil_seed").accuracy.agg(mean)
     return {
-        "mean": 100 * mean(networks.accuracy),
-        "std": 100 * std(networks.accuracy),
-        "std_over_seeds": 100 * std(seeds),
-        "seeds": len(seeds),
+        "mean": 100 * mean(sets),
+        "std": 100 * std(sets),
+        "std_over_networks": 100 * std(networks.accuracy),
+        "sets": len(sets),
         "networks": len(networks),
-        "accuracy": spread(networks.accuracy),
-        "accuracy_at_lr_a": spread(chosen(runs, "lr_a").accuracy),
+        "accuracy": spread(networks),
+        "accuracy_at_lr_a": spread(distinct(runs, "lr_a")),
+        "lr_chosen": f"{networks.lr.min():.2g}–{networks.lr.max():.2g}",
+        "lr_ties": int((networks.lr_ties > 1).groupby(networks.distil_seed).first().sum()),
+        "lr_at_edge": int(networks.lr_at_edge.groupby(networks.distil_seed).first().sum()),
     }
 
 
 def beside(rows: pd.DataFrame, method: str, base: str) -> dict[str, Any]:
-    """The paired difference to another method and its interval; blank if no seed is shared."""
+    """The paired difference to another method and its interval; blank below two seeds."""
     effects = 100 * claims.paired(rows, method, base) if method != base else ()
-    if not len(effects):
+    if len(effects) < 2:
         return dict.fromkeys(("difference", "low", "high", "pairs"))
     part = claims.part("", effects)
     return {"difference": part.effect, "low": part.low, "high": part.high, "pairs": part.n}
@@ -93,14 +101,15 @@ def beside(rows: pd.DataFrame, method: str, base: str) -> dict[str, Any]:
 def main(results: Results) -> pd.DataFrame:
     """Methods x cells: last-epoch test accuracy by the lr chosen on validation.
 
-    Beside it: lr = a, the flattering best-of columns, the paired difference to AST, what sets cost.
+    Beside it: lr = a where it was learned, of how many sets the choice was a tie or lay at an end
+    of the grid, the flattering best-of columns, the paired difference to AST, what sets cost.
     """
     rows, lines, efforts = results.rows("main"), [], effort(results)
     for (cell, data, method), runs in groups(rows, "cell", "data", "method"):
         line = {"cell": cell, "data": data, "ipc": runs.ipc.iloc[0], "method": method}
         line |= scored(runs)
         for best in ("best_on_validation", "best_on_test"):
-            line[best] = spread(chosen(runs)[best])
+            line[best] = spread(distinct(runs), best)
         line |= beside(rows[rows.cell == cell], method, "AST") | efforts.get((cell, method), {})
         lines.append(line)
     return pd.DataFrame(lines)
@@ -198,12 +207,12 @@ def ablation(results: Results) -> pd.DataFrame:
     for (cell, group, base, method), runs in groups(rows, "cell", "group", "base", "method"):
         line = {"cell": cell, "group": group, "base": base, "method": method} | scored(runs)
         lines.append(line | beside(rows[rows.cell == cell], method, base))
-    return pd.DataFrame(lines).drop(columns=["std", "std_over_seeds"])
+    return pd.DataFrame(lines)
 
 
 def interactions(results: Results) -> pd.DataFrame:
     """Where two ingredients overlap: what one adds beside the other, less what it adds alone."""
-    rows, lines = results.rows("ablation"), []
+    rows, lines = claims.first_cell(results.rows("ablation")), []
     for words, methods in INTERACTIONS.items():
         both, one, other, neither = (100 * claims.accuracy(rows, method) for method in methods)
         part = claims.part("", (both - one - other + neither).dropna())
@@ -218,28 +227,53 @@ def cross_architecture(results: Results) -> pd.DataFrame:
     """Sets made with the first network, evaluated with others."""
     rows, by = results.rows("cross_architecture"), ["cell", "method", "architecture"]
     lines = [dict(zip(by, names, strict=True)) | scored(runs) for names, runs in groups(rows, *by)]
-    return pd.DataFrame(lines)[[*by, "mean", "std", "networks", "accuracy"]]
+    return pd.DataFrame(lines)[[*by, "mean", "std", "sets", "networks", "accuracy"]]
 
 
 def tuning(results: Results) -> pd.DataFrame:
     """What was tried for which method, and its accuracy on the validation split.
 
-    A star marks the best of a method's settings, or the best method. Empty if nothing was tuned.
+    A star marks the best of a method's settings, or the best method; every one of a tie has one.
+    `edge` names the numbers of a best setting that are the smallest or largest tried. Empty if
+    nothing was tuned.
     """
     by = ["cell", "choosing", "method", "iterations"]
-    columns = [*by, "tried", "validation_accuracy", "networks", "best"]
+    columns = [*by, "tried", "validation_accuracy", "sets", "networks", "best", "edge"]
     if not results.has_rows("tuning"):
         return pd.DataFrame(columns=columns)
     lines = [
-        (*names, tried, 100 * mean(networks.validation_accuracy), len(networks), "")
-        for names, runs in groups(chosen(results.rows("tuning")), *by)
-        for (tried,), networks in groups(runs, "tried")
+        (*names, tried, 100 * mean(n.validation_accuracy), n.distil_seed.nunique(), len(n), "", "")
+        for names, runs in groups(distinct(results.rows("tuning")), *by)
+        for (tried,), n in groups(runs, "tried")
     ]
     table = pd.DataFrame(lines, columns=columns)
     rivals = table.method.where(table.choosing == "settings", "")
-    best = table.groupby(["cell", "choosing", rivals]).validation_accuracy.idxmax()
-    table.loc[best, "best"] = "*"
+    for _, tried in table.groupby(["cell", "choosing", rivals], sort=False):
+        best = tried[tried.validation_accuracy == tried.validation_accuracy.max()]
+        table.loc[best.index, "best"] = "*"
+        if tried.choosing.iloc[0] == "settings":
+            table.loc[best.index, "edge"] = [
+                edges(words, list(tried.tried)) for words in best.tried
+            ]
     return table
+
+
+def edges(best: str, every: list[str]) -> str:
+    """The numbers of a setting, written "a = 1, b = 2", that no other setting is beyond."""
+    values = [
+        dict(item.split(" = ") for item in words.split(", ") if " = " in item) for words in every
+    ]
+    at_end = []
+    for name, value in values[every.index(best)].items():
+        tried = sorted({float(v[name]) for v in values if name in v and is_number(v[name])})
+        if len(tried) > 1 and is_number(value) and float(value) in (tried[0], tried[-1]):
+            at_end.append(name)
+    return ", ".join(at_end)
+
+
+def is_number(text: str) -> bool:
+    """Whether the text is a number."""
+    return bool(re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", text))
 
 
 TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {

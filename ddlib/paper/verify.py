@@ -18,7 +18,8 @@ from pathlib import Path
 import pandas as pd
 
 from ddlib.base import InputError
-from ddlib.paper import checks
+from ddlib.files import locked
+from ddlib.paper import build, checks
 from ddlib.paper.checks import DIFFERENT, NEAR, OK, Rows, Unchecked, Verdict, checked
 from ddlib.paper.paper import Paper, main_sets, set_digest
 from ddlib.progress import Progress, clock
@@ -38,7 +39,12 @@ def verify(profile: str, quick: bool = False) -> bool:
     Raises:
         InputError: nothing is kept under that profile.
     """
-    kept = Paper(profile)
+    kept = Paper.printed(profile)
+    if locked(kept.store.root, Path(build.lock_of(kept).lock_file).stem):
+        raise InputError(
+            f"a process is at work on {kept.results.folder}: verify when it is done, for until "
+            "then some files are old and some are new"
+        )
     if not (kept.results.folder / "rows").is_dir():
         raise InputError(
             f"nothing to verify: no rows in {kept.results.folder / 'rows'}; expected what `make "

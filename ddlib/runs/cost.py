@@ -85,13 +85,10 @@ def seconds(task: Task) -> float:
     return 10.0 if task.stage == "measurements" else 2.0
 
 
-def trained(settings: Evaluation, scored: float = 1.5) -> float:
-    """Networks that an evaluation trains: those that choose the lr, then those that are scored.
-
-    The latter are trained once where the set's own lr is chosen, else twice: `scored` times.
-    """
-    choosing = len(settings.factors) * settings.search_networks * (len(settings.factors) > 1)
-    return choosing + scored * settings.networks
+def trained(settings: Evaluation) -> int:
+    """Networks that an evaluation trains: to choose the lr, with it, and with a learned lr."""
+    choosing = len(settings.lrs) * settings.search_networks * (len(settings.lrs) > 1)
+    return choosing + settings.networks * (1 + isinstance(settings.of, Distillation))
 
 
 Form = Literal["forward", "gradient", "penalty", "adjoint", "unroll"]

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -23,19 +24,21 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from time import sleep
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from ddlib.base import InputError
+from ddlib.base import InputError, printable
 from ddlib.files import Full
 from ddlib.progress import Progress
 
 Task = TypeVar("Task", bound=Hashable)
 
 KEEP_MEMORY = 1 << 30  # bytes that the allocator keeps between steps
+SOCKET = 20  # letters of a folder that leave room for Ray's names: sockets have at most 107
 RETRIES = 2  # how often a task is done again after its process was killed
 POLL = 2.0  # seconds between two looks at tasks that another process is on
 ENGINES = ("serial", "processes", "ray")
@@ -76,12 +79,34 @@ def device() -> torch.device:
 
 
 def default_workers() -> int:
-    """The environment's WORKERS, else as many as the GPUs hold by GPU_SHARE, else one per core."""
+    """The environment's WORKERS, else what the GPUs hold by GPU_SHARE, else one per usable core."""
     text, share = os.environ.get("WORKERS") or "", gpu_share()
     if text and not (text.isdecimal() and int(text)):
         raise wrong("WORKERS", text, "a number of processes, 1 or more")
     on_gpus = int(1 / share) * len(gpus()) if share else 0
-    return int(text or on_gpus or len(os.sched_getaffinity(0)))
+    return int(text or on_gpus or max(1, min(len(os.sched_getaffinity(0)), int(quota()))))
+
+
+def quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """How many cores a container may use: the least that its control groups allow."""
+    least = float(os.cpu_count() or 1)
+    with suppress(OSError):
+        for line in own.read_text("utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            home = root if not kinds else root / ("cpu" if "cpu" in kinds.split(",") else kinds)
+            group = home / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if not folder.is_relative_to(home):
+                    break
+                with suppress(OSError, ValueError):
+                    if kinds:
+                        given = (folder / "cpu.cfs_quota_us").read_text()
+                        period = (folder / "cpu.cfs_period_us").read_text()
+                    else:
+                        given, period = (folder / "cpu.max").read_text().split()
+                    if float(given) > 0:  # "max" is no number, -1 is no limit
+                        least = min(least, float(given) / float(period))
+    return least
 
 
 def gpu_share() -> float:
@@ -191,11 +216,13 @@ class Ray(Executor):
             raise wrong("ENGINE", "ray", "Ray to be installed (pip install 'ddlib[ray]')") from None
         address = os.environ.get("RAY_ADDRESS") or "local"
         options: Any = {"num_cpus": workers, "include_dashboard": False}
+        if len(tempfile.gettempdir()) > SOCKET:
+            options |= {"_temp_dir": f"/tmp/ray-{os.getuid()}"}
         options |= {"_node_ip_address": "127.0.0.1"}  # no other machine is to reach it
         options = options if address == "local" else {}
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except ConnectionError as error:
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise wrong("RAY_ADDRESS", address, f"a Ray cluster there ({error})") from None
         # A lost process is the queue's affair: Ray itself tries nothing again.
         self.do = ray.remote(num_cpus=1, num_gpus=gpu_share(), max_retries=0)(settled)
@@ -320,4 +347,4 @@ def run(
 
 def say(text: str) -> None:
     """Print a line where errors go."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

@@ -47,7 +47,8 @@ class Method:
     start: str
     recipe: str | None = None
     switches: Mapping[str, Any] = field(default_factory=dict)
-    tuned_as: str | None = None  # whose tuned numbers it takes where a cell has none of its own
+    # whose tuned numbers it takes where a cell has none of its own: the first of these that has
+    tuned_as: tuple[str, ...] = ()
     distils: bool = True  # a coreset does not
 
     def but(self, **switches: Any) -> Method:
@@ -68,12 +69,12 @@ CONDENSED = {
     "DSA": Method("real", switches={"method": "dsa", "lr_images": 0.1, "iterations": 1000}),
     "DM": Method("real", switches={"method": "dm", "lr_images": 1.0, "iterations": 20000}),
 }
-MTT = Method("real", "sgd", {"momentum": 0.0}, "MTT")
+MTT = Method("real", "sgd", {"momentum": 0.0}, ("MTT",))
 AST = Method(
     "representative",
     "ast",
     {"momentum": INNER_MOMENTUM, "balance": True, "perturbation": 1.0, "intermediate": "equal"},
-    "AST",
+    ("AST",),
 )
 DISTILLED = {
     "MTT": MTT,
@@ -86,7 +87,9 @@ DISTILLED = {
 RIVALS = {
     # arXiv 2211.11004; decay: its authors' scripts
     "FTD": Method("real", "ftd", {"momentum": 0.0, "ema": 0.9995}),
-    "TESLA": Method("real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, "TESLA"),  # 2211.10586
+    "TESLA": Method(
+        "real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, ("TESLA",)
+    ),  # 2211.10586
     # arXiv 2310.05773; lr_labels: its authors' settings for CIFAR-10 at IPC 10
     "DATM": Method("correct", "ftd", {"momentum": 0.0, "labels": "learned", "lr_labels": 2.0}),
 }
@@ -145,7 +148,7 @@ def methods(profile: Profile) -> dict[str, Method]:
         places = {key: fields[key] for key in ("start", "recipe") if key in fields}
         switches = {k: v for k, v in fields.items() if k not in ("of", "start", "recipe")}
         base = every[of]
-        tuned_as = base.tuned_as or of
+        tuned_as = tuple(dict.fromkeys((of, *base.tuned_as)))
         every[name] = replace(base.but(**switches), tuned_as=tuned_as, **places)
     return every
 
@@ -182,13 +185,18 @@ def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | I
 def selection(
     profile: Profile, cell: Cell, method: str, seed: int, experts: str = FEATURES, **changes: Any
 ) -> Selection:
-    """A start, or a coreset. Each seed uses the features of another expert of that recipe."""
-    seen = recipe(profile, cell, experts, seed % profile.n_experts)
+    """A start, or a coreset. Each seed uses the features of an expert of its own, of that recipe.
+
+    Of a buffer with fewer experts than seeds some are used again.
+    """
+    seen = recipe(profile, cell, experts, seed) if method in NEED_EXPERT else None
+    if isinstance(seen, Imported):
+        seen = seen.at(seed % profile.n_experts)
     fields = {
         "data": cell.data,
         "method": method,
         "ipc": cell.ipc,
-        "expert": seen if method in NEED_EXPERT else None,
+        "expert": seen,
         "lr": cell.coreset_lr,
         "seed": seed,
     }
@@ -204,11 +212,12 @@ def layers(
         InputError: the cell has no tuned numbers for the method.
     """
     every, cell, how = methods(profile), profile.cells[cell_name], known(profile, method)
-    tuned = method if method in cell.tuned else how.tuned_as or method
-    if tuned not in cell.tuned:
+    names = tuple(dict.fromkeys((method, *how.tuned_as)))
+    tuned = next((name for name in names if name in cell.tuned), None)
+    if tuned is None:
         raise InputError(
-            f"cell {cell_name} has no tuned settings for '{tuned}': add them under "
-            f"cells.{cell_name}.tuned, or remove '{method}' from its methods"
+            f"cell {cell_name} has no tuned settings for {' or '.join(map(repr, names))}: add them "
+            f"under cells.{cell_name}.tuned, or remove '{method}' where the profile names it"
         )
     kind = Distillation if how.recipe else Condensation
     shared = {
@@ -274,9 +283,9 @@ def synthetic(profile: Profile, cell_name: str, method: str, seed: int) -> AnySe
     return selection(profile, profile.cells[cell_name], how.start, seed, **how.switches)
 
 
-def everything(cell: Cell, lr: float) -> Selection:
+def everything(cell: Cell) -> Selection:
     """All training images of a cell, as the ceiling uses them."""
-    return Selection(data=cell.data, method="all", lr=lr)
+    return Selection(data=cell.data, method="all")
 
 
 def evaluation(

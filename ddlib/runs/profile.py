@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -17,6 +18,7 @@ from ddlib.settings import (
     Distillation,
     Evaluation,
     Expert,
+    Few,
     Imported,
     Network,
     Positive,
@@ -24,7 +26,27 @@ from ddlib.settings import (
 )
 
 PROFILES = Path(__file__).parent / "profiles"
-Names = Annotated[tuple[str, ...], Field(strict=False)]
+LARGEST = 100_000  # values in a YAML file
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse a name that stands twice: its rows would count twice."""
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"'{twice[0]}' stands twice: name it once")
+    return names
+
+
+Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_once)]
+
+
+def _in_one_folder(name: str) -> str:
+    """Refuse a name that, in the name of a file, would lead into another folder."""
+    if not name.strip() or len(name) > 100 or name[0] == "." or re.search(r"[/\\\x00-\x1f]", name):
+        raise ValueError("expected at most 100 characters, no / or \\, and no dot at the beginning")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_in_one_folder)]
 
 
 def part_of(*kinds: type[BaseModel], **more: Any) -> Any:
@@ -72,7 +94,7 @@ class Cell(Settings):
     data: Data
     ipc: Count
     methods: Names
-    seeds: Count | None = None  # distillation seeds; None: as many as the profile has
+    seeds: Few | None = None  # distillation seeds; None: as many as the profile has
     student: OfSet = {}  # for every method; Condensation takes those that it has too
     tuned: dict[str, OfSet] = {}  # method -> its numbers, chosen on the validation split
     coreset_lr: Positive = 0.01  # a for sets that learn none
@@ -85,14 +107,14 @@ class Group(Settings):
     base: str
     methods: Names
     cell: str | None = None  # None: that of the other groups
-    seeds: Count | None = None  # distillation seeds; None: as many as the cell has
+    seeds: Few | None = None  # distillation seeds; None: as many as the cell has
 
 
 class Ablation(Settings):
     """One thing changed at a time, group by group, beside what it was changed from."""
 
     cell: str
-    networks: Count = 3
+    networks: Few = 3
     groups: Names = ("AST minus one", "controls")  # of `methods.GROUPS`
     more: dict[str, Group] = {}  # groups of the profile's own
 
@@ -100,17 +122,16 @@ class Ablation(Settings):
 class Cross(Settings):
     """Sets made with one architecture, judged by others."""
 
-    cells: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    cells: Annotated[Names, Field(min_length=1)]
     methods: Names
     networks: list[Network]
-    seeds: Count = 3
+    seeds: Few = 3
     evaluation: OfEvaluation = {}
 
 
 class Ceiling(Settings):
     """Training on the whole training set."""
 
-    lr: Positive
     evaluation: OfEvaluation = {}
 
 
@@ -119,7 +140,7 @@ class Trial(Settings):
 
     cell: str
     choosing: str = Field("settings", pattern="^(settings|method)$")  # the best of each, or of all
-    seeds: Count = 1
+    seeds: Few = 1
     budget: OfSet = {}
     evaluation: OfEvaluation = {}
     candidates: dict[str, list[OfSet]]
@@ -131,15 +152,15 @@ class Profile(Settings):
     title: str
     network: Network
     recipes: dict[str, OfRecipe]  # of experts, by name; one with `buffer` imports them
-    n_experts: Count
-    seeds: Count  # distillation seeds
+    n_experts: Few
+    seeds: Few  # distillation seeds
     evaluation: OfEvaluation
-    cells: dict[str, Cell]  # the first is the main one
-    ablation: Ablation
-    cross_architecture: Cross
+    cells: Annotated[dict[Name, Cell], Field(min_length=1)]  # the first is the main one
+    ablation: Ablation | None = None
+    cross_architecture: Cross | None = None
     ceiling: Ceiling
     # methods of the profile's own: `of` the method that is changed, and what is changed in it
-    variants: dict[str, OfVariant] = {}
+    variants: dict[Name, OfVariant] = {}
     tuning: list[Trial] = []
 
     @property
@@ -173,24 +194,85 @@ def profile(name: str) -> Profile:
     return read.model_copy(update={"cells": cells})
 
 
+class Reader(yaml.SafeLoader):
+    """YAML that says each key once, and whose numbers are as they look: 1e-3 is one, 010 is not."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        """Refuse a key that stands twice."""
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:merge" and lines.setdefault(name, line) != line:
+                raise ValueError(f"'{name}' stands on line {lines[name]} and on line {line}")
+        return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Refuse a file whose aliases would repeat more than LARGEST values."""
+        if self.values(node, {}) > LARGEST:
+            raise ValueError(f"it holds more than {LARGEST} values, most of them by aliases")
+        super().flatten_mapping(node)
+
+    def values(self, node: Any, known: dict[int, int]) -> int:
+        """How many values a node holds, those behind aliases each time."""
+        if id(node) not in known:
+            known[id(node)] = LARGEST  # a node inside itself
+            inner = node.value if isinstance(node.value, list) else []
+            parts = [n for child in inner for n in (child if isinstance(child, tuple) else [child])]
+            known[id(node)] = 1 + sum(self.values(part, known) for part in parts)
+        return known[id(node)]
+
+
+def _plain_int(reader: Reader, node: Any) -> int:
+    if re.match(r"[-+]?0[0-9_]", node.value):
+        raise ValueError(f"{node.value} begins with 0, which may mean octal: leave the 0 out")
+    return int(node.value.replace("_", ""), 0)
+
+
+Reader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag.rsplit(":", 1)[1] in ("bool", "null")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _form in (
+    ("merge", r"<<"),
+    ("int", r"[-+]?(0[xo][0-9a-fA-F_]+|[0-9][0-9_]*)"),
+    ("float", r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan"),
+):
+    Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^({_form})$"), None)
+Reader.add_constructor("tag:yaml.org,2002:int", _plain_int)
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file says.
+
+    Raises:
+        InputError: it cannot be read, or says something twice or in a way that misleads.
+    """
+    try:
+        return yaml.load(file.read_text("utf-8"), Reader)
+    except (yaml.YAMLError, ValueError, OSError, RecursionError, TypeError) as error:
+        raise InputError(
+            f"{file} cannot be read as YAML: {str(error) or repr(error)}\nexpected `name: value` "
+            f"lines as in {PROFILES / 'smoke.yaml'}; correct it"
+        ) from None
+
+
 def fields_of(file: Path, inside: tuple[Path, ...] = ()) -> Any:
     """What a profile's file says, laid over the profiles that it `extends`, in their order.
 
     Raises:
         InputError: no YAML, or it extends what is not there, or itself.
     """
-    try:
-        fields = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(
-            f"profile {file.stem} is no YAML: {error}\nexpected `name: value` lines as in "
-            f"{PROFILES / 'smoke.yaml'}; correct {file}"
-        ) from None
+    fields = read_yaml(file)
     if not isinstance(fields, dict):
         return fields
     bases = fields.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(
+            f"{file}: `extends` is {bases!r}, expected the name of a profile, or a list of names"
+        )
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         other = file.parent / f"{base}.yaml"
         other = other if other.exists() else PROFILES / f"{base}.yaml"
         if not other.exists() or other in (*inside, file):
@@ -200,7 +282,21 @@ def fields_of(file: Path, inside: tuple[Path, ...] = ()) -> Any:
                 "the library"
             )
         merged = over(merged, fields_of(other, (*inside, file)))
-    return over(merged, fields)
+    return over(merged, placed(fields, file.resolve().parent))
+
+
+def placed(fields: Any, home: Path) -> Any:
+    """The same fields, with relative paths in them taken from the profile's folder."""
+    if isinstance(fields, list):
+        return [placed(value, home) for value in fields]
+    if not isinstance(fields, dict):
+        return fields
+    here = {
+        name: str(home / Path(value).expanduser())
+        for name, value in fields.items()
+        if name in ("path", "buffer") and isinstance(value, str)
+    }
+    return {name: placed(value, home) for name, value in fields.items()} | here
 
 
 def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ddlib.base import InputError, Task
+from ddlib.base import InputError, Task, own_torch
 from ddlib.data import datasets, mtt_format
 from ddlib.data.datasets import Images
 from ddlib.files import sweep
@@ -26,6 +26,7 @@ from ddlib.runs.store import Artefact, Store
 from ddlib.settings import Data, Expert, Imported, Selection
 
 
+@own_torch()
 def images(data: Data, store: Store) -> Images:
     """The data set in the space in which networks see it, where tasks compute."""
     return _placed(datasets.load(data, store.root), engine.device())
@@ -37,6 +38,7 @@ def _placed(real: Images, device: torch.device) -> Images:
     return real if device.type == "cpu" else real.on(device)
 
 
+@own_torch()
 def get(settings: Task, store: Store) -> Artefact:
     """The artefact of `settings`: read if it is there and sound, else made.
 
@@ -127,6 +129,7 @@ def _title(task: Task) -> str:
     return task.title
 
 
+@own_torch()
 def ensure(
     wanted: Iterable[Task],
     store: Store,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddlib.base import FORMAT, InputError, Task, key
+from ddlib.base import FORMAT, InputError, Task, key, own_torch
 from ddlib.files import (
     Absent,
     Damaged,
@@ -38,8 +38,11 @@ HOME = Path(__file__).resolve().parent.parent.parent  # the project
 
 
 def store_folder() -> Path:
-    """The store's folder: the environment's STORE, else `store` in the project."""
-    return Path(os.environ.get("STORE") or HOME / "store")
+    """The store's folder: the environment's STORE, else `store`; a relative one is the project's.
+
+    So a shell and a notebook, which stand in different folders, mean the same.
+    """
+    return HOME / Path(os.environ.get("STORE") or "store").expanduser()
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,17 @@ class Artefact:
 
 def write(file: Path, settings: Task, tensors: dict[str, Tensor], record: dict) -> None:
     """Save an artefact under exactly this name."""
+    start, tensors = packed(settings, tensors, record)
+    with whole(file, len(start) + sum(t.nbytes for t in tensors.values())) as out:
+        out.write(start)
+        for tensor in tensors.values():
+            out.write(tensor.flatten().view(torch.uint8).numpy().data)
+
+
+def packed(
+    settings: Task, tensors: dict[str, Tensor], record: dict
+) -> tuple[bytes, dict[str, Tensor]]:
+    """An artefact's file: the bytes before the numbers, and the tensors in their order."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     versions = {
         "format": FORMAT,
@@ -68,10 +82,7 @@ def write(file: Path, settings: Task, tensors: dict[str, Tensor], record: dict) 
     header = json.dumps(about)
     # one note only: the order of several would vary
     order, start = layout(tensors, {"ddlib": f"{digest(tensors, header)} {header}"})
-    with whole(file, len(start) + sum(t.nbytes for t in tensors.values())) as out:
-        out.write(start)
-        for name in order:
-            out.write(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return start, {name: tensors[name] for name in order}
 
 
 def _header(file: Path, notes: dict[str, str]) -> tuple[str, str, dict[str, Any]]:
@@ -95,6 +106,7 @@ def peek(file: Path) -> dict[str, Any]:
         return _header(file, content.metadata() or {})[2]
 
 
+@own_torch()
 def read(file: Path | str) -> Artefact:
     """Load an artefact, its tensors mapped. Nothing else is needed to use it.
 
@@ -143,7 +155,7 @@ class Store:
         self.root = Path(root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
             raise InputError(
                 f"{self.root} cannot be the store ({os.strerror(error.errno)}): expected a folder "
                 "to write into; name another (STORE=...)"

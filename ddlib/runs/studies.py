@@ -51,7 +51,7 @@ class Run:
         return {
             "study": self.study,
             "cell": self.cell,
-            "data": cell.data.name,
+            "data": cell.data.label,
             "method": self.method,
             "ipc": None if self.method == CEILING and self.study in RUNS else cell.ipc,
             "distil_seed": self.distil_seed,
@@ -71,7 +71,7 @@ def main(profile: Profile) -> Iterator[Run]:
             for seed in seeds(profile, name):
                 of = synthetic(profile, name, method, seed)
                 yield Run("main", name, method, seed, evaluation(profile, name, of))
-        of = everything(cell, profile.ceiling.lr)
+        of = everything(cell)
         judged = evaluation(profile, name, of, **profile.ceiling.evaluation)
         yield Run("main", name, CEILING, 0, judged)
 
@@ -89,6 +89,8 @@ def groups(profile: Profile) -> dict[str, Group]:
     Raises:
         InputError: no group of that name.
     """
+    if profile.ablation is None:
+        return {}
     if unknown := [name for name in profile.ablation.groups if name not in GROUPS]:
         raise InputError(
             f"no group '{unknown[0]}': expected one of {', '.join(GROUPS)}; correct "
@@ -119,7 +121,7 @@ def ablation(profile: Profile) -> Iterator[Run]:
 def cross_architecture(profile: Profile) -> Iterator[Run]:
     """Sets made with the profile's network, judged by others."""
     cross = profile.cross_architecture
-    for cell in cross.cells:
+    for cell in cross.cells if cross else ():
         for method in cross.methods:
             for seed in seeds(profile, cell)[: cross.seeds]:
                 of = synthetic(profile, cell, method, seed)
@@ -154,6 +156,7 @@ def scores(profile: Profile) -> Iterator[Ask]:
     """
     name = profile.main_cell
     cell = profile.cells[name]
+    networks = profile.ablation.networks if profile.ablation else 3
     for method in dict.fromkeys([RANDOM, *cell.methods]):
         for seed in seeds(profile, name):
             of = synthetic(profile, name, method, seed)
@@ -161,7 +164,7 @@ def scores(profile: Profile) -> Iterator[Ask]:
                 ({"augmented": True, "labels": "own"}, {}),
                 (
                     {"augmented": False, "labels": "own"},
-                    {"strategies": (), "networks": profile.ablation.networks},
+                    {"strategies": (), "networks": networks},
                 ),
             ]
             if isinstance(of, Distilled) and of.labels:
@@ -187,7 +190,7 @@ def experts(profile: Profile) -> Iterator[Ask]:
                     settings = recipe(profile, cell, name, seed)
                     if settings not in seen:
                         seen.add(settings)
-                        label = {"data": cell.data.name, "recipe": name, "expert_seed": seed}
+                        label = {"data": cell.data.label, "recipe": name, "expert_seed": seed}
                         yield label, settings
 
 
@@ -201,7 +204,7 @@ def distilled_sets(profile: Profile) -> Iterator[Ask]:
 
 
 def followings(profile: Profile) -> Iterator[Ask]:
-    """A student left to itself on each set of the ablation's first cell that follows experts."""
+    """A student left to itself on each set of the ablation's own cell that follows experts."""
     for run in ablation(profile):
         of = run.settings.of
         if run.cell == profile.ablation.cell and isinstance(of, Distillation):
@@ -216,8 +219,8 @@ def film(profile: Profile) -> Film:
 
 
 def filmed(profile: Profile) -> Iterator[Ask]:
-    """The one set that is filmed; none, where AST is not tuned for the main cell."""
-    if "AST" not in profile.cells[profile.main_cell].tuned:
+    """The one set that is filmed; none, where the main cell has no AST."""
+    if "AST" not in profile.cells[profile.main_cell].methods:
         return
     label = {"cell": profile.main_cell, "method": "AST", "distil_seed": 0}
     yield label, film(profile)
@@ -317,7 +320,8 @@ def check(profile: Profile) -> list[Task]:
         InputError: anything in the profile that cannot be run.
     """
     cells = [group.cell for group in groups(profile).values() if group.cell]
-    cells += [profile.ablation.cell, *profile.cross_architecture.cells]
+    cells += [profile.ablation.cell] if profile.ablation else []
+    cells += profile.cross_architecture.cells if profile.cross_architecture else ()
     for name in (*cells, *(trial.cell for trial in profile.tuning)):
         if name not in profile.cells:
             raise InputError(

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -34,14 +35,27 @@ def lanes(dtype: torch.dtype) -> int:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddlib"
+    """Where compiled kernels are kept: a folder that nobody else can write into.
+
+    Raises:
+        OSError: it is another user's, or a link.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddlib"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        raise OSError(f"{folder} is not a folder of yours: remove it, or set XDG_CACHE_HOME")
+    if about.st_mode & 0o077:  # others could have left something to run here
+        folder.chmod(0o700)
+        for file in folder.glob("kernels-*"):
+            file.unlink(missing_ok=True)
+    return folder
 
 
 def processor() -> str:
     """The processor's features, which `-march=native` depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor()
@@ -56,11 +70,12 @@ def made_by() -> str:
     """The version line of the compiler that made the kernels in use, or "none"."""
     if library(torch.float32) is None:
         return "none"
-    return subprocess.check_output([compiler(), "--version"], text=True).split("\n")[0]
+    asked = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=False)
+    return next(iter(asked.stdout.splitlines()), "a compiler that does not say its version")
 
 
 def build(real: str) -> Path:
-    """The shared library for float or double, compiled unless this source already was here.
+    """The shared library for float or double, compiled unless it is here, whole and one's own.
 
     Raises:
         OSError: no compiler, or the cache folder cannot be written.
@@ -69,17 +84,35 @@ def build(real: str) -> Path:
     cc = compiler()
     if cc is None:
         raise OSError("no C compiler found (set CC)")
-    about = repr((SOURCE.read_text(), FLAGS, EPS, real, processor(), platform.machine(), cc))
+    about = repr((SOURCE.read_text("utf-8"), FLAGS, EPS, real, processor(), platform.machine(), cc))
     name = f"kernels-{real}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     file = cache_folder() / name
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not sound(file):
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # never a half-written library
             new = Path(folder) / name
             options = [*FLAGS, f"-DREAL={real}", f"-DEPS={EPS}", str(SOURCE), "-o", str(new), "-lm"]
             subprocess.run([cc, *options], check=True, capture_output=True, text=True)
-            os.replace(new, file)
+            new.with_suffix(".sha256").write_text(digest(new))
+            for part in (new, new.with_suffix(".sha256")):
+                os.replace(part, file.parent / part.name)
     return file
+
+
+def digest(file: Path) -> str:
+    """The sha256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def sound(file: Path) -> bool:
+    """Whether a library is as it was compiled: a damaged one would kill the process."""
+    try:
+        private = all(
+            stat.S_ISREG(part.lstat().st_mode) and part.stat().st_uid == os.getuid()
+            for part in (file, file.with_suffix(".sha256"))
+        )
+        return private and file.with_suffix(".sha256").read_text() == digest(file)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 @cache
