@@ -63,6 +63,5 @@ lock: .venv/ready           ## the exact versions of this environment, after a c
 	$(BIN)/python -m pip install --quiet --upgrade --editable '.[test,book]'
 	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
 
-clean:                      ## forget what was computed; results and downloaded data stay
-	find store -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} + 2>/dev/null || true
+clean:                      ## remove build/ and the caches of tools; the store is for `make gc`
 	rm -rf build .pytest_cache .ruff_cache .mypy_cache

@@ -185,6 +185,9 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(stop, _interrupt)
     try:
         return COMMANDS[options.command][2](options) or 0
+    except BrokenPipeError:  # what reads the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         message, status = STOPPED, 130
     except Exception as error:

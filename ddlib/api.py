@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import partial, wraps
+from functools import wraps
 from math import ceil
 from pathlib import Path
 from statistics import fmean
@@ -212,7 +212,10 @@ def judge(settings: Evaluation, synthetic: SyntheticSet) -> list[dict]:
     real = run.images(settings.data, _store())
     with closing(Progress("judging the set", cost.seconds(settings))) as progress:
         share = progress.total / cost.trained(settings)
-        done = partial(progress.advance, share, "networks train on it")
+
+        def done() -> None:  # a grid that widens more often trains more networks
+            progress.advance(min(share, progress.total - progress.done), "networks train on it")
+
         return stages.judge(settings, synthetic, real, done)
 
 

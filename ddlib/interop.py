@@ -35,9 +35,7 @@ from ddlib.settings import AnySet, Data, Distilled, Evaluation, Network, Selecti
 
 # What --whitening says, as fields of Data.
 WHITENING: dict[str, dict[str, Any]] = {
-    "none": {},
-    "zca": {"zca": True},
-    "mtt": {"space": "mtt"},
+    **{"none": {}, "zca": {"zca": True}, "mtt": {"space": "mtt"}},
     "mtt-zca": {"zca": True, "space": "mtt"},
 }
 NEEDED = {
@@ -82,19 +80,18 @@ def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
             f"{int(counts.max())} per class), whitening {about.whitening}, lr {synthetic.lr:g}"
         )
     rows = [row for row in judge(settings, synthetic) if row["protocol"] == "lr_chosen"]
-    scores, lr = [row["accuracy"] for row in rows], rows[0]["lr"]
+    scores = _over_networks(row["accuracy"] for row in rows)
     edge = ", the last of those tried" if rows[0]["lr_at_edge"] else ""
     print(
-        f"{_over_networks(scores)}: test accuracy in percent of networks trained for {epochs} "
-        f"epochs on the {len(y)} images alone, mean ± std (networks), with lr {lr:g}{edge}"
+        f"{scores}: test accuracy in percent of networks trained for {epochs} epochs on the "
+        f"{len(y)} images alone, mean ± std (networks), with lr {rows[0]['lr']:g}{edge}"
     )
 
 
 def _over_networks(accuracies: Iterable[float]) -> str:
     """51.2 ± 0.6 (5): mean ± std of fractions over the networks of one set, in percent."""
     known = list(accuracies)
-    deviation = f" ± {100 * std(known):.1f}" if len(known) > 1 else ""
-    return f"{100 * mean(known):.1f}{deviation} ({len(known)})"
+    return f"{100 * mean(known):.1f} ± {100 * std(known):.1f} ({len(known)})".replace(" ± nan", "")
 
 
 def _is_ours(file: Path) -> bool:
@@ -115,24 +112,22 @@ def _read_ours(file: Path, about: About) -> tuple[AnySet, Network, SyntheticSet]
 def _read_set(file: Path) -> tuple[Artefact, Any]:
     """A set, and the settings that it was made under."""
     artefact = read(file)
-    try:
-        made, tensors, synthetic = settings_of(artefact.settings), artefact.tensors, None
-        if isinstance(made, AnySet):
-            synthetic = SyntheticSet.of(artefact)
-            shape, classes = _shape(artefact, made)
-            synthetic.check(shape, classes)
-            SyntheticSet.of(artefact, hard=True).check(shape, classes)
-            space = Space.from_tensors(_within(tensors, "space."))
-            space.leave(tensors["images"][:1])
-            if "history" in tensors and tensors["history"].shape[1:] != tensors["images"].shape:
-                raise InputError(f"its history is {tuple(tensors['history'].shape)}")
-    except (InputError, RuntimeError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"{file} is no set to work with: {error}") from None
-    if synthetic is None:
+    made, tensors = settings_of(artefact.settings), artefact.tensors
+    if not isinstance(made, AnySet):
         raise InputError(
             f"{file} holds {made.title}, expected a set with images, labels and lr: name a file of "
             "results/*/sets, or one that you saved"
         )
+    try:
+        shape, classes = _shape(artefact, made)
+        for hard in (False, True):
+            SyntheticSet.of(artefact, hard).check(shape, classes)
+        space = Space.from_tensors(_within(tensors, "space."))
+        for shown in (space.leave(tensors["images"]), *tensors.get("history", ())):
+            if shown.shape != tensors["images"].shape:
+                raise InputError(f"its space or its history has the shape {tuple(shown.shape)}")
+    except (InputError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise InputError(f"{file} is no set to work with: {error}") from None
     return artefact, made
 
 
@@ -283,7 +278,13 @@ def _export_pixels(
             f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected "
             "an empty folder, or this set's; write to another"
         )
+    card = folder / "README.md"
+    ours = card.is_file() and _settings_text(artefact) in card.read_text("utf-8", "replace")
+    fresh = (
+        {card: files.pop(card)} if ours and card in files else {}
+    )  # of this set, rows may be new
     write_new(files, force)
+    write_new(fresh, force=True)
     print(f"{len(rows)} PNGs and {shown}\n{_loss(artefact)}")
 
 
@@ -326,9 +327,7 @@ def _class_names(artefact: Artefact) -> tuple[str, ...]:
         known = datasets.about(settings_of(artefact.settings).data)
         return known.words(store_folder()) if known.words else known.class_names
     except (InputError, OSError):
-        tensors = artefact.tensors
-        hard = int(tensors["labels"].max()) + 1
-        return tuple(map(str, range(tensors["soft"].shape[1] if "soft" in tensors else hard)))
+        return tuple(map(str, range(_shape(artefact, settings_of(artefact.settings))[1])))
 
 
 def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
@@ -345,7 +344,6 @@ def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
         scores = rows.groupby("architecture").accuracy.apply(_over_networks)
         table = scores.rename("test accuracy").reset_index().to_markdown(index=False)
         accuracy = f"{PROTOCOL}\n\n{table}"
-    settings = json.dumps(_portable(artefact.settings), indent=1, ensure_ascii=False)
     return f"""---
 pretty_name: {json.dumps(title)}
 license: {licence}
@@ -371,9 +369,14 @@ from it, so its licence applies to them (`{licence}`).
 How they were made ({made.title}), as settings of ddlib:
 
 ```json
-{settings}
+{_settings_text(artefact)}
 ```
 """
+
+
+def _settings_text(artefact: Artefact) -> str:
+    """What made a set, as the card says it."""
+    return json.dumps(_portable(artefact.settings), indent=1, ensure_ascii=False)
 
 
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -13,17 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ddlib.base import (
-    FORMAT,
-    InputError,
-    Settings,
-    Task,
-    generator,
-    key,
-    printable,
-    require,
-    validated,
-)
+from ddlib.base import FORMAT, InputError, Settings, Task, generator, key, require, validated
+from ddlib.base import printable as plain
 
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Few = Annotated[int, Field(ge=1, le=10_000)]  # of what is made one by one
@@ -67,7 +58,7 @@ class Data(Settings):
     @property
     def title(self) -> str:
         """What people call it: a folder of images by the folder's name."""
-        return printable(Path(self.path).name) if self.path else self.name
+        return plain(Path(self.path).name) if self.path else self.name
 
     @property
     def label(self) -> str:
@@ -226,9 +217,8 @@ class OuterLoop(Task):
     @model_validator(mode="after")
     def _check_checks(self) -> Self:
         checks, iterations = self.checks, self.iterations  # type: ignore[attr-defined]
-        require(
-            checks <= iterations, f"checks = {checks} is above iterations = {iterations}: lower it"
-        )
+        words = f"checks = {checks} is above iterations = {iterations}: lower it"
+        require(checks <= iterations, words)
         return self
 
 
@@ -237,12 +227,7 @@ class Distillation(OuterLoop):
 
     words: ClassVar[str] = "distilling ipc {s.ipc}, seed {s.seed}, of {s.data.title}"
     later: ClassVar[tuple[str, ...]] = (
-        "first_start",
-        "early_epochs",
-        "growth",
-        "ema",
-        "labels",
-        "lr_labels",
+        *("first_start", "early_epochs", "growth", "ema", "labels", "lr_labels"),
     )
     experts: AnyExpert  # their recipe, or their buffer; expert i has seed i
     n_experts: Few = 100
@@ -329,9 +314,7 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 class Condensation(OuterLoop):
     """DC, DSA and DM, which follow no expert and learn no lr. Defaults: their authors' code."""
 
-    words: ClassVar[str] = (
-        "condensation by {s.method}, ipc {s.ipc}, seed {s.seed}, of {s.data.title}"
-    )
+    words: ClassVar[str] = "condensing by {s.method}, ipc {s.ipc}, seed {s.seed}, of {s.data.title}"
     batch: ClassVar[int] = 256  # synthetic images per step of a network's training
     ema: ClassVar[None] = None  # no average is kept, and labels stay hard
     labels: ClassVar[None] = None
@@ -368,10 +351,8 @@ class Condensation(OuterLoop):
             f"no outer and inner are published for ipc = {ipc}, only for "
             f"{', '.join(map(str, LOOPS))}: give both",
         )
-        outer, inner = (
-            g if g is not None else p for g, p in zip(given, published or given, strict=True)
-        )
-        return fields | {"outer": outer, "inner": inner}
+        both = zip(("outer", "inner"), given, published or given, strict=True)
+        return fields | {name: p if g is None else g for name, g, p in both}
 
     @property
     def a0(self) -> float:
@@ -420,8 +401,6 @@ class Evaluation(OfSet):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require(
-            list(self.lrs) == sorted(set(self.lrs)),
-            f"lrs = {list(self.lrs)}: expected each once, from the smallest to the largest",
-        )
+        in_order = list(self.lrs) == sorted(set(self.lrs))
+        require(in_order, f"lrs = {list(self.lrs)}: expected each once, the smallest first")
         return self

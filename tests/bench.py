@@ -18,9 +18,9 @@ from statistics import median
 from types import SimpleNamespace
 
 import pandas as pd
-import plain
 import torch
 
+import plain
 from ddlib.files import write_whole
 from ddlib.method import augment, functional
 from ddlib.method.fast import convnet as fused

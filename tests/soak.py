@@ -55,7 +55,7 @@ PROFILE = {
         "momentum_lr_matched": MOMENTUM | {"lr": 0.005},
         "momentum_warmup_penalty": MOMENTUM | PENALTY | {"ramp": "lr", "ramp_epochs": 2},
     },
-    "evaluation": {"networks": 2, "epochs": 60, "factors": [0.3, 1.0], "looks": 2},
+    "evaluation": {"networks": 2, "epochs": 60, "lrs": [0.003, 0.01], "looks": 2},
     "cells": {
         "digits-ipc1": {
             "data": {"name": "digits"},
@@ -71,9 +71,9 @@ PROFILE = {
         "methods": ["AST"],
         "seeds": 1,
         "networks": [{"architecture": "convnet", "width": 4, "depth": 2}],
-        "evaluation": {"networks": 1, "epochs": 10, "factors": [1.0]},
+        "evaluation": {"networks": 1, "epochs": 10, "lrs": [0.01]},
     },
-    "ceiling": {"lr": 0.01, "evaluation": {"epochs": 4, "networks": 1, "factors": [1.0]}},
+    "ceiling": {"evaluation": {"epochs": 4, "networks": 1, "lrs": [0.01]}},
 }
 
 

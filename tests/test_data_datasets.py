@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
-from ddlib import settings as config
+from ddlib import base
 from ddlib.data import catalogue
 from ddlib.data import datasets as data
 from ddlib.data import space as whiten
@@ -281,7 +281,7 @@ def test_mnist_archive_is_read(name, reader, tmp_path, monkeypatch):
 
 
 def test_fields_that_a_set_does_not_have_are_not_in_its_key(monkeypatch):
-    monkeypatch.setattr(config, "FORMAT", 2)
+    monkeypatch.setattr(base, "FORMAT", 2)
     assert Data(name="mnist_m_5k").model_dump() == {"name": "mnist_m_5k", "seed": 0, "zca": False}
     assert key(Data(name="mnist_m_5k")) == "23d66eddb75246d9"  # as before there were such fields
 

@@ -2,6 +2,7 @@
 one's own; each fault is named."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -413,7 +414,7 @@ def test_a_folder_of_ones_own_is_read(mine, tmp_path, caplog):
     assert caplog.messages == [
         "mine has classes of unequal size (bird: 10, cat: 13): 10 images of each are used",
         "mine: of 2 classes 14 images train, 2 validate and 4 test; one test image more or less is 25 points of accuracy",  # noqa: E501
-        "mine: left out 2 .txt, for only .bmp, .jpeg, .jpg, .png, .webp are read",
+        "mine: left out 2 .txt; read are .bmp, .jpeg, .jpg, .png, .webp of each class",
     ]
     assert images.shape == (3, 24, 24) and images.class_names == ("bird", "cat")
     known = data.about(of(mine))
@@ -441,7 +442,8 @@ def test_a_folder_of_classes_is_all_to_train(mine, tmp_path):
     for part in folders.PARTS:
         assert torch.equal(getattr(bare, f"x_{part}"), getattr(structured, f"x_{part}"))
     draw(tmp_path / "bare" / "test" / "cat" / "0.png", COLOURS[1])
-    assert "no folder train in" in refused(of(tmp_path / "bare"), tmp_path)
+    with pytest.raises(InputError, match="no folder train in"):
+        of(tmp_path / "bare")
 
 
 def test_parts_set_apart_are_kept_apart(mine, tmp_path):
@@ -505,7 +507,9 @@ OWN_FAULTS = [
 @pytest.mark.parametrize("harm, parts", OWN_FAULTS, ids=[parts[0] for _, parts in OWN_FAULTS])
 def test_a_faulty_folder_is_refused(harm, parts, mine, tmp_path):
     harm(mine)
-    text = refused(of(mine), tmp_path)
+    with pytest.raises(InputError) as caught:
+        data.load(of(mine), tmp_path)
+    text = str(caught.value)
     assert all(part in text for part in parts), text
 
 
@@ -632,3 +636,125 @@ def test_the_pipeline_works_on_a_folder(mine, tmp_path):
     assert cost.seconds(run.Expert(data=of(mine))) > 0
     with pytest.raises(InputError, match="ipc = 8, but mine has 7 training images per class"):
         run.check(chosen.model_copy(update={"ipc": 8}))
+
+
+def some(home, names=("cat", "dog"), n=6, inside=""):
+    for k, name in enumerate(names):
+        for i in range(n):
+            draw(home / name / inside / f"{i}.png", COLOURS[k], (20, 20), seed=i)
+
+
+def counts(home, tmp_path):
+    read = data.load(Data(name="folder", path=str(home), size=16), tmp_path / "store")
+    return [len(getattr(read, f"y_{part}")) for part in ("train", "val", "test")], read
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
+@pytest.mark.parametrize("train, test", [("train", "test"), ("Training", "testing")])
+def test_the_parts_have_many_names(train, val, test, tmp_path):
+    for part, n in ((train, 6), (val, 2), (test, 3)):
+        some(tmp_path / "set" / part, n=n)
+    assert counts(tmp_path / "set", tmp_path)[0] == [12, 4, 6]
+
+
+def test_two_folders_of_one_part_are_refused(tmp_path):
+    for part in ("train", "val", "valid"):
+        some(tmp_path / part)
+    with pytest.raises(InputError, match="holds val and valid, which both mean `val`"):
+        folders.own(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / part).rename(tmp_path / f"old_{part}")
+    with pytest.raises(InputError, match=r"no folder train in .*, but valid"):
+        folders.own(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "valid"])
+def test_a_class_may_be_called_as_a_part(name, tmp_path):
+    some(tmp_path / "set", ("bus", "car", name))
+    assert counts(tmp_path / "set", tmp_path)[1].class_names == tuple(sorted(("bus", "car", name)))
+
+
+def test_images_in_folders_inside_a_class_are_of_that_class(tmp_path):
+    some(tmp_path / "set")
+    some(tmp_path / "set", n=5, inside="second/camera")
+    assert sum(counts(tmp_path / "set", tmp_path)[0]) == 22
+
+
+def test_what_is_left_out_is_named(tmp_path, caplog):
+    some(tmp_path / "set/train")
+    some(tmp_path / "set/extra")
+    draw(tmp_path / "set/train/loose.png", COLOURS[0])
+    draw(tmp_path / "set/cover.jpg", COLOURS[0])
+    (tmp_path / "set/train/cat/notes.txt").write_text("a note")
+    (tmp_path / "set/train/cat/.DS_Store").write_text("")
+    counts(tmp_path / "set", tmp_path)
+    said = caplog.text.split("left out ")[1].split(";")[0]
+    places = ("1 .jpg right in set/", "1 .png right in train/", "1 .txt", "1 folder 'extra'")
+    assert sorted(said.split(", ")) == sorted(places)
+
+
+def test_folders_that_look_like_parts_of_other_names_are_refused(tmp_path):
+    for part in ("training_set", "test_set"):
+        some(tmp_path / part)
+    with pytest.raises(InputError, match=r"holds the folders cat, dog: are these the classes\?"):
+        folders.own(tmp_path)
+
+
+def test_an_image_edited_in_place_is_other_data(tmp_path):
+    """Of the same size in bytes, under the same name, at the same time."""
+    file = tmp_path / "set/cat/0.bmp"
+    some(tmp_path / "set")
+    draw(file, COLOURS[0], (20, 20))
+    before, kept = counts(tmp_path / "set", tmp_path)[1], file.stat()
+    draw(file, (0, 0, 0), (20, 20), seed=1)
+    os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert file.stat().st_size == kept.st_size
+    data._load.cache_clear()
+    after = counts(tmp_path / "set", tmp_path)[1]
+    assert before.settings.contents != after.settings.contents
+    darkest = [
+        min(r.space.leave(x).mean() for x in r.x_train[r.y_train == 0]) for r in (before, after)
+    ]
+    assert not torch.equal(before.x_train, after.x_train) or darkest[0] == darkest[1]
+
+
+def pipe(file):
+    os.mkfifo(file)
+
+
+def ghost(file):
+    file.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+
+
+HOSTILE = {
+    "a link to nothing": (lambda file: file.symlink_to("/nowhere/9.png"), "a link to what is not"),
+    "a pipe": (pipe, "no plain file"),
+    "PostScript": (ghost, "cannot be read as an image"),
+    "a line of pixels": (
+        lambda file: Image.new("1", (1, 400_000)).save(file),
+        "1 x 400000 pixels are no picture",
+    ),
+    "a folder": (lambda file: file.mkdir(), None),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_what_is_no_image_is_one_message_in_bounded_time(fault, tmp_path):
+    some(tmp_path / "set")
+    make, message = HOSTILE[fault]
+    make(tmp_path / "set/cat/99.png")
+    if message is None:
+        assert counts(tmp_path / "set", tmp_path)
+        return
+    with pytest.raises(InputError, match=message) as caught:
+        counts(tmp_path / "set", tmp_path)
+    assert "99.png" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9"), "red\x1b[31m"])
+def test_a_class_has_a_name_that_can_be_printed(name, tmp_path):
+    some(tmp_path, ("tea", name))
+    with pytest.raises(InputError, match="is called what cannot be printed") as caught:
+        folders.own(tmp_path)
+    str(caught.value).encode()
+    assert "\x1b" not in str(caught.value)

@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 import ddlib
 from ddlib import files
+from ddlib.base import InputError
 from ddlib.files import (
     Absent,
     Damaged,
@@ -148,3 +149,78 @@ def test_one_makes_a_file_while_others_wait(tmp_path, capsys):
 def test_an_amount_is_in_words():
     amounts = [amount(n) for n in (12, 12e3, 3.4e6, 5.1e9)]
     assert amounts == ["12 bytes", "12 kB", "3.4 MB", "5.1 GB"]
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_absent(tmp_path, monkeypatch):
+    """safetensors says of every file that it cannot open that there is none."""
+    file = tmp_path / "data" / "x.safetensors"
+    files.write_parts(file, files.entire({"x": torch.arange(3)}))
+    before = file.read_bytes()
+
+    def refused(self, *given, **named):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
+            files.kept(tmp_path, file, "x", files.read_parts, lambda: pytest.fail("made again"))
+    assert file.read_bytes() == before
+
+
+def test_new_files_replace_none(tmp_path):
+    there, other = tmp_path / "a", tmp_path / "b"
+    there.write_text("theirs")
+    with pytest.raises(InputError, match=r"a is there already .*1 of 2 files.*add --force"):
+        files.write_new({other: b"ours", there: b"ours"})
+    assert not other.exists() and there.read_text() == "theirs"
+    files.write_new({there: b"theirs", other: b"ours"})  # the same is no other
+    files.write_new({there: b"ours"}, force=True)
+    assert there.read_bytes() == other.read_bytes() == b"ours"
+
+
+USER = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+os.umask(int(sys.argv[4], 8))
+from ddlib.files import _alone, locked
+root = Path(sys.argv[2])
+if sys.argv[3] == "hold":
+    with _alone(root / "locks/x.lock", "x"):
+        print("held", flush=True)
+        time.sleep(60)
+print(locked(root, "x"), flush=True)
+try:
+    with _alone(root / "locks/x.lock", "x"):
+        print("taken", flush=True)
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("umask, says", [("022", "InputError"), ("002", "waits for another")])
+def test_another_users_lock_is_respected(umask, says, tmp_path):
+    """Shared by a group it is waited for; closed to it, it is refused; it is never free."""
+    (tmp_path / "locks").mkdir()
+    for folder in (tmp_path, tmp_path / "locks", *tmp_path.parents[:3]):
+        folder.chmod(0o777)
+    packages = Path(files.torch.__file__).parent.parent
+    home = str(Path(files.__file__).parent.parent)
+
+    def user(number, what):
+        who = ["setpriv", f"--reuid={number}", "--regid=100", "--clear-groups"]
+        command = [*who, sys.executable, "-c", USER, home, str(tmp_path), what, umask]
+        env = os.environ | {"PYTHONPATH": str(packages), "HOME": str(tmp_path)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, env=env, **pipes)
+
+    if subprocess.run(["setpriv", "--reuid=1001", sys.executable, "-V"]).returncode:
+        pytest.skip("this Python belongs to root alone")
+    with user(1001, "hold") as first:
+        assert first.stdout.readline().strip() == "held"
+        with user(1002, "try") as second:
+            assert second.stdout.readline().strip() == "True"
+            assert says in second.stdout.readline()
+            second.kill()
+        first.kill()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from ddlib import interop
 from ddlib.__main__ import main
@@ -17,7 +18,7 @@ from ddlib.data.catalogue import UCI
 from ddlib.runs import methods
 from ddlib.runs.profile import profile
 from ddlib.runs.run import get
-from ddlib.runs.store import Artefact, Store
+from ddlib.runs.store import Artefact, Store, write
 from ddlib.settings import Data, Distillation, Evaluation, Expert, Network, Selection
 
 DATA = Data(name="digits")
@@ -127,7 +128,7 @@ def test_what_a_strangers_file_lacks_is_asked_for(fault, store, tmp_path, capsys
 def test_a_file_without_images_is_no_set(store, tmp_path, capsys):
     for arguments in (("export", "--to", tmp_path / "there"), ("evaluate",)):
         status, text = call(capsys, arguments[0], store.file(EXPERT), *arguments[1:])
-        assert status == 2 and "holds path, expected a set" in text
+        assert status == 2 and "holds expert momentum 0 on digits, expected a set" in text
     assert not list(tmp_path.iterdir())
 
 
@@ -188,15 +189,84 @@ def test_a_folder_holds_one_set(form, store, tmp_path, capsys):
     before = content()
     assert export(HARD.start)[0] == 0
     status, text = export(RANDOM)
-    assert status == 2 and "holds 10 images of something else" in text
+    assert status == 2 and "is there already and holds something else" in text
     assert before == content()
+    (tmp_path / "mine.txt").write_text("mine")
+    assert call(capsys, "export", store.file(RANDOM), "--to", tmp_path, "--form", form, "--force")
+    assert before != content() and (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("form", ["mtt", "ddranking", "png", "datasets"])
+def test_another_persons_files_are_not_replaced(form, store, tmp_path, capsys):
+    """Whatever form, whichever of its files is there already: nothing is written."""
+    arguments = ("export", store.file(RANDOM), "--form", form, "--to")
+    assert call(capsys, *arguments, tmp_path / "all")[0] == 0
+    files = [f.relative_to(tmp_path / "all") for f in (tmp_path / "all").rglob("*") if f.is_file()]
+    for i, file in enumerate(files if form != "png" else [*files[:1], "labels.csv", "sheet.png"]):
+        there = tmp_path / f"{i}" / file
+        there.parent.mkdir(parents=True)
+        there.write_text("theirs")
+        status, text = call(capsys, *arguments, tmp_path / f"{i}")
+        assert status == 2 and "add --force" in text and there.read_text() == "theirs"
+        assert [f for f in (tmp_path / f"{i}").rglob("*") if f.is_file()] == [there]
+        assert call(capsys, *arguments, tmp_path / f"{i}", "--force")[0] == 0
+        assert there.read_bytes() == (tmp_path / "all" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.SafeTensors", "mine.pt"])
+def test_a_set_is_known_by_its_content(name, store, tmp_path, capsys):
+    (tmp_path / name).write_bytes(store.file(RANDOM).read_bytes())
+    short = ("--networks", "1", "--epochs", "1")
+    assert call(capsys, "evaluate", tmp_path / name, *short)[0] == 0
+    theirs = tmp_path / "theirs.safetensors"
+    save_file({"images": X[:10].clone(), "labels": torch.arange(10)}, theirs)
+    status, text = call(capsys, "evaluate", theirs, *ABOUT, "--lr", "0.1", *short)
+    assert status == 0 and "10 images of 10 classes" in text
+    status, text = call(capsys, "evaluate", theirs)
+    assert status == 2 and "does not say how to judge it" in text
+
+
+ODD = {
+    "no labels": lambda t, r: t.pop("labels"),
+    "a class too many": lambda t, r: t["labels"].fill_(10),
+    "a negative class": lambda t, r: t["labels"].fill_(-1),
+    "labels as numbers": lambda t, r: t.update(labels=t["labels"].double()),
+    "labels of two axes": lambda t, r: t.update(labels=t["labels"][:, None]),
+    "fewer labels": lambda t, r: t.update(labels=t["labels"][1:]),
+    "labels of yes and no": lambda t, r: t.update(labels=t["labels"] > 3),
+    "no images": lambda t, r: t.update(images=t["images"][:0], labels=t["labels"][:0]),
+    "flat images": lambda t, r: t.update(images=t["images"].flatten(1)),
+    "levels": lambda t, r: t.update(images=t["images"].byte()),
+    "NaN": lambda t, r: t["images"].fill_(float("nan")),
+    "soft labels of other classes": lambda t, r: t.update(soft=torch.zeros(10, 3)),
+    "a scalar for soft labels": lambda t, r: t.update(soft=torch.tensor(1.0)),
+    "no lr": lambda t, r: r.pop("lr"),
+    "lr as text": lambda t, r: r.update(lr="fast"),
+    "lr of NaN": lambda t, r: r.update(lr=float("nan")),
+    "lr below zero": lambda t, r: r.update(lr=-1.0),
+    "no mean": lambda t, r: t.pop("space.mean"),
+    "a mean of other channels": lambda t, r: t.update({"space.mean": torch.zeros(3)}),
+    "a history of other images": lambda t, r: t.update(history=torch.zeros(2, 3, 1, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("fault", ODD)
+def test_a_sound_file_of_a_set_that_is_none_is_one_message(fault, store, tmp_path, capsys):
+    made = store.load(RANDOM)
+    tensors, record = {k: t.clone() for k, t in made.tensors.items()}, dict(made.record)
+    ODD[fault](tensors, record)
+    write(tmp_path / "odd.safetensors", RANDOM, tensors, record)
+    for arguments in (("evaluate",), ("export", "--to", tmp_path / "there", "--form", "png")):
+        status, text = call(capsys, arguments[0], tmp_path / "odd.safetensors", *arguments[1:])
+        assert status == 2 and "odd.safetensors is no set to work with: " in text
+    assert not (tmp_path / "there").exists()
 
 
 def test_a_set_goes_out_as_a_folder_for_datasets(store, tmp_path, capsys):
     """Files named in metadata.jsonl, and a card with the accuracy once there are rows."""
     for judged in (False, True):
         if judged:
-            how = Evaluation(of=HARD, network=NET, networks=2, epochs=2, factors=(1.0,))
+            how = Evaluation(of=HARD, network=NET, networks=2, epochs=2, lrs=(0.01,))
             rows = pd.DataFrame(get(how, store).record["rows"])
         arguments = ("export", store.file(HARD), "--to", tmp_path, "--form", "datasets")
         assert call(capsys, *arguments)[0] == 0
@@ -235,7 +305,7 @@ def test_classes_of_any_name_go_out(tmp_path):
         "01_crane/0001.png",
     ]
     with pytest.raises(InputError, match="images of 2 channels"):
-        interop._write_pngs(tmp_path, artefact, rows.file)
+        interop._pngs(tmp_path, artefact, rows.file)
 
 
 def test_experts_go_out(tmp_path, monkeypatch, capsys):

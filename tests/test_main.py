@@ -19,7 +19,7 @@ import yaml
 
 from ddlib import interop
 from ddlib.__main__ import COMMANDS, main
-from ddlib.base import FORMAT
+from ddlib.base import FORMAT, InputError
 from ddlib.files import Full
 from ddlib.runs.profile import PROFILES
 from ddlib.runs.store import write
@@ -86,6 +86,7 @@ def own_set(place):
     file = place.folder / "mine.safetensors"
     settings = Selection(data=Data(name="digits"), method="real")
     tensors = {"images": torch.ones(10, 1, 16, 16), "labels": torch.arange(10)}
+    tensors |= {"space.mean": torch.zeros(1), "space.std": torch.ones(1)}
     write(file, settings, tensors, {"lr": 0.1})
     return file
 
@@ -120,13 +121,13 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     ),
     "no YAML": (
         holding("mine.yaml", "title: [unclosed", "show", "{}", "AST"),
-        "profile mine is no YAML",
+        "mine.yaml cannot be read as YAML",
         "expected `name: value` lines as in",
         "correct ",
     ),
     "no text": (
         holding("mine.yaml", b"\x89PNG\xff\xfe", "show", "{}", "AST"),
-        "profile mine is no YAML",
+        "mine.yaml cannot be read as YAML",
         "expected `name: value` lines as in",
         "correct ",
     ),
@@ -163,7 +164,7 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     "unknown key of a stage": (
         profile({"evaluation/epoch": 3}),
         "unknown key 'epoch'",
-        "expected one of batch, epochs, factors",
+        "expected one of batch, epochs, labels",
         "correct this line",
     ),
     "missing key": (profile({"seeds": None}), "profile", "seeds: Field required", "correct this"),
@@ -259,9 +260,9 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     ),
     "no folder": (
         of_data("folder", path="/no/where", size=32),
-        "no images in /no/where",
-        "expected <class>/* or train/<class>/*",
-        "correct `path`",
+        "no folder /no/where",
+        "expected there the images",
+        "correct `data.path`",
     ),
     "no path": (
         of_data("folder", size=32),
@@ -350,9 +351,9 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     ),
     "foreign set": (
         holding("some.safetensors", "images, supposedly", "evaluate", "{}"),
-        "some.safetensors",
-        "not a ddlib file",
-        "take a sound copy",
+        "some.safetensors cannot be read",
+        "expected what torch.save has written",
+        "download or copy it again",
     ),
     "damaged set": (
         damaged_set,
@@ -399,7 +400,7 @@ def test_a_fault_is_named_with_what_was_expected_and_what_to_do(fault, place, ca
     assert not (place.folder / "results").exists() and not (place.folder / "there").exists()
 
 
-def test_a_full_disk_is_an_error_and_another_failure_is_not_hidden(place, capsys):
+def test_every_failure_is_one_message(place, capsys):
     def fails(error):
         def export(*_):
             raise error
@@ -410,8 +411,15 @@ def test_a_full_disk_is_an_error_and_another_failure_is_not_hidden(place, capsys
     full = OSError(errno.ENOSPC, "No space left", "store/x")
     for error, message in ((full, "could not be written"), (Full("no room for x"), "no room")):
         assert fails(error) == 2 and message in capsys.readouterr().err
-    with pytest.raises(OSError, match="Input/output"):
-        fails(OSError(errno.EIO, "Input/output error"))
+    assert fails(OSError(errno.EIO, "Input/output error", "store/x")) == 2
+    assert "store/x: Input/output error; expected a place" in capsys.readouterr().err
+    assert fails(KeyError("it")) == 2
+    printed = capsys.readouterr().err
+    assert "not foreseen: KeyError: 'it'" in printed and "DDLIB_DEBUG=1" in printed
+    assert fails(KeyboardInterrupt) == 130
+    assert "stopped. What is finished is kept" in capsys.readouterr().err
+    assert fails(InputError("a name \x1b[31m\udce9 of another's")) == 2
+    assert "a name \\x1b[31m\\udce9 of another's" in capsys.readouterr().err
 
 
 def test_the_traceback_is_shown_where_it_is_asked_for(place, capsys):

@@ -6,11 +6,11 @@ from functools import partial
 from itertools import islice
 from statistics import fmean
 
-import plain
 import pytest
 import torch
 from torch.nn import functional as F
 
+import plain
 from ddlib.data import datasets as data
 from ddlib.method import augment, condense, functional
 from ddlib.method.condense import (
@@ -443,9 +443,10 @@ def test_a_set_is_made_checked_and_judged(method, done, tmp_path):
         held.tensors["labels"], start.tensors["labels"]
     )
     rows = get(
-        Evaluation(of=settings, network=NET, networks=2, epochs=3, factors=(1.0,), looks=1), done
+        Evaluation(of=settings, network=NET, networks=2, epochs=3, lrs=(0.01,), looks=1), done
     ).record["rows"]
-    assert len(rows) == 4 and all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert [row["protocol"] for row in rows] == ["lr_chosen"] * 2, "it has learned no lr"
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
 
 
 def test_the_test_images_have_no_say(done, tmp_path, monkeypatch):

@@ -6,13 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 
-import plain
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import plain
 from ddlib.method import augment, networks, student
 from ddlib.method.fast import convnet as fused
 from ddlib.method.fast import kernels
@@ -349,10 +350,10 @@ def ask(folder, **environment):
 def test_kernels_are_compiled_once_and_kept(tmp_path):
     assert ask(tmp_path) == (["True", "False"], [])  # fused: equal up to rounding, not to the byte
     made = sorted((tmp_path / "ddlib").iterdir())
-    assert [m.suffix for m in made] == [".so"]
-    before = made[0].stat().st_mtime_ns
+    assert [m.suffix for m in made] == [".sha256", ".so"]
+    before = made[1].stat().st_mtime_ns
     assert ask(tmp_path)[0] == ["True", "False"]
-    assert sorted((tmp_path / "ddlib").iterdir()) == made and made[0].stat().st_mtime_ns == before
+    assert sorted((tmp_path / "ddlib").iterdir()) == made and made[1].stat().st_mtime_ns == before
 
 
 def fake(folder, text):
@@ -478,3 +479,49 @@ def test_soft_labels_are_pulled_as_automatic_differentiation_does(shape, width, 
             one.gradient(theta, x, head),
             (WEIGHT * F.cross_entropy(module(x), soft.detach()).detach(), first.detach()),
         )
+
+
+@pytest.fixture
+def private(tmp_path, monkeypatch):
+    """A cache of its own with a compiled library in it."""
+    if kernels.compiler() is None:
+        pytest.skip("no C compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return kernels.build("float")
+
+
+def test_the_cache_of_compiled_kernels_is_private_and_checked(private):
+    good, folder = private.read_bytes(), private.parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for content in (b"", good[: len(good) // 2], b"\0" * len(good)):
+        private.write_bytes(content)
+        assert kernels.build("float") == private and kernels.sound(private)
+    for harm in (
+        lambda: folder.chmod(0o777),  # anybody could have written into it
+        lambda: private.with_suffix(".sha256").unlink(),
+        lambda: (private.unlink(), private.symlink_to("/bin/true")),
+    ):
+        harm()
+        before = time.time_ns()
+        assert kernels.sound(kernels.build("float")) and not private.is_symlink()
+        assert private.stat().st_mtime_ns > before - 10**9, "it was compiled again"
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_another_users_cache_is_not_used(private):
+    os.chown(private, 1001, 1001)
+    assert not kernels.sound(private)
+    os.chown(private.parent, 1001, 1001)
+    with pytest.raises(OSError, match="is not a folder of yours"):
+        kernels.build("float")
+
+
+def test_a_compiler_may_not_say_its_version(private, tmp_path, monkeypatch):
+    silent = tmp_path / "silent-cc"
+    silent.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit 1\nexec {kernels.compiler()} "$@"\n'
+    )
+    silent.chmod(0o755)
+    monkeypatch.setenv("CC", str(silent))
+    assert "does not say its version" in kernels.made_by()

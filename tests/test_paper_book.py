@@ -131,7 +131,7 @@ def test_a_notebook_is_shown_with_words_for_its_pictures_and_without_dead_widget
         code(
             'a = 1\npaper.figure("main")', output(build.WIDGET, "text/plain"), output("image/png")
         ),
-        code("widgets.main(paper, rows)", output("image/png")),
+        code('paper.figure("main")', output("image/png")),
     ]
     shown = book.prepared(nbformat.v4.new_notebook(cells=cells), tmp_path).cells
     assert [cell.metadata.get("tags") for cell in shown[:2]] == [

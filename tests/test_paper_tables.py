@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from numpy._core._multiarray_umath import __cpu_dispatch__
 
-from ddlib.paper import scores, tables
+from ddlib.paper import figures, scores, tables
 from ddlib.paper.results import Results
 from ddlib.settings import InputError
 
@@ -115,7 +115,8 @@ def test_hlr_is_of_hard_labels_where_a_set_has_soft_ones():
 
 def run(method, group, base, seed, accuracy):
     names = {"cell": "c", "method": method, "group": group, "base": base, "distil_seed": seed}
-    return names | {"net_seed": 0, "protocol": "lr_chosen", "accuracy": accuracy}
+    names |= {"net_seed": 0, "protocol": "lr_chosen", "accuracy": accuracy}
+    return names | {"lr": 0.01, "lr_ties": 1, "lr_at_edge": False}
 
 
 def test_a_change_is_paired_with_its_own_base_by_seed(tmp_path):
@@ -123,19 +124,23 @@ def test_a_change_is_paired_with_its_own_base_by_seed(tmp_path):
     rows = [run(m, "g", "AST", s, x + 0.1 * s) for s in range(5) for m, x in values.items()]
     values = {"MTT": 0.6, "MTT + balanced loss": 0.63}
     rows += [run(m, "h", "MTT", s, x - 0.05 * s) for s in range(5) for m, x in values.items()]
+    for row in rows:
+        row["accuracy"] += 0.001 * row["distil_seed"] * (row["method"] == "AST − ramp")
     Results(tmp_path).keep_rows("ablation", pd.DataFrame(rows))
     table = tables.ablation(Results(tmp_path)).set_index("method")
-    assert table.difference["AST − ramp"] == pytest.approx(-5)
+    assert table.difference["AST − ramp"] == pytest.approx(-4.8)
     assert table.difference["MTT + balanced loss"] == pytest.approx(3)
-    # by seed no spread is left
-    assert table.high["AST − ramp"] == pytest.approx(-5) and table.pairs["AST − ramp"] == 5
+    # by seed only that of the last line but two is left
+    assert table.high["AST − ramp"] == pytest.approx(-4.8 + 2.776 * 0.1581 / 5**0.5, rel=1e-3)
+    assert table.pairs["AST − ramp"] == 5 and table.accuracy["AST"] == "50.0 ± 15.8 (5 × 1)"
     assert table.difference[["AST", "MTT"]].isna().all()
 
 
 def test_an_interaction_is_what_is_left_of_the_sum(tmp_path):
     methods = tables.INTERACTIONS["ramp and penalty"]
     level, a, b = np.random.default_rng(0).uniform(0.1, 0.3, (3, 5))
-    values = (level + a + b + 0.04, level + a, level + b, level)
+    extra = 0.04 + np.array([-1, 1, 0, 2, -2]) * 1e-4
+    values = (level + a + b + extra, level + a, level + b, level)
     rows = [
         run(method, "g", "AST", seed, accuracy[seed])
         for method, accuracy in zip(methods, values, strict=True)
@@ -144,19 +149,37 @@ def test_an_interaction_is_what_is_left_of_the_sum(tmp_path):
     Results(tmp_path).keep_rows("ablation", pd.DataFrame(rows))
     (line,) = tables.interactions(Results(tmp_path)).to_dict("records")
     assert line["interaction"] == "ramp and penalty" and line["verdict"] == "they help each other"
-    assert line["points"] == pytest.approx(4) and line["low"] == pytest.approx(4)
+    assert line["points"] == pytest.approx(4) and line["low"] == pytest.approx(4, abs=0.05)
 
 
-def test_the_best_of_each_search_is_starred(tmp_path):
+def test_the_best_of_each_search_is_starred_with_ties_and_edges(tmp_path):
     names = ("choosing", "method", "tried", "validation_accuracy")
     lines = [
-        ("settings", "AST", "a", 0.1),
-        ("settings", "AST", "b", 0.3),
-        ("settings", "MTT", "a", 0.2),
-        ("method", "AST", "b", 0.4),
-        ("method", "MTT", "a", 0.5),
+        ("settings", "AST", "lr_images = 1, a0 = 0.1", 0.1),
+        ("settings", "AST", "lr_images = 3, a0 = 0.1", 0.3),
+        ("settings", "AST", "lr_images = 9, a0 = 0.2", 0.3),
+        ("settings", "MTT", "lr_images = 1", 0.2),
+        ("method", "AST", "as it is", 0.4),
+        ("method", "MTT", "as it is", 0.5),
     ]
     rows = pd.DataFrame(lines, columns=names).assign(cell="c", iterations=5, protocol="lr_chosen")
     assert tables.tuning(Results(tmp_path)).empty
-    Results(tmp_path).keep_rows("tuning", rows)
-    assert tables.tuning(Results(tmp_path)).best.tolist() == ["", "*", "*", "", "*"]
+    Results(tmp_path).keep_rows("tuning", rows.assign(distil_seed=0))
+    table = tables.tuning(Results(tmp_path))
+    assert table.best.tolist() == ["", "*", "*", "*", "", "*"]
+    assert table.edge.tolist() == ["", "a0", "lr_images, a0", "", "", ""]
+
+
+def test_table_and_figure_show_the_same_spread():
+    """The one in the README and the bar in the figure: over sets, of each its networks' mean."""
+    rows = pd.DataFrame(
+        run("AST", "g", "AST", seed, 0.1 * seed + 0.01 * net) | {"net_seed": net}
+        for seed in range(3)
+        for net in range(4)
+    )
+    sets = rows.groupby("distil_seed").accuracy.mean()
+    expected = f"{100 * sets.mean():.1f} ± {100 * sets.std():.1f} (3 × 4)"
+    assert tables.scored(rows)["accuracy"] == tables.spread(rows) == expected
+    figure = figures.dots(rows.assign(cell="c"), "cell", ["AST"])
+    bar = next(line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2)
+    assert np.ptp(bar.get_xdata()) / 2 == pytest.approx(100 * sets.std())

@@ -215,7 +215,7 @@ def test_dry_run(name, tmp_path, monkeypatch):
     start = full.start.model_copy(update={"ipc": 1, "expert": seen})
     less = {"experts": full.experts.model_copy(update=FEW), "start": start, **AMOUNTS}
     made = full.model_copy(update=less)
-    judged = evaluation(given, name, made, networks=1, epochs=1, looks=1, factors=[1.0])
+    judged = evaluation(given, name, made, networks=1, epochs=1, looks=1, lrs=[0.01])
     assert judged.network == given.network
 
     (row,) = [row for row in get(judged, store).record["rows"] if row["protocol"] == "lr_chosen"]

@@ -1,6 +1,7 @@
 """Where a task runs, and how often it is begun again, changes no byte of what it leaves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,3 +196,55 @@ def test_processes_end_with_the_one_that_they_work_for(tmp_path):
             return
         time.sleep(0.1)
     pytest.fail("the worker lives on")
+
+
+@pytest.mark.parametrize(
+    "groups, limits, cores",
+    [
+        ("0::/\n", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),
+        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "25000"}, 0.25),
+        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1"}, None),
+        ("nothing of the kind\n", {}, None),
+        ("0::/gone\n", {}, None),
+    ],
+)
+def test_a_containers_quota_is_seen(groups, limits, cores, tmp_path):
+    (tmp_path / "own").write_text(groups)
+    for file, text in limits.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+        (tmp_path / file).with_name("cpu.cfs_period_us").write_text("100000")
+    expected = os.cpu_count() if cores is None else min(cores, os.cpu_count())
+    assert engine.quota(tmp_path, tmp_path / "own") == expected
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_stops_within_seconds_in_one_line(signal_, workers, tmp_path):
+    """Sent to the parent alone, and started as a shell starts what is in the background."""
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    code += "from ddlib.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    long = "extends: smoke\nrecipes: {sgd: {epochs: 100000}, momentum: {epochs: 100000}}\n"
+    (tmp_path / "long.yaml").write_text(long)
+    command = [sys.executable, "-c", code, "run", "main", "--profile", str(tmp_path / "long.yaml")]
+    env = os.environ | {"WORKERS": workers, "STORE": str(tmp_path / "store"), "CHECKPOINT": "0"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=env, **pipes) as child:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("store/checkpoints/*")) and time.monotonic() < until:
+            time.sleep(0.1)
+        inside = [int(p) for p in re.findall(r"\d+", _children(child.pid))]
+        child.send_signal(signal_)
+        _, said = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert said.splitlines()[-1].startswith("ddlib: stopped. What is finished is kept")
+    assert "Traceback" not in said and list(tmp_path.glob("store/checkpoints/*"))
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{p}").exists() for p in inside) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{p}").exists() for p in inside)
+
+
+def _children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()

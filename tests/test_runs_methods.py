@@ -99,8 +99,8 @@ def test_a_method_without_experts_is_a_condensation_and_a_coreset_a_selection(ch
     dm, herding = (synthetic(given, CELL, name, 3) for name in ("DM", "herding"))
     assert isinstance(dm, Condensation) and (dm.method, dm.outer, dm.seed) == ("dm", 1, 3)
     assert dm.checks == given.cells[CELL].student["checks"]  # what it shares with Distillation
-    assert isinstance(herding, Selection) and herding.expert.seed == 3 % given.n_experts
-    assert everything(given.cells[CELL], 0.02) == Selection(data=DATA, method="all", lr=0.02)
+    assert isinstance(herding, Selection) and herding.expert.seed == 3
+    assert everything(given.cells[CELL]) == Selection(data=DATA, method="all")
     assert evaluation(given, CELL, herding, epochs=3).epochs == 3
 
 
@@ -179,3 +179,19 @@ def test_what_a_profile_lacks_is_named(changed):
     text = "cell digits-ipc3 has no tuned settings for 'TESLA': add them under cells.digits-ipc3"
     with pytest.raises(InputError, match=text):
         synthetic(given, "digits-ipc3", "TESLA", 0)
+
+
+def test_a_variant_of_a_variant_takes_the_nearest_tuned_numbers():
+    smoke = profile("smoke")
+    variants = {"mine": {"of": "MTT", "start": "representative"}}
+    variants |= {"mine, balanced": {"of": "mine", "balance": True}}
+    tuned = smoke.cells[smoke.main_cell].tuned | {"mine": {"lr_images": 7.0, "a0": 0.2}}
+    cell = smoke.cells[smoke.main_cell].model_copy(update={"tuned": tuned})
+    given = smoke.model_copy(update={"variants": variants, "cells": {smoke.main_cell: cell}})
+    made = {
+        name: distillation(given, smoke.main_cell, name, 0)
+        for name in ("MTT", "mine", "mine, balanced")
+    }
+    one, two = made["mine"], made["mine, balanced"]
+    assert (one.lr_images, one.a0) == (two.lr_images, two.a0) == (7.0, 0.2) != made["MTT"].a0
+    assert two == one.model_copy(update={"balance": True}), "nothing else is changed"

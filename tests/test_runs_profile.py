@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import yaml
+from PIL import Image
 
 from ddlib.base import InputError
 from ddlib.data import datasets
@@ -57,7 +58,7 @@ FAULTS = {  # place -> value, what the message says
     "ablation/groups": (["AST minus two"], ["no group 'AST minus two'", "AST minus one, controls"]),
     "cross_architecture/methods": (["best"], ["no method 'best'"]),
     "evaluation/epoch": (10, ["evaluation", "unknown key 'epoch'"]),
-    "evaluation/factors": ([], ["factors"]),
+    "evaluation/lrs": ([], ["lrs"]),
 }
 
 
@@ -95,7 +96,7 @@ def test_an_unknown_profile_is_an_error(tmp_path):
     [
         ("", "own"),
         ("just words", "own"),
-        ("title: [unclosed", "own is no YAML"),
+        ("title: [unclosed", "own.yaml cannot be read as YAML"),
         ("extends: nobody", "'nobody', which is not there"),
         ("extends: own", "'own', which extends it"),
     ],
@@ -108,9 +109,96 @@ def test_a_file_that_is_no_profile_is_an_error(text, message, written):
 def test_a_profile_extends_others_key_by_key(written, tmp_path):
     (tmp_path / "below.yaml").write_text("extends: smoke\ntitle: below\nnetwork: {width: 16}\n")
     (tmp_path / "beside.yaml").write_text("seeds: 1\n")
-    own = "extends: [below, beside]\ntitle: own\nevaluation: {factors: [1.0]}\n"
+    own = "extends: [below, beside]\ntitle: own\nevaluation: {lrs: [0.01]}\n"
     given, smoke = profile(written(own)), profile("smoke")
     network = smoke.network.model_copy(update={"width": 16})
     assert (given.title, given.seeds, given.network) == ("own", 1, network)
-    assert given.evaluation == smoke.evaluation | {"factors": [1.0]}
+    assert given.evaluation == smoke.evaluation | {"lrs": [0.01]}
     assert given.cells == smoke.cells and given.main_cell == CELL
+
+
+BOMB = "".join(
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 9 if below else '111111111')}]\n"
+    for below, name in zip(["", *"abcdefgh"], "abcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("seeds: 2\nseeds: 3\n", "'seeds' stands on line 2 and on line 3"),
+        ("ceiling: {evaluation: {epochs: 3, epochs: 4}}\n", "'epochs' stands"),
+        ("n_experts: 010\n", "010 begins with 0"),
+        ("n_experts: 1:30\n", "found '1:30'"),
+        ("n_experts: 1" + "0" * 30, "less than or equal to 10000"),
+        ("n_experts: " + "9" * 5000, "Exceeds the limit"),
+        ("title: 2026-13-45\n", None),
+        ("title: 3\n", "valid string"),
+        (BOMB, "more than 100000 values"),
+        ("a: &a [*a]\n", "more than 100000 values"),
+        ("a: " + "[" * 5000, "recursion"),
+        ("? [1]\n: 2\n", "unhashable"),
+        ("cells: {../../x: {}}\n", "no / or "),
+        ("cells: {}\nvariants: {a/b: {of: AST}}\n", "no / or "),
+    ],
+)
+def test_a_file_that_misleads_or_would_never_end_is_refused(text, message, written):
+    file = written("extends: smoke\n" + text)
+    if message is None:
+        assert profile(file).title == "2026-13-45"
+        return
+    with pytest.raises(InputError) as caught:
+        profile(file)
+    assert message in str(caught.value) and len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("extends", ["null", "3", "[1]", "{a: b}"])
+def test_extends_names_profiles(extends, written):
+    with pytest.raises(InputError, match="expected the name of a profile"):
+        profile(written(f"extends: {extends}\n"))
+
+
+@pytest.mark.parametrize("text, number", [("1e-3", 1e-3), ("1E3", 1e3), (".5", 0.5), ("2.", 2.0)])
+def test_numbers_are_read_as_they_look(text, number, written):
+    given = profile(written(f"extends: smoke\ncells: {{{CELL}: {{coreset_lr: {text}}}}}\n"))
+    assert given.cells[CELL].coreset_lr == number
+
+
+def test_a_method_or_cell_that_stands_twice_is_refused(written):
+    for place, value in (
+        (f"cells/{CELL}/methods", ["random", "random"]),
+        ("cross_architecture/cells", [CELL, CELL]),
+        ("ablation/groups", ["controls", "controls"]),
+    ):
+        with pytest.raises(InputError, match="stands twice: name it once"):
+            profile(written(changed(place, value)))
+
+
+def test_a_relative_path_is_meant_from_the_profiles_folder(tmp_path, monkeypatch):
+    """Of the file that says it, wherever the command stands."""
+    for name in ("a", "b"):
+        for part in ("cats", "dogs"):
+            (tmp_path / f"sets/{name}/{part}").mkdir(parents=True)
+            for i in range(3):
+                image = Image.new("RGB", (8, 8), (i, 100, 200))
+                image.save(tmp_path / f"sets/{name}/{part}/{i}.png")
+    data = "data: {name: folder, size: 16, path: sets/a}"
+    (tmp_path / "below.yaml").write_text(f"extends: smoke\ncells: {{{CELL}: {{{data}}}}}\n")
+    (tmp_path / "own").mkdir()
+    buffer = "recipes: {mine: {buffer: experts, epochs: 3}}"
+    (tmp_path / "own/top.yaml").write_text(f"extends: smoke\n{buffer}\n")
+    monkeypatch.chdir(tmp_path / "sets")
+    assert profile("../below.yaml").cells[CELL].data.path == str(tmp_path / "sets/a")
+    given = profile("../own/top.yaml")
+    assert given.recipes["mine"]["buffer"] == str(tmp_path / "own/experts")
+
+
+def test_a_profile_of_coresets_alone_is_sound(written):
+    """No ablation, no other architectures, nothing distilled."""
+    fields = changed(f"cells/{CELL}/methods", ["random", "k-means"])
+    fields = {k: v for k, v in fields.items() if k not in ("ablation", "cross_architecture")}
+    fields |= {"cells": {CELL: fields["cells"][CELL] | {"tuned": {}}}, "tuning": []}
+    given = profile(written(fields))
+    asked = {name: list(entry.asks(given)) for name, entry in studies.STUDIES.items()}
+    assert asked["main"] and asked["scores"] and asked["experts"]
+    assert not any(asked[name] for name in ("ablation", "following", "film", "curves", "tuning"))

@@ -16,7 +16,7 @@ from ddlib.runs.profile import PROFILES, profile
 from ddlib.runs.store import Store
 from ddlib.settings import Distillation
 
-TINY = "extends: smoke\nseeds: 1\nevaluation: {networks: 1, epochs: 1, factors: [1.0], looks: 1}\n"
+TINY = "extends: smoke\nseeds: 1\nevaluation: {networks: 1, epochs: 1, lrs: [0.01], looks: 1}\n"
 
 
 @pytest.fixture(scope="module")

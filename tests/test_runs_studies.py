@@ -101,7 +101,10 @@ def test_every_expert_that_a_set_needs_is_in_the_study_of_experts(given):
     needed = {
         e for run in studies.main(given) for e in run.settings.of.needs() if e.stage == "experts"
     }
-    assert needed <= known
+    assert {expert for expert in needed if expert.seed < given.n_experts} <= known
+    # a seed above it has an expert of its own for its features
+    features = [run.settings.of for run in studies.main(given) if run.method == "herding"]
+    assert [of.expert.seed for of in features] == [of.seed for of in features]
 
 
 def test_tuning_tries_each_candidate_without_test_images(given):

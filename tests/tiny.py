@@ -24,5 +24,5 @@ SET = Distillation(
     check_epochs=5,
     seed=3,
 )
-ROWS = Evaluation(of=SET, network=NET, networks=2, epochs=4, factors=(0.3, 1.0), looks=2)
+ROWS = Evaluation(of=SET, network=NET, networks=2, epochs=4, lrs=(0.003, 0.01), looks=2)
 ALL = [EXPERT, EXPERT.at(1), START, SET, ROWS, Following(of=SET)]

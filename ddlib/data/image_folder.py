@@ -48,7 +48,7 @@ Parts = dict[str, tuple[list[Path], Tensor]]  # part -> n files and their labels
 def parts_in(folder: Path) -> dict[str, Path]:
     """Where the parts of a folder of one's own lie; all of it trains if none has a folder.
 
-    A part holds folders of classes. So a class may be called train, if images lie in its folder.
+    A part holds folders of classes. So a class of images alone may be called train.
 
     Raises:
         InputError: there is no such folder, two folders of a part, or parts and none to train on.
@@ -62,7 +62,7 @@ def parts_in(folder: Path) -> dict[str, Path]:
     parts: dict[str, Path] = {}
     for name in named:
         part = ALIASES[name.lower()]
-        if not _folders(folder / name) or _images(folder / name):
+        if not _folders(folder / name):
             continue
         if part in parts:
             raise InputError(

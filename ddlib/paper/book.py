@@ -16,12 +16,12 @@ from typing import Any
 from ddlib.base import InputError
 from ddlib.paper import figures
 from ddlib.paper.build import without_widgets
-from ddlib.paper.paper import HOME, Paper
+from ddlib.paper.paper import Paper
 from ddlib.paper.results import Results
+from ddlib.runs.store import HOME
 
 BOOK = HOME / "build" / "book"
-# a cell that ends in a figure of the paper, or in controls of its name
-FIGURE = re.compile(r'(?:paper\.figure\("|widgets\.)(\w+)(?:"\)|\(.*\))\s*$')
+FIGURE = re.compile(r'paper\.figure\("(\w+)"\)\s*$')  # a cell that ends in a figure of the paper
 
 
 def make(profile: str = "laptop", folder: Path = BOOK) -> Path:

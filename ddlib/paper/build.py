@@ -25,12 +25,13 @@ from ddlib.base import InputError
 from ddlib.files import sweep, whole
 from ddlib.paper import figures as drawings
 from ddlib.paper import tables
-from ddlib.paper.paper import HOME, Paper
+from ddlib.paper.paper import Paper
 from ddlib.paper.results import NoRows
 from ddlib.progress import Progress, clock
 from ddlib.runs import cost, engine, machine, studies
 from ddlib.runs import run as runs
 from ddlib.runs.profile import Profile, read_yaml
+from ddlib.runs.store import HOME
 from ddlib.runs.studies import STUDIES
 
 NOTEBOOKS = HOME / "notebooks"

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from ddlib.paper import style
 from ddlib.paper.claims import UNBALANCED, distinct, first_cell
@@ -229,43 +228,6 @@ def distillation(results: Results) -> Figure:
     return figure
 
 
-def walltime(results: Results) -> Figure:
-    """Validation accuracy at each checkpoint evaluation against the time taken until then."""
-    curves = results.rows("curves").dropna(subset="validation_accuracy")
-    costs = results.rows("costs")[["settings_key", "study", "seconds", "iterations"]]
-    rows = curves[curves.study == "main"].merge(costs, on=["settings_key", "study"])
-    rows["time"] = rows.seconds * rows.iteration / rows.iterations
-    cells = list(rows.cell.unique())
-    down, across = rectangle(len(cells))
-    figure, axes = style.canvas(style.WIDE, 0.6 + 2.3 * down, down, across)
-    for ax, cell in zip(axes, cells, strict=False):
-        every = rows[rows.cell == cell]
-        timed = every.dropna(subset="time")
-        ax.set_title(f"{cell}, n = {span(every.groupby('method').distil_seed.nunique())}")
-        if timed.empty:
-            middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
-            ax.text(0.5, 0.5, "made before\ntimes were noted", **middle)
-            continue
-        for method, sets in timed.groupby("method", sort=False):
-            at = sets.groupby("iteration")
-            accuracy = 100 * at.validation_accuracy.mean()
-            several = sets.distil_seed.nunique() > 1
-            bars = {"yerr": 100 * at.validation_accuracy.std(ddof=1)} if several else {}
-            ax.errorbar(at.time.mean(), accuracy, **bars, **style.line_of(method), label=method)
-        ends = timed.time.min() / 2, timed.time.max() * 2
-        ax.set(xscale="log", xlim=ends, xlabel="seconds")
-        style.plain_ticks(ax.xaxis)
-    for ax in axes[len(cells) :]:
-        ax.set_axis_off()
-    axes[0].set_ylabel("validation accuracy (%)")
-    figure.suptitle(
-        "mean ± std over sets; time of distillation and its looks, not of experts,\n"
-        "each iteration and each look taken to be as long as the others"
-    )
-    style.key_below(figure, axes, 4)
-    return figure
-
-
 def contrast(
     ax: Axes,
     rows: pd.DataFrame,
@@ -318,59 +280,11 @@ def following(results: Results) -> Figure:
     return figure
 
 
-def scaling(results: Results) -> Figure:
-    """What a larger run would cost: predicted memory or disk, and time, as one size grows."""
-    rows = results.rows("scaling")
-    parts = ["inner steps N", "images per class", "pixels a side", "experts"]
-    figure, axes = style.canvas(style.WIDE, 3.9, 2, 4)
-    for i, ax in enumerate(axes):
-        part, value = parts[i % 4], ("gigabytes", "hours")[i // 4]
-        measured = rows[rows.part == part]
-        for gradient, line in measured.groupby("gradient", sort=False):
-            ax.plot(line.x, line[value], **style.line_of(gradient), label=gradient)
-        ax.set_xscale("log")
-        ax.set_xticks(measured.x.unique(), [f"{x:g}" for x in measured.x.unique()])
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        style.logarithmic(ax)
-        if value == "hours":
-            ax.set(xlabel=part, title="hours")
-        else:
-            ax.set_title("GB of disk" if part == "experts" else "GB of memory")
-    figure.suptitle(
-        f"Predicted for one {rows.gpu.iloc[0]}; the middle is 3 × 32 × 32 pixels, ten classes, "
-        "ten images a class, N = 30, width 128"
-    )
-    style.key_below(figure, axes, 2)
-    return figure
-
-
-def peers(results: Results) -> Figure:
-    """Predicted memory of runs that others report as needing several GPUs, beside GPUs."""
-    rows = results.rows("scaling")
-    rows = rows[rows.part.str.contains("IPC")]
-    names = list(rows.part.unique())
-    figure, (ax,) = style.canvas(style.WIDE * 0.75, 0.9 + 0.25 * len(names))
-    for gradient, runs in rows.groupby("gradient", sort=False):
-        places = [names.index(part) for part in runs.part]
-        look = style.line_of(gradient) | {"linestyle": "none"}
-        ax.plot(runs.gigabytes, places, **look, label=gradient)
-    for memory in (24, 40, 80):
-        ax.axvline(memory, color=style.BLACK, linestyle=style.DASH, linewidth=0.8)
-        above(ax, memory, f"{memory} GB", "center")
-    ax.set_xscale("log")
-    style.plain_ticks(ax.xaxis)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel("predicted peak memory of one outer iteration (GB)")
-    style.key_below(figure, [ax], 2)
-    return figure
-
-
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     figure.__name__: figure
     for figure in (
         *(main, experts, smoothness, quality, norms, initialisation, coresets, student, memory),
-        *(distillation, walltime, images, history, cross_architecture, ablation, start_epochs),
-        *(following, claims, scaling, peers, own),
+        *(distillation, images, history, cross_architecture, ablation, start_epochs),
+        *(following, claims, own),
     )
 }

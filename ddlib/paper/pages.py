@@ -13,9 +13,10 @@ import pandas as pd
 from ddlib.base import InputError
 from ddlib.data import datasets
 from ddlib.files import write_whole
-from ddlib.paper.paper import HOME, Paper
+from ddlib.paper.paper import Paper
 from ddlib.runs import plan, studies
 from ddlib.runs.profile import Profile
+from ddlib.runs.store import HOME
 from ddlib.settings import Distillation
 
 README, DOCS, CELLS = HOME / "README.md", HOME / "docs", HOME / "results" / "scale" / "cells.csv"

@@ -32,7 +32,7 @@ from ddlib.runs import engine, run, studies
 from ddlib.runs.methods import CEILING
 from ddlib.runs.profile import Profile
 from ddlib.runs.profile import profile as read_profile
-from ddlib.runs.store import HOME, Artefact, Store, store_folder, write
+from ddlib.runs.store import Artefact, Store, place, store_folder, write
 from ddlib.runs.studies import STUDIES, Run
 from ddlib.settings import AnySet
 
@@ -62,7 +62,7 @@ def name_of(profile: str) -> str:
 
 def results_root() -> Path:
     """The folder of all results: the environment's RESULTS, else `results` in the project."""
-    return HOME / Path(os.environ.get("RESULTS") or "results").expanduser()
+    return place("RESULTS", "results")
 
 
 class Paper:
@@ -87,7 +87,7 @@ class Paper:
             run.check(settings)
         self.store = Store(store or store_folder())
         printed, own = results_root() / self.name, self.store.root / "results" / self.name
-        if results or "RESULTS" in os.environ:
+        if results or os.environ.get("RESULTS"):
             self.results = Results(results or printed)
         else:
             self.results = Results(own, behind=printed)

@@ -1,18 +1,17 @@
 """What a task costs, and what a step does.
 
-`seconds` is rough: from settings alone it orders tasks and tells the time left. The rest counts.
-The real code runs on the meta device, where tensors have shapes and no numbers, and PyTorch's
-registry counts its FLOP. Time on this machine then comes from a calibration, seconds = r_step *
-steps + r_flop * FLOP, in processor time. Time on a GPU is the roofline: the longest of FLOP /
-(peak * COMPUTE), bytes moved / (bandwidth * STREAM) and kernels * LAUNCH, for PyTorch in float32
-with TF32 convolutions.
+`seconds` is rough: from settings alone it orders tasks and tells the time left. Times `pace` it is
+the time on this machine. The rest counts: the real code runs on the meta device, where tensors have
+shapes and no numbers, and PyTorch's registry counts its FLOP. Time on a GPU is the roofline: the
+longest of FLOP / (peak * COMPUTE), bytes moved / (bandwidth * STREAM) and kernels * LAUNCH, for
+PyTorch in float32 with TF32 convolutions.
 """
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from statistics import median
@@ -49,8 +48,6 @@ COMPUTE, STREAM = 0.3, 0.6  # fractions of the published rates that small convol
 LAUNCH = 1e-5  # seconds of Python and driver per kernel
 RESERVED = 2**30  # bytes of a GPU that its driver and its libraries take
 HALF = 0.6  # memory with bfloat16 to that without
-BUDGET = 30.0  # seconds of calibration
-SMALL, LARGE = 1e9, 4e9  # FLOP of what is measured
 REAL = 4  # bytes of a number
 
 
@@ -86,8 +83,11 @@ def seconds(task: Task) -> float:
 
 
 def trained(settings: Evaluation) -> int:
-    """Networks that an evaluation trains: to choose the lr, with it, and with a learned lr."""
-    choosing = len(settings.lrs) * settings.search_networks * (len(settings.lrs) > 1)
+    """Networks that an evaluation trains: to choose the lr, with it, and with a learned lr.
+
+    The grid of lrs is taken to widen once.
+    """
+    choosing = (len(settings.lrs) + 1) * settings.search_networks * (len(settings.lrs) > 1)
     return choosing + settings.networks * (1 + isinstance(settings.of, Distillation))
 
 
@@ -221,52 +221,16 @@ def on_gpu(work: Work, gpu: Gpu) -> float:
     return max(compute, stream, c.kernels * LAUNCH)
 
 
-class Rates(NamedTuple):
-    """Processor seconds per step and per FLOP."""
-
-    step: float
-    flop: float
-
-
-def kind(work: Work) -> Work:
-    """What shares its rates."""
-    return replace(work, images=1, steps=1)
-
-
-def measured(work: Work, until: float) -> float:
-    """The median processor seconds of up to five calls after one that warms up."""
-    job = prepare(work, "cpu")
-    found: list[float] = []
-    job()
-    while not found or (len(found) < 5 and time.monotonic() < until):
-        began = time.process_time()
-        job()
-        found.append(time.process_time() - began)
-    return median(found)
-
-
-def calibrate(works: Iterable[Work], budget: float = BUDGET) -> dict[Work, Rates]:
-    """The rates of each kind of work on this machine, from two small sizes of it."""
+def pace() -> float:
+    """Processor seconds on this machine per predicted one, by some steps of an expert."""
     engine.settle()
-    kinds, rates = list(dict.fromkeys(map(kind, works))), {}
-    for one in kinds:
-        steps = 2 if one.form in GRADIENTS else 1
-        base = replace(one, steps=steps)
-        few = max(1, round(SMALL / cost(base).flops))
-        more = max(few * 4, round(LARGE / cost(base).flops))
-        small, large = replace(base, images=few), replace(base, images=more)
-        until = time.monotonic() + budget / len(kinds) / 2
-        low, high = measured(small, until), measured(large, until + budget / len(kinds) / 2)
-        flops = cost(small).flops, cost(large).flops
-        flop = max((high - low) / (flops[1] - flops[0]), 0.5 * high / flops[1])
-        rates[one] = Rates(max(low - flop * flops[0], 0.0) / steps, flop)
-    return rates
-
-
-def here(work: Work, rates: dict[Work, Rates]) -> float:
-    """Predicted seconds on this machine, one thread."""
-    rate = rates[kind(work)]
-    return rate.step * work.steps + rate.flop * cost(work).flops
+    images, taken = 128, []
+    step = prepare(Work(Network(width=32), (3, 32, 32), 10, "gradient", images), "cpu")
+    for _ in range(6):
+        began = time.process_time()
+        step()
+        taken.append(time.process_time() - began)
+    return median(taken[1:]) / (images * IMAGE)
 
 
 def device_bytes(work: Work) -> float:

@@ -90,7 +90,7 @@ def default_workers() -> int:
 def quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
     """How many cores a container may use: the least that its control groups allow."""
     least = float(os.cpu_count() or 1)
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in own.read_text("utf-8").splitlines():
             _, kinds, path = line.split(":", 2)
             home = root if not kinds else root / ("cpu" if "cpu" in kinds.split(",") else kinds)

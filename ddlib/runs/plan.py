@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 from ddlib.data import datasets
 from ddlib.method.functional import network
 from ddlib.method.student import GRADIENTS
-from ddlib.runs import run, studies
+from ddlib.runs import cost, run, studies
 from ddlib.runs.cost import (
     COMPUTE,
     GPUS,
@@ -21,27 +20,17 @@ from ddlib.runs.cost import (
     RESERVED,
     STREAM,
     Form,
-    Rates,
     Work,
     advice,
-    calibrate,
-    cost,
     device_bytes,
-    here,
     on_gpu,
     trained,
 )
+from ddlib.runs.cost import cost as counted
 from ddlib.runs.profile import Profile, profile, profiles
-from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Network, Selection
+from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Selection
 
 HELD_OUT = 0.33  # validation and test images to training images
-WIDE, DEEP = Network(width=128, depth=3), Network(width=128, depth=4)  # at 32 and 64 pixels
-PEERS = {  # what MTT's users report as needing several GPUs, at its published settings
-    "CIFAR-100, IPC 10": Work(WIDE, (3, 32, 32), 100, "unroll", 1000, 20),
-    "CIFAR-100, IPC 50": Work(WIDE, (3, 32, 32), 100, "unroll", 125, 80),
-    "Tiny ImageNet, IPC 10": Work(DEEP, (3, 64, 64), 200, "unroll", 200, 20),
-    "Tiny ImageNet, IPC 50": Work(DEEP, (3, 64, 64), 200, "unroll", 300, 20),
-}
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,7 @@ class Part:
     tasks: int
     works: tuple[tuple[Work, float], ...]  # and how often; the first needs the most memory
     disk: float  # bytes
+    seconds: float  # of one task, as `cost.seconds` predicts it
     switch: str = "batch"  # the setting that bounds the images of the first work
 
 
@@ -72,7 +62,7 @@ def part(task: Any) -> Part:
         path = REAL * (task.epochs + 1) * network(task.network, known.shape, k).parameters
         what = f"{name}, {'with' if form == 'penalty' else 'no'} penalty"
         works = ((work(form, batch), often), (work("forward", 250), evaluated))
-        return Part("experts", what, 1, works, path)
+        return Part("experts", what, 1, works, path, cost.seconds(task))
     if isinstance(task, Evaluation):
         of = task.of
         n = train_images if isinstance(of, Selection) and of.method == "all" else k * of.ipc
@@ -81,7 +71,7 @@ def part(task: Any) -> Part:
         evaluated = networks * task.looks * train_images * HELD_OUT / 250
         what = f"{task.network.architecture} on {n} images of {name}"
         works = ((work("gradient", batch), often), (work("forward", 250), evaluated))
-        return Part("evaluation", what, 1, works, 0.0)
+        return Part("evaluation", what, 1, works, 0.0, cost.seconds(task))
     n = k * task.ipc
     checks = (work("gradient", min(n, 256)), task.checks * task.check_epochs * max(1.0, n / 256))
     c, h, w = known.shape
@@ -97,12 +87,12 @@ def part(task: Any) -> Part:
             checks,
         )
         what = f"{name}, {task.method.upper()}, ipc {task.ipc}"
-        return Part("distillation", what, 1, matched, disk, "batch_real")
+        return Part("distillation", what, 1, matched, disk, cost.seconds(task), "batch_real")
     batch = min(task.batch or n, n)
     exact: Form = "unroll" if task.gradient == "unroll" else "adjoint"  # tesla: the same sweep
     what = f"{name}, ipc {task.ipc}, N = {task.inner_steps}, {batch} images per step"
     works = ((work(exact, batch, task.inner_steps), task.iterations), checks)
-    return Part("distillation", what, 1, works, disk)
+    return Part("distillation", what, 1, works, disk, cost.seconds(task))
 
 
 def parts(given: Profile) -> list[Part]:
@@ -115,7 +105,7 @@ def parts(given: Profile) -> list[Part]:
     return sorted(found, key=lambda one: stages[one.stage])
 
 
-def table(given: Profile, rates: dict[Work, Rates] | None = None) -> pd.DataFrame:
+def table(given: Profile, pace: float | None = None) -> pd.DataFrame:
     """One row per part: tasks, FLOP, GB with both gradients, disk, hours here and on each GPU."""
     lines = []
     for one in parts(given):
@@ -125,13 +115,13 @@ def table(given: Profile, rates: dict[Work, Rates] | None = None) -> pd.DataFram
             "stage": one.stage,
             "what": one.what,
             "tasks": n,
-            "FLOP": n * sum(often * cost(work).flops for work, often in one.works),
+            "FLOP": n * sum(often * counted(work).flops for work, often in one.works),
             "unroll GB": device_bytes(unrolled) / 1e9,
             "adjoint GB": device_bytes(main) / 1e9,
             "disk GB": n * one.disk / 1e9,
         }
-        if rates is not None:
-            line["here h"] = n * sum(o * here(work, rates) for work, o in one.works) / 3600
+        if pace is not None:
+            line["here h"] = n * pace * one.seconds / 3600
         for name, gpu in GPUS.items():
             line[f"{name} h"] = n * sum(o * on_gpu(work, gpu) for work, o in one.works) / 3600
         lines.append(line)
@@ -139,15 +129,13 @@ def table(given: Profile, rates: dict[Work, Rates] | None = None) -> pd.DataFram
 
 
 def report(name: str) -> None:
-    """Calibrate this machine, then print what a profile costs and what fits no GPU as it is."""
-    given, began = profile(name), time.monotonic()
-    print(f"{given.title}: predicted cost")
-    every = parts(given)
-    rates = calibrate(work for one in every for work, _ in one.works)
+    """Measure this machine's pace, then print what a profile costs and what fits no GPU."""
+    given = profile(name)
+    pace = cost.pace()
     print(
-        f"This machine, one process of one thread, calibrated in {time.monotonic() - began:.0f} s."
+        f"{given.title}: predicted cost. One process of one thread; pace of this machine {pace:.2f}"
     )
-    lines = table(given, rates)
+    every, lines = parts(given), table(given, pace)
     sums = ["tasks", "FLOP", "disk GB", *(column for column in lines if column.endswith(" h"))]
     total = {**lines[sums].sum(), **lines[["unroll GB", "adjoint GB"]].max()}
     every_line = pd.concat([lines, pd.DataFrame([{"stage": "all", "what": "", **total}])])
@@ -187,35 +175,3 @@ def cells() -> pd.DataFrame:
     """One row for each cell of the paper."""
     lines = [cell(name) for name in profiles() if list(profile(name).cells) == [name]]
     return pd.DataFrame(lines).sort_values(["pixels", "data", "ipc"], ignore_index=True)
-
-
-def scaling(gpu: str = "A100-80GB", iterations: int = 5000) -> pd.DataFrame:
-    """Rows of the figures `scaling` and `peers`: one distillation, one size varied at a time.
-
-    The middle is CIFAR-10 at IPC 10 with N = 30. Rows of part "experts" hold the hours and the GB
-    of disk of so many experts with penalty.
-    """
-
-    def row(what: str, x: float, work: Work) -> dict[str, Any]:
-        hours = iterations * on_gpu(work, GPUS[gpu]) / 3600
-        gigabytes = device_bytes(work) / 1e9
-        return {"part": what, "x": x, "gradient": work.form, "gigabytes": gigabytes, "hours": hours}
-
-    shape, rows = (3, 32, 32), []
-    for form in ("unroll", "adjoint"):
-        middle = Work(WIDE, shape, 10, form, 100, 30)
-        rows += [row("inner steps N", n, replace(middle, steps=n)) for n in (5, 10, 20, 40, 80)]
-        for ipc in (1, 5, 10, 50):
-            rows.append(row("images per class", ipc, replace(middle, images=10 * ipc)))
-        for depth, side in ((3, 32), (4, 64), (5, 128)):
-            net = Network(width=128, depth=depth)
-            larger = replace(middle, network=net, shape=(3, side, side))
-            rows.append(row("pixels a side", side, larger))
-        rows += [row(name, 1, replace(work, form=form)) for name, work in PEERS.items()]
-    expert = Work(WIDE, shape, 10, "penalty", 256)
-    path = REAL * 51 * network(WIDE, shape, 10).parameters
-    for n in (10, 50, 100, 200):
-        hours = n * 50 * 45000 / 256 * on_gpu(expert, GPUS[gpu]) / 3600
-        line = {"part": "experts", "x": n, "gradient": "experts", "gigabytes": n * path / 1e9}
-        rows.append(line | {"hours": hours})
-    return pd.DataFrame(rows).assign(gpu=gpu)

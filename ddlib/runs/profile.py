@@ -202,8 +202,9 @@ class Reader(yaml.SafeLoader):
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:merge" and lines.setdefault(name, line) != line:
+            if name in lines and key.tag != "tag:yaml.org,2002:merge":
                 raise ValueError(f"'{name}' stands on line {lines[name]} and on line {line}")
+            lines[name] = line
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: Any) -> None:

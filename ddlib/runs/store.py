@@ -37,12 +37,21 @@ from ddlib.files import (
 HOME = Path(__file__).resolve().parent.parent.parent  # the project
 
 
-def store_folder() -> Path:
-    """The store's folder: the environment's STORE, else `store`; a relative one is the project's.
+def place(variable: str, usual: str) -> Path:
+    """The folder that an environment variable names, else one of the project.
 
-    So a shell and a notebook, which stand in different folders, mean the same.
+    A relative one is meant from where the shell stands. A notebook's kernel stands in `notebooks/`
+    instead, and knows the shell's folder as PWD.
     """
-    return HOME / Path(os.environ.get("STORE") or "store").expanduser()
+    if not (given := os.environ.get(variable)):
+        return HOME / usual
+    in_notebook = Path.cwd() == HOME / "notebooks"
+    return Path(os.environ.get("PWD", HOME) if in_notebook else "", Path(given).expanduser())
+
+
+def store_folder() -> Path:
+    """The store's folder: the environment's STORE, else `store` in the project."""
+    return place("STORE", "store")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""The learning rate that a set is judged with: chosen from one grid, which widens where it must."""
+
+import pytest
+
+from ddlib.method.evaluate import MOST, WIDER, choose
+from ddlib.settings import LRS
+
+
+def peak(best):
+    """A validation accuracy that is highest at `best`, and how often each lr was asked for."""
+    asked = []
+
+    def judge(lr, seed):
+        asked.append(lr)
+        return 1 / (1 + max(lr / best, best / lr))
+
+    return judge, asked
+
+
+@pytest.mark.parametrize("best", [0.0003, 0.003, 0.01, 0.1, 0.3, 0.9])
+def test_the_best_lr_is_found_inside_the_grid_and_beyond_it(best):
+    judge, asked = peak(best)
+    choice = choose(LRS, 2, judge)
+    assert choice.lr / best == pytest.approx(1, rel=0.12) and not choice.at_edge
+    assert choice.networks == 2 and choice.ties == 1
+    assert all(asked.count(lr) == 2 for lr in asked)
+
+
+@pytest.mark.parametrize("better", [1, -1])
+def test_a_best_that_is_never_inside_is_said_to_be_at_the_edge(better):
+    choice = choose(LRS, 1, lambda lr, seed: lr**better)
+    end = LRS[-1] * WIDER**MOST if better > 0 else LRS[0] / WIDER**MOST
+    assert choice.lr == pytest.approx(end) and choice.at_edge
+
+
+def test_of_equals_the_middle_one_is_taken_and_their_number_said():
+    choice = choose(LRS, 1, lambda lr, seed: 0.5)
+    assert (choice.lr, choice.ties, choice.at_edge) == (0.01, len(LRS), False)
+    choice = choose(LRS, 1, lambda lr, seed: float(lr >= 0.03))
+    assert choice.lr >= 0.03 and choice.ties >= 2
+
+
+def test_one_lr_is_no_choice():
+    choice = choose((0.05,), 3, lambda lr, seed: pytest.fail("nothing is to be tried"))
+    assert (choice.lr, choice.networks, choice.at_edge) == (0.05, 0, False)
