@@ -50,7 +50,7 @@ bench: .venv/ready          ## what the fast forms gain over plain PyTorch on th
 	$(BIN)/python tests/bench.py
 
 lab: .venv/ready            ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .venv/ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -176,6 +176,9 @@ def main(arguments: list[str] | None = None) -> int:
         for argument, more in takes:
             command.add_argument(argument, **more)
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a notebook's
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         Path.home()
     except (RuntimeError, KeyError):  # a user without an entry, in a container

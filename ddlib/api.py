@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
 from ddlib.base import InputError, Task, own_torch, validated
 from ddlib.data import datasets
@@ -28,7 +29,16 @@ from ddlib.progress import Progress
 from ddlib.runs import cost, engine, methods, run, stages
 from ddlib.runs.profile import Profile, profile
 from ddlib.runs.store import Artefact, Store, packed, read, store_folder
-from ddlib.settings import NEED_EXPERT, AnySet, Data, Evaluation, Expert, Network, Selection
+from ddlib.settings import (
+    NEED_EXPERT,
+    AnySet,
+    Data,
+    Evaluation,
+    Expert,
+    Imported,
+    Network,
+    Selection,
+)
 
 __all__ = ["distil", "evaluate", "load", "load_data", "pick_images", "save", "train_experts"]
 
@@ -54,6 +64,8 @@ def verb(do: Verb) -> Verb:
             raise
         except OSError as error:
             raise InputError(trouble(error)) from error
+        except ValidationError as error:
+            raise InputError(f"{do.__name__}: {error}") from None
 
     return cast(Verb, done)
 
@@ -89,7 +101,7 @@ def train_experts(
     Raises:
         InputError: no such recipe.
     """
-    scaled, cell = _profile_for(real.settings)
+    scaled, cell = _profile_for(_data(real))
     fields = methods.recipe(scaled, scaled.cells[cell], recipe).model_dump()
     usual = profile(PROFILE)
     n_here, n_there = _n_train(real.settings), _n_train(usual.cells[usual.main_cell].data)
@@ -129,7 +141,7 @@ def pick_images(
     Raises:
         InputError: no such method, no experts where it needs them, or too few images.
     """
-    scaled, cell = _profile_for(real.settings, ipc)
+    scaled, cell = _profile_for(_data(real), ipc)
     if method in NEED_EXPERT and "expert" not in changes:
         if not experts:
             raise InputError(
@@ -234,6 +246,8 @@ def _make(wanted: Sequence[Task]) -> list[Artefact]:
 
 def _settings(artefact: Artefact, kind: Any, expected: str) -> Any:
     """The settings of an artefact that was handed over, which should be of that kind."""
+    if not isinstance(artefact, Artefact):
+        raise InputError(f"a {type(artefact).__name__} was given, expected {expected}")
     settings = stages.settings_of(artefact.settings)
     if not isinstance(settings, kind):
         raise InputError(f"{settings.title} was given, expected {expected}: hand that over")
@@ -248,6 +262,13 @@ def _profile_for(data: Data, ipc: int = 1) -> tuple[Profile, str]:
     return usual.model_copy(update={"cells": {data.name: cell}}), data.name
 
 
+def _data(real: Images) -> Data:
+    """The settings of what `load_data` returned."""
+    if not isinstance(real, Images):
+        raise InputError(f"a {type(real).__name__} was given, expected what load_data returns")
+    return real.settings
+
+
 def _n_train(data: Data) -> int:
     """The number of training images."""
     known = datasets.about(data)
@@ -256,7 +277,8 @@ def _n_train(data: Data) -> int:
 
 def _recipe_of(experts: Sequence[Artefact]) -> dict[str, Any]:
     """The settings of the first expert; the others may differ from it in their seeds alone."""
-    each = [expert.settings for expert in experts]
+    experts = [experts] if isinstance(experts, Artefact) else experts
+    each = [_settings(e, Expert | Imported, "experts").model_dump(mode="json") for e in experts]
     if not each or any(fields != each[0] | {"seed": seed} for seed, fields in enumerate(each)):
         raise InputError(
             f"{len(each)} experts of seeds {[fields.get('seed') for fields in each]}: expected all "

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, TypeVar, get_args
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 from pydantic import SerializerFunctionWrapHandler as Handler
@@ -37,10 +38,16 @@ class InputError(ValueError):
 def own_torch() -> Iterator[None]:
     """PyTorch as the library expects it, whatever the caller set: the same settings, same bytes.
 
-    That is float32 in full precision, the CPU as default device, no autocast, and gradients.
+    That is float32 in full precision on one thread, the CPU as default device, no autocast, and
+    gradients. What was set before is set again at the end.
     """
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     with ExitStack() as stack:
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=True))
+        flushes = not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).any()
+        stack.callback(torch.set_flush_denormal, flushes)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):
@@ -51,6 +58,8 @@ def own_torch() -> Iterator[None]:
         stack.callback(torch.set_float32_matmul_precision, precision)
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(False)
         yield
 
 

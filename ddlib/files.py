@@ -262,6 +262,8 @@ def unpack(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def opened(file: Path) -> Iterator[Any]:
     """A safetensors file; an error inside says which file it was."""
     try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file} is no plain file: expected a .safetensors file")
         file.open("rb").close()  # safetensors calls absent whatever it cannot open
         with safe_open(str(file), "pt") as archive:
             yield archive

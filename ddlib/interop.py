@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ddlib.api import judge
 from ddlib.base import InputError, validated
 from ddlib.data import datasets, mtt_format, mtt_sets
-from ddlib.data.space import Space
 from ddlib.files import Damaged, opened, write_new
 from ddlib.method.evaluate import SyntheticSet
 from ddlib.paper import pictures, style
@@ -40,15 +38,10 @@ WHITENING: dict[str, dict[str, Any]] = {
 }
 NEEDED = {
     "data": f"--data NAME, what the images were distilled from ({', '.join(datasets.SETS)})",
-    "whitening": "--whitening WORD, their space: none (our normalised pixels), zca (ours whitened),"
-    " mtt or mtt-zca (those of MTT's code)",
+    "whitening": "--whitening WORD, their space: none, zca (ours), mtt, mtt-zca (MTT's code)",
     "lr": "--lr NUMBER, the learning rate to train with (there is no lr_*.pt beside the images)",
 }
 DEPTHS = {32: 3, 64: 4}  # pixels per side up to which a ConvNet of that depth is usual; above: 5
-PROTOCOL = (
-    "Test accuracy in percent of fresh networks trained on these images alone, after the last "
-    "epoch, the learning rate selected on the validation set: mean ± std (number of networks)."
-)
 
 
 class About(NamedTuple):
@@ -69,16 +62,15 @@ def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
         InputError: the file is not sound, or what is said about it is missing, doubled or wrong.
     """
     of, network, synthetic = (_read_ours if _is_ours(file) else _read_foreign)(file, about)
-    fields = {"of": of, "network": network, "networks": networks, "epochs": epochs}
-    settings = validated(Evaluation, fields, "--networks and --epochs")
+    how = {"of": of, "network": network, "networks": networks, "epochs": epochs}
+    settings = validated(Evaluation, how, "--networks and --epochs")
     y = synthetic.labels
     if about.data:
         classes = datasets.load(of.data, store_folder()).classes
         counts = (y.argmax(1) if y.dim() == 2 else y).bincount(minlength=classes)
-        print(
-            f"{len(y)} images of {classes} classes of {about.data} ({int(counts.min())} to "
-            f"{int(counts.max())} per class), whitening {about.whitening}, lr {synthetic.lr:g}"
-        )
+        each = f"{int(counts.min())} to {int(counts.max())} per class"
+        words = f"{len(y)} images of {classes} classes of {about.data} ({each})"
+        print(f"{words}, whitening {about.whitening}, lr {synthetic.lr:g}")
     rows = [row for row in judge(settings, synthetic) if row["protocol"] == "lr_chosen"]
     scores = _over_networks(row["accuracy"] for row in rows)
     edge = ", the last of those tried" if rows[0]["lr_at_edge"] else ""
@@ -96,8 +88,10 @@ def _over_networks(accuracies: Iterable[float]) -> str:
 
 def _is_ours(file: Path) -> bool:
     """Whether a file is an artefact of this library, whatever it is called."""
-    if not file.is_file() or not mtt_format.is_safetensors(file):
-        return file.suffix == ".safetensors" and not file.exists()
+    if not file.is_file():
+        return file.suffix == ".safetensors"
+    if not mtt_format.is_safetensors(file):
+        return False
     with opened(file) as content:
         return "ddlib" in (content.metadata() or {})
 
@@ -114,26 +108,18 @@ def _read_set(file: Path) -> tuple[Artefact, Any]:
     artefact = read(file)
     made, tensors = settings_of(artefact.settings), artefact.tensors
     if not isinstance(made, AnySet):
-        raise InputError(
-            f"{file} holds {made.title}, expected a set with images, labels and lr: name a file of "
-            "results/*/sets, or one that you saved"
-        )
+        expected = "expected a set with images, labels and lr: name a file of results/*/sets, or"
+        raise InputError(f"{file} holds {made.title}, {expected} one that you saved")
     try:
         shape, classes = _shape(artefact, made)
         for hard in (False, True):
             SyntheticSet.of(artefact, hard).check(shape, classes)
-        space = Space.from_tensors(_within(tensors, "space."))
-        for shown in (space.leave(tensors["images"]), *tensors.get("history", ())):
+        for shown in (pictures.unclipped(artefact), *tensors.get("history", ())):
             if shown.shape != tensors["images"].shape:
                 raise InputError(f"its space or its history has the shape {tuple(shown.shape)}")
     except (InputError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise InputError(f"{file} is no set to work with: {error}") from None
     return artefact, made
-
-
-def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def _shape(artefact: Artefact, made: AnySet) -> tuple[tuple[int, ...], int]:
@@ -166,10 +152,8 @@ def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticS
     stored = mtt_sets.read_set(file, about.labels, known.shape, classes, most)
     lr = stored.lr if about.lr is None else mtt_sets.positive(about.lr, "--lr")
     depth = next((depth for largest, depth in DEPTHS.items() if side <= largest), 5)
-    size = {
-        "width": 128 if about.width is None else about.width,
-        "depth": depth if about.depth is None else about.depth,
-    }
+    size = {"width": 128, "depth": depth}
+    size |= {k: v for k in size if (v := getattr(about, k)) is not None}
     network = validated(Network, size, "the network of --width and --depth")
     # No settings of ours made these images; those of as many random ones stand for them.
     of = Selection(data=data, method="noise", ipc=-(-len(stored.images) // classes))
@@ -188,8 +172,7 @@ def export_set(file: Path | str, folder: Path, form: str = "mtt", force: bool = 
     file = Path(file)
     artefact, made = _read_set(file)
     if form in ("png", "datasets"):
-        _export_pixels(file, artefact, folder, form, force)
-        return
+        return _export_pixels(file, artefact, folder, form, force)
     data, network = made.data, made.network or Network(width=32)
     space = {"zca": data.zca, "space": data.space}
     whitening = next(w for w, f in WHITENING.items() if {"zca": False, "space": None} | f == space)
@@ -198,7 +181,7 @@ def export_set(file: Path | str, folder: Path, form: str = "mtt", force: bool = 
     files = mtt_sets.write_set(folder, images, labels, lr, form, force)
     print(", ".join(map(str, files)))
     if form == "ddranking":
-        print("DD-Ranking normalises real images as MTT's code does (`data: {space: mtt}`).")
+        print("DD-Ranking normalises images as MTT's code does (`data: {space: mtt}`).")
         if whitening != "mtt":
             print(f"These are in another space, '{whitening}': their score would mean nothing.")
     elif data.name in datasets.SETS and data.seed == 0:
@@ -213,26 +196,15 @@ def dataset(artefact: Artefact, pixels: bool = False, hard: bool = False) -> Ten
     A label is K probabilities where labels are soft; else, or if `hard`, a class.
     """
     synthetic = SyntheticSet.of(artefact, hard)
-    images = _pixels(artefact).clamp(0, 1) if pixels else synthetic.images
+    images = pictures.unclipped(artefact).clamp(0, 1) if pixels else synthetic.images
     return TensorDataset(images, synthetic.labels)
-
-
-def _pixels(artefact: Artefact) -> Tensor:
-    """A set's images as pixels, not clipped."""
-    space = Space.from_tensors(_within(artefact.tensors, "space."))
-    return space.leave(artefact.tensors["images"])
-
-
-def _levels(artefact: Artefact) -> Tensor:
-    """A set's images as PNGs keep them, uint8."""
-    return (_pixels(artefact).clamp(0, 1) * 255).round().byte()
 
 
 def _loss(artefact: Artefact) -> str:
     """Sentences on how far PNGs are from the set's own pixels."""
-    x = _pixels(artefact)
+    x = pictures.unclipped(artefact)
     clipped = ((x < 0) | (x > 1)).float().mean()
-    away = 255 * (_levels(artefact) / 255 - x).abs()
+    away = ((x.clamp(0, 1) * 255).round() - 255 * x).abs()
     mean, most = (f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in (away.mean(), away.max()))
     return (
         f"PNGs are for viewing only: values outside 0 to 255 are clipped ({clipped:.1%} of them), "
@@ -244,10 +216,7 @@ def _loss(artefact: Artefact) -> str:
 def _export_pixels(
     file: Path, artefact: Artefact, folder: Path, form: str, force: bool = False
 ) -> None:
-    """Write PNGs by class with labels.csv and a sheet, or a folder for Hugging Face's `datasets`.
-
-    `load_dataset("imagefolder", data_dir=...)` reads train/metadata.jsonl beside the images.
-    """
+    """Write PNGs by class with labels.csv and a sheet, or a folder for Hugging Face."""
     names = _class_names(artefact)
     rows = _image_rows(artefact, names)
     if form == "png":
@@ -307,27 +276,26 @@ def _pngs(folder: Path, artefact: Artefact, names: pd.Series) -> dict[Path, byte
     Raises:
         InputError: neither one channel nor three.
     """
-    channels = artefact.tensors["images"].shape[1]
-    if channels not in (1, 3):
-        raise InputError(
-            f"images of {channels} channels cannot be PNGs: expected 1 or 3; export the set in "
-            "another form"
-        )
+    if (channels := artefact.tensors["images"].shape[1]) not in (1, 3):
+        words = f"images of {channels} channels cannot be PNGs: expected 1 or 3"
+        raise InputError(f"{words}; export the set in another form")
     files: dict[Path, bytes] = {}
-    for name, image in zip(names, _levels(artefact).permute(0, 2, 3, 1).numpy(), strict=True):
+    levels = (pictures.pixels(artefact) * 255).round().astype("uint8")
+    for name, image in zip(names, levels, strict=True):
         content = io.BytesIO()
-        Image.fromarray(image[..., 0] if channels == 1 else image).save(content, "PNG")
+        Image.fromarray(image).save(content, "PNG")
         files[folder / name] = content.getvalue()
     return files
 
 
 def _class_names(artefact: Artefact) -> tuple[str, ...]:
     """The classes of a set by name; by number where the images it was made of are not there."""
+    made = settings_of(artefact.settings)
     try:
-        known = datasets.about(settings_of(artefact.settings).data)
+        known = datasets.about(made.data)
         return known.words(store_folder()) if known.words else known.class_names
     except (InputError, OSError):
-        return tuple(map(str, range(_shape(artefact, settings_of(artefact.settings))[1])))
+        return tuple(map(str, range(_shape(artefact, made)[1])))
 
 
 def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
@@ -343,7 +311,11 @@ def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
     if not rows.empty:
         scores = rows.groupby("architecture").accuracy.apply(_over_networks)
         table = scores.rename("test accuracy").reset_index().to_markdown(index=False)
-        accuracy = f"{PROTOCOL}\n\n{table}"
+        accuracy = (
+            "Test accuracy in percent of fresh networks trained on these images alone, after the "
+            "last epoch, the learning rate selected on the validation set: mean ± std (networks)."
+            f"\n\n{table}"
+        )
     return f"""---
 pretty_name: {json.dumps(title)}
 license: {licence}

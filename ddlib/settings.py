@@ -175,14 +175,10 @@ class Selection(Task):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require(
-            self.expert is not None or self.method not in NEED_EXPERT,
-            f"selection '{self.method}' uses the features of an expert: set `expert`",
-        )
-        require(
-            self.method != "correct" or self.features == "logits",
-            f"selection 'correct' with features '{self.features}': expected 'logits'; leave it out",
-        )
+        words = f"selection '{self.method}' uses the features of an expert: set `expert`"
+        require(self.expert is not None or self.method not in NEED_EXPERT, words)
+        words = f"selection 'correct' with features '{self.features}': expected 'logits'; leave it"
+        require(self.method != "correct" or self.features == "logits", f"{words} out")
         require(
             not self.centres or (self.method == "representative" and self.ipc % self.centres == 0),
             f"centres = {self.centres} with ipc = {self.ipc}: expected a divisor of ipc, with "
@@ -270,11 +266,8 @@ class Distillation(OuterLoop):
             f"start_epochs T_max = {t} with matched_epochs M = {m} reaches epoch {t - 1 + m}, "
             f"but the experts have {e}: lower T_max or M, or train longer",
         )
-        require(
-            self.experts.data == self.start.data,
-            f"experts saw {self.experts.data} but the start images come from {self.start.data}: "
-            "give both the same data",
-        )
+        both = f"experts saw {self.experts.data} but the start images come from {self.start.data}"
+        require(self.experts.data == self.start.data, f"{both}: give both the same data")
         require(
             (self.labels == "learned") == (self.lr_labels is not None),
             f"labels = {self.labels} with lr_labels = {self.lr_labels}: 'learned' labels, and no "

@@ -330,13 +330,16 @@ def sentence(table):
 
     def factors(start, part=""):
         return " and ".join(
-            f"{rows.ratio[name]:.1f}" for name in WORKS if name.startswith(start) and part in name
+            f"{rows.ratio[name + SETTLED]:.1f}"
+            for name in WORKS
+            if name.startswith(start) and part in name
         )
 
     experts, wide = factors("expert", "colour, width 32"), factors("expert", "width 128")
     memory, growth = rows[rows.unit == "MB"].ratio.iloc[0], rows[rows.unit == "x"].ours.iloc[0]
     return (
-        f"Against plain PyTorch, one thread each ({table.machine.iloc[0]}): experts at 32 × 32 "
+        "Against plain PyTorch given the same allocator settings, one thread each "
+        f"({table.machine.iloc[0]}): experts at 32 × 32 "
         f"pixels, without and with gradient penalty, train {experts} × as fast at width 32 and "
         f"{wide} × at width 128; an outer iteration at IPC 1 and 10 is {factors('outer')} × as "
         f"fast, the evaluation of five networks {factors('evaluation')} ×. An outer iteration at IPC 10, N = 20 needs {memory:.0f} × less memory, and at N = 80 {growth:.2f} × what it needs at N = 10."  # noqa: E501

@@ -15,6 +15,7 @@ from ddlib.__main__ import main
 from ddlib.base import InputError, key
 from ddlib.data import mtt_format
 from ddlib.data.catalogue import UCI
+from ddlib.paper import pictures
 from ddlib.runs import methods
 from ddlib.runs.profile import profile
 from ddlib.runs.run import get
@@ -165,7 +166,7 @@ def test_a_set_goes_out_as_pngs(store, tmp_path, capsys):
     soft = torch.tensor(rows.filter(like="soft").values).float()
     torch.testing.assert_close(soft, artefact.tensors["soft"].softmax(1))
     seen = np.stack([np.asarray(Image.open(tmp_path / file)) for file in rows.file])
-    exact = interop._pixels(artefact)[:, 0].numpy()
+    exact = pictures.unclipped(artefact)[:, 0].numpy()
     assert seen.dtype == np.uint8 and seen.shape == exact.shape
     assert abs(seen / 255 - exact.clip(0, 1)).max() <= 0.5 / 255 + 1e-6
     away = 255 * abs(seen / 255 - exact).max()

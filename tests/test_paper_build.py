@@ -1,12 +1,19 @@
 """The notebooks: clean sources, each executed under `smoke`; what a paper leaves, and its pages."""
 
+import asyncio
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
+from jupyter_core.utils import ensure_async
+from jupyter_server.services.contents.filemanager import FileContentsManager
 
 from ddlib.__main__ import main
 from ddlib.base import InputError
@@ -14,7 +21,7 @@ from ddlib.paper import build, figures, pages, tables
 from ddlib.paper.paper import LARGE, Paper, main_sets
 from ddlib.paper.results import Results
 from ddlib.runs import stages, studies
-from ddlib.runs.profile import profile
+from ddlib.runs.profile import over, profile
 from ddlib.runs.studies import STUDIES
 
 SOURCES = build.notebooks()
@@ -198,3 +205,130 @@ def test_the_scale_is_that_of_the_profile():
         r"width 32, \d{4} training images, 5 distillation seeds",
         pages.scale(profile("laptop")),
     )
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.stem)
+def test_a_notebook_that_was_run_and_saved_is_the_same_file(file, tmp_path, printed):
+    """As `make lab` sets Jupyter up; what is saved here was run and holds outputs."""
+    hook = {"c": SimpleNamespace(FileContentsManager=SimpleNamespace())}
+    exec((build.HOME / ".jupyter/jupyter_server_config.py").read_text(), hook)
+    manager = FileContentsManager(root_dir=str(tmp_path))
+    manager.pre_save_hook = hook["c"].FileContentsManager.pre_save_hook
+    ran = nbformat.read(printed / f"results/smoke/notebooks/{file.name}", as_version=4)
+    ran.cells = [c for c in ran.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in ran.cells:
+        cell.metadata |= {"trusted": True}
+    model = {"type": "notebook", "format": "json", "content": ran}
+    asyncio.run(ensure_async(manager.save(model, file.name)))
+    assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_readers_session_writes_nothing_of_the_paper(printed, tmp_path, monkeypatch):
+    """A notebook that nobody prints keeps what it makes in the store, and reads what is printed."""
+    monkeypatch.delenv("RESULTS", raising=False)
+    monkeypatch.setenv("STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("ddlib.runs.store.HOME", tmp_path)
+    shutil.copytree(printed / "results", tmp_path / "results")
+    before = {f: f.read_bytes() for f in (tmp_path / "results").rglob("*") if f.is_file()}
+    paper = Paper("smoke")
+    paper.results.keep_rows("main", paper.results.rows("main").head(8))
+    paper.table("tuning")
+    paper.figure("experts")
+    assert (
+        len(paper.results.rows("main")) == 8
+        and len(Paper.printed("smoke").results.rows("main")) > 8
+    )
+    assert before == {f: f.read_bytes() for f in (tmp_path / "results").rglob("*") if f.is_file()}
+    kept = {f.name for f in (tmp_path / "store/results/smoke").rglob("*") if f.is_file()}
+    assert kept >= {"main.csv", "experts.png"}
+
+
+def test_two_profiles_of_one_name_share_no_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("STORE", str(tmp_path / "store"))
+    folders = set()
+    for place in ("a/mine", "b/mine", "a/laptop", "a/smoke"):
+        file = tmp_path / f"{place}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("extends: smoke\n")
+        folders |= {Paper(str(file)).results.folder, Paper.printed(str(file)).results.folder}
+    assert len(folders) == 4
+    assert not folders & {tmp_path / "results/laptop", tmp_path / "results/smoke"}
+    monkeypatch.chdir(tmp_path / "a")
+    assert Paper("mine.yaml").results.folder in folders
+
+
+def test_a_kernel_that_is_killed_is_named_and_set_aside(tmp_path, monkeypatch):
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    cells = [nbformat.v4.new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]})]
+    source = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell(kill)])
+    source.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(source, tmp_path / "00_dies.ipynb")
+    monkeypatch.setattr(build, "NOTEBOOKS", tmp_path)
+    with pytest.raises(InputError, match=r"00_dies.ipynb could not be run.*WORKERS=1"):
+        build.execute(tmp_path / "00_dies.ipynb", tmp_path / "done", {})
+    assert [f.name for f in (tmp_path / "done").iterdir()] == ["00_dies.failed.ipynb"]
+
+
+def test_notebooks_run_in_this_python_whatever_kernels_there_are(tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter/kernels/python3"
+    spec.mkdir(parents=True)
+    argv = ["/bin/false", "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    cell = nbformat.v4.new_code_cell("import sys; print(sys.executable)")
+    source = nbformat.v4.new_notebook(cells=[cell])
+    source.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(source, tmp_path / "00_who.ipynb")
+    monkeypatch.setattr(build, "NOTEBOOKS", tmp_path)
+    build.execute(tmp_path / "00_who.ipynb", tmp_path / "done", {})
+    assert sys.executable in (tmp_path / "done/00_who.ipynb").read_text()
+
+
+ODD = {
+    "controls alone": {"ablation": {"cell": "digits-ipc1", "groups": ["controls"]}, "seeds": 1},
+    "no ablation": {"ablation": None},
+    "coresets alone": {
+        "ablation": None,
+        "cross_architecture": None,
+        "tuning": [],
+        "cells": {"digits-ipc1": {"methods": ["random", "k-means"]}},
+    },
+    "larger sets alone": {
+        "cells": {"digits-ipc1": {"ipc": 2, "student": {"batch": None}}},
+        "ablation": {"cell": "digits-ipc3", "groups": ["AST minus one"]},
+    },
+    "the same data twice": {"cells": {"digits-ipc3": {"data": {"name": "digits", "seed": 1}}}},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_every_profile_gets_its_claims_tables_and_figures(odd, tmp_path, monkeypatch, capsys):
+    """What it does not ask for is left out, by name."""
+    for name, value in {"STORE": "store", "RESULTS": "results"}.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    monkeypatch.setenv("WORKERS", "1")
+    short = {"evaluation": {"networks": 1, "epochs": 1, "lrs": [0.01]}, "seeds": 2}
+    fields = {"extends": "smoke"} | over(short, ODD[odd])
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(fields))
+    paper = Paper(str(tmp_path / "odd.yaml"))
+    for study in (
+        "main",
+        "ablation",
+        "cross_architecture",
+        "coresets",
+        "curves",
+        "costs",
+        "scores",
+    ):
+        paper.study(study)
+    for study in ("experts", "smoothness", "following"):
+        paper.study(study)
+    paper.keep_sets()
+    build.figures(str(tmp_path / "odd.yaml"))
+    said = capsys.readouterr().out
+    drawn = {f.stem for f in paper.results.folder.glob("*/*") if f.suffix in (".png", ".csv")}
+    assert {"main", "summary", "claims", "smoothness", "experts", "scores", "costs"} <= drawn
+    if odd in ("coresets alone", "no ablation"):
+        assert "The table ablation is left out" in said and "The figure ablation is" in said
+    assert (paper.results.folder / "claims.md").read_text().count("\n## ") == 7

@@ -35,6 +35,7 @@ ALIASES = {  # of the parts' folders, in capitals too
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # endings, in capitals too
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # that are decoded
 LONGEST = 100  # times the shorter side: a longer image would be blown up beyond any memory
+MOST = 100_000_000  # pixels
 DECODING = (
     3  # part of the key of a folder of one's own: raise it when its images come out otherwise
 )
@@ -261,7 +262,7 @@ def decode(file: Path, side: int, upright: bool = False) -> Tensor:
         if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
             raise ValueError("it is no plain file")
         with Image.open(file, formats=FORMATS) as opened:
-            if max(opened.size) > LONGEST * min(opened.size):
+            if max(opened.size) > LONGEST * min(opened.size) or opened.width * opened.height > MOST:
                 raise ValueError(f"{opened.width} x {opened.height} pixels are no picture")
             image: Image.Image = _turned(opened) if upright else opened
             if image.mode.startswith("I;16"):  # Pillow would cut its 65 536 levels off at 255

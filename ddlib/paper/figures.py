@@ -16,7 +16,7 @@ from ddlib.paper import style
 from ddlib.paper.claims import UNBALANCED, distinct, first_cell
 from ddlib.paper.evidence import ablation, claims
 from ddlib.paper.pictures import history, images, initialisation
-from ddlib.paper.results import Results
+from ddlib.paper.results import NoRows, Results
 from ddlib.paper.style import by_seed
 from ddlib.paper.tables import in_reading_order, span
 from ddlib.runs.methods import CEILING, CORESETS
@@ -253,6 +253,8 @@ def start_epochs(results: Results) -> Figure:
     rows = first_cell(rows[rows.study == "ablation"])
     every = rows.method.unique()
     pairs = [(name, name + UNBALANCED) for name in every if name + UNBALANCED in every]
+    if not pairs:
+        raise NoRows("no method of the ablation was run with and without the balanced loss")
     figure, axes = style.canvas(style.WIDE * 0.75, 2.4 * len(pairs), len(pairs))
     for ax, pair in zip(axes, pairs, strict=True):
         curves = rows[rows.method.isin(pair)]

@@ -16,29 +16,25 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddlib.data.space import Space
-from ddlib.paper.results import Results
+from ddlib.paper.results import NoRows, Results
 from ddlib.paper.style import STYLE, WIDE, canvas
 from ddlib.runs.methods import CORESETS
 from ddlib.runs.store import Artefact
-from ddlib.settings import InputError
 
 CLASSES, FEW = 20, 5  # columns of an image grid, at most; images per class in one
 COLOURS = 252  # of a film, beside black and white; two are left over for what stays transparent
 TALL = 64  # pixels that an image of a film is high, about
 
 
-def pixels(artefact: Artefact, images: Tensor | None = None) -> np.ndarray:
-    """A set's images, or others of its space, as pixels in [0, 1].
+def unclipped(artefact: Artefact, images: Tensor | None = None) -> Tensor:
+    """A set's images, or others of its space, as pixels, of which some may leave [0, 1]."""
+    parts = {k.removeprefix("space."): t for k, t in artefact.tensors.items() if "space." in k}
+    return Space.from_tensors(parts).leave(artefact.tensors["images"] if images is None else images)
 
-    (n, h, w, 3), or (n, h, w) if there is one channel.
-    """
-    space = {
-        name.removeprefix("space."): value
-        for name, value in artefact.tensors.items()
-        if name.startswith("space.")
-    }
-    images = artefact.tensors["images"] if images is None else images
-    x = Space.from_tensors(space).leave(images).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+def pixels(artefact: Artefact, images: Tensor | None = None) -> np.ndarray:
+    """The same in [0, 1]: (n, h, w, 3), or (n, h, w) if there is one channel."""
+    x = unclipped(artefact, images).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return x[..., 0] if x.shape[-1] == 1 else x
 
 
@@ -93,12 +89,12 @@ def initialisation(results: Results) -> Figure:
     for method in CORESETS:
         try:
             coreset = results.set(cell, method, 0)
-        except InputError:  # a cell need not try them all
+        except NoRows:  # a cell need not try them all
             continue
         first = first_of_each(coreset.tensors["labels"])
         picked[method] = coreset.tensors["images"][first]
     if not picked:
-        raise InputError(
+        raise NoRows(
             f"no coreset of {cell} in {results.folder / 'sets'}: expected one of "
             f"{', '.join(CORESETS)} at seed 0; keep the sets first"
         )
@@ -110,7 +106,7 @@ def distilled(results: Results) -> tuple[Artefact, np.ndarray, np.ndarray]:
     """AST's set of the smallest cell, the index of the first image per class, and their labels."""
     distilled_set = results.set(smallest_cell(results.rows("curves")), "AST", 0)
     if "history" not in distilled_set.tensors:
-        raise InputError(
+        raise NoRows(
             "the AST set at seed 0 holds no 'history': it is kept for one image per class; "
             "add such a cell to the profile"
         )

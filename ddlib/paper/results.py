@@ -77,7 +77,10 @@ class Results:
 
     def set(self, cell: str, method: str, seed: int = 0) -> Artefact:
         """A kept set: images (n, c, h, w) in the network's space, labels (n,), lr in the record."""
-        return read(self.file(f"sets/{self.set_file(cell, method, seed).name}"))
+        file = self.file(f"sets/{self.set_file(cell, method, seed).name}")
+        if not file.exists():
+            raise NoRows(f"no set {file}: expected what `make paper` or the notebook 07 keeps")
+        return read(file)
 
     def keep_set_digest(
         self, cell: str, method: str, seed: int, digest: str, lr: float | None = None

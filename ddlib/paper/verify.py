@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ddlib.base import InputError
+from ddlib.base import InputError, printable
 from ddlib.files import locked
 from ddlib.paper import build, checks
 from ddlib.paper.checks import DIFFERENT, NEAR, OK, Rows, Unchecked, Verdict, checked
@@ -57,7 +57,7 @@ def verify(profile: str, quick: bool = False) -> bool:
             verdicts += anew(kept, fresh)
     wide = max(len(verdict.file) for verdict in verdicts)
     for file, verdict, note in verdicts:
-        print(f"{file:{wide}}  {verdict:{len(NEAR)}}  {note}".rstrip())
+        print(printable(f"{file:{wide}}  {verdict:{len(NEAR)}}  {note}".rstrip()))
     counts = Counter(verdict.verdict for verdict in verdicts)
     print(f"\n{len(verdicts)} checks: {', '.join(f'{n} {word}' for word, n in counts.items())}")
     return not counts[DIFFERENT]

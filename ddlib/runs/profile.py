@@ -249,6 +249,8 @@ def read_yaml(file: Path) -> Any:
         InputError: it cannot be read, or says something twice or in a way that misleads.
     """
     try:
+        if file.stat().st_size > LARGEST * 100 or not file.is_file():
+            raise ValueError(f"expected a plain file of at most {LARGEST // 10} kB")
         return yaml.load(file.read_text("utf-8"), Reader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError, TypeError) as error:
         raise InputError(
@@ -274,8 +276,10 @@ def fields_of(file: Path, inside: tuple[Path, ...] = ()) -> Any:
         )
     merged: dict[str, Any] = {}
     for base in bases:
-        other = file.parent / f"{base}.yaml"
-        other = other if other.exists() else PROFILES / f"{base}.yaml"
+        places = [file.parent / f"{base}.yaml", PROFILES / f"{base}.yaml"]
+        there = [place for place in places if place.exists()]
+        # a file of one's own may have the name of the one of the library that it extends
+        other = next((place for place in there if not place.samefile(file)), [*there, places[1]][0])
         if not other.exists() or other in (*inside, file):
             fault = "which extends it" if other.exists() else "which is not there"
             raise InputError(

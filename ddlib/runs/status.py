@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ddlib.base import InputError, Task, key
+from ddlib.base import InputError, Task, key, printable
 from ddlib.data import datasets
 from ddlib.files import Absent, Damaged, amount, locked, sweep
 from ddlib.progress import clock
@@ -64,7 +64,7 @@ def status(name: str) -> None:
         if locked(store.root, key(task)):
             print(f"Being made by another process: {task.title}.")
     for task, fault in faults.items():
-        print(f"Damaged, and made again when asked for: {store.file(task)}: {fault}.")
+        print(printable(f"Damaged, made again when asked for: {store.file(task)}: {fault}."))
     notes = [note for task in wanted + search if (note := store.note(task))]
     spent = clock(sum(note["seconds"] for note in notes))
     print(f"Making {len(notes)} of the files took {spent}, one after the other.")
@@ -167,7 +167,8 @@ def gc(names: list[str], yes: bool = False) -> None:
         return
     for file, why in rest:
         words = " · ".join(filter(None, [described(file), why]))
-        print(f"{amount(file.stat().st_size):>10}  {file.relative_to(store.root)}  {words}")
+        name = printable(f"{file.relative_to(store.root)}")
+        print(f"{amount(file.stat().st_size):>10}  {name}  {words}")
     print(f"{summed(file for file, _ in rest)} in {store.root}")
     if not (yes or agreed("Remove them? [y/N] ")):
         return
