@@ -248,3 +248,36 @@ def test_an_interrupt_stops_within_seconds_in_one_line(signal_, workers, tmp_pat
 
 def _children(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+
+LISTENS = """
+import sys
+from pathlib import Path
+
+def listening():
+    lines = [line.split() for file in ("tcp", "tcp6") for line in open(f"/proc/net/{file}")]
+    return {line[1] for line in lines if line[3] == "0A"}
+
+if __name__ == "__main__":
+    from ddlib.runs.engine import executor
+    before = listening()
+    with executor(1, "ray") as place:
+        assert place.submit(len, "abc").result() == 3
+        print(*(listening() - before))
+"""
+
+
+def test_ray_listens_on_this_machine_alone(tmp_path):
+    """Its ports have no authentication, so nobody else may reach them."""
+    pytest.importorskip("ray")
+    (tmp_path / "listens.py").write_text(LISTENS)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY")}
+    env |= {"PYTHONPATH": str(Path(engine.__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "listens.py")]
+    said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    loopback = (
+        "0100007F:",
+        "0000000000000000FFFF00000100007F:",
+        "00000000000000000000000001000000:",
+    )
+    assert said.split() and all(address.startswith(loopback) for address in said.split()), said

@@ -210,15 +210,17 @@ class Ray(Executor):
     def __init__(self, workers: int):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local":  # no cluster: then Ray takes 127.0.0.1 for this machine's address,
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # and listens there alone
         try:
             import ray
         except ImportError:
             raise wrong("ENGINE", "ray", "Ray to be installed (pip install 'ddlib[ray]')") from None
-        address = os.environ.get("RAY_ADDRESS") or "local"
         options: Any = {"num_cpus": workers, "include_dashboard": False}
         if len(tempfile.gettempdir()) > SOCKET:
             options |= {"_temp_dir": f"/tmp/ray-{os.getuid()}"}
-        options |= {"_node_ip_address": "127.0.0.1"}  # no other machine is to reach it
+        options |= {"_node_ip_address": "127.0.0.1"}
         options = options if address == "local" else {}
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
