@@ -303,10 +303,12 @@ ODD = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_every_profile_gets_its_claims_tables_and_figures(odd, tmp_path, monkeypatch, capsys):
+def test_every_profile_gets_its_claims_tables_and_figures(
+    odd, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
     """What it does not ask for is left out, by name."""
-    for name, value in {"STORE": "store", "RESULTS": "results"}.items():
-        monkeypatch.setenv(name, str(tmp_path / value))
+    monkeypatch.setenv("STORE", str(tmp_path_factory.getbasetemp() / "odd"))  # one for all
+    monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("WORKERS", "1")
     short = {"evaluation": {"networks": 1, "epochs": 1, "lrs": [0.01]}, "seeds": 2}
     fields = {"extends": "smoke"} | over(short, ODD[odd])
