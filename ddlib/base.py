@@ -44,7 +44,8 @@ def own_torch() -> Iterator[None]:
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     with ExitStack() as stack:
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=True))
+        onednn: Any = torch.backends.mkldnn
+        stack.callback(setattr, onednn, "enabled", onednn.enabled)
         flushes = not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).any()
         stack.callback(torch.set_flush_denormal, flushes)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -59,6 +60,7 @@ def own_torch() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
         torch.set_num_threads(1)
+        onednn.enabled = True
         torch.set_flush_denormal(False)
         yield
 

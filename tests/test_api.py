@@ -3,6 +3,7 @@
 import logging
 import re
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,9 @@ STATES = {
     "no gradients": torch.no_grad,
     "inference": torch.inference_mode,
     "another device": lambda: torch.device("meta"),
+    "no oneDNN": lambda: stack_of(partial(setattr, torch.backends.mkldnn, "enabled"), False, True),
+    "no small numbers": lambda: stack_of(torch.set_flush_denormal, True, False),
+    "three threads": lambda: stack_of(torch.set_num_threads, 3, 1),
     "low precision": lambda: stack_of(torch.set_float32_matmul_precision, "medium", "highest"),
 }
 

@@ -334,3 +334,25 @@ def test_every_profile_gets_its_claims_tables_and_figures(
     if odd in ("coresets alone", "no ablation"):
         assert "The table ablation is left out" in said and "The figure ablation is" in said
     assert (paper.results.folder / "claims.md").read_text().count("\n## ") == 7
+
+
+@pytest.mark.parametrize("error, runs", [(InputError("it failed"), 2), (KeyboardInterrupt(), 1)])
+def test_the_last_notebook_runs_after_a_failure_and_not_after_an_interrupt(
+    error, runs, printed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STORE", str(printed / "store"))
+    monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("ENGINE", "serial")
+    called = []
+
+    def run(tasks, *rest):
+        called.append([notebook.stem for notebook in tasks])
+        if len(called) == 1:
+            raise error
+
+    monkeypatch.setattr(build.engine, "run", run)
+    monkeypatch.setattr(build.runs, "ensure", lambda *rest: None)
+    monkeypatch.setattr(build.Paper, "study", lambda *rest: None)
+    with pytest.raises(type(error)):
+        build.paper("smoke")
+    assert len(called) == runs and called[-1] == (["09_paper"] if runs == 2 else called[0])

@@ -266,12 +266,16 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
         runs.ensure(wanted, paper.store, progress, workers, pool)
         for name in names:
             paper.study(name)  # a notebook also shows rows that another one asks for
+        failure = None
         try:
             others: dict[Path, list[Path]] = {n: [] for n in chosen if n not in last}
             engine.run(others, job, progress, workers, pool)
-        finally:  # it shows what there is, also where another one failed
-            engine.run({notebook: [] for notebook in last}, job, progress, workers, pool)
+        except Exception as error:  # the last one shows what there is
+            failure = error
+        engine.run({notebook: [] for notebook in last}, job, progress, workers, pool)
     progress.close()
+    if failure:
+        raise failure
 
 
 def figures(profile: str) -> None:
