@@ -159,19 +159,13 @@ def test_the_ablation_of_the_wider_study_fits_a_page(tmp_path, styled):
     assert point.get_xdata()[0] == pytest.approx(100 * (means["AST − ramp"] - means["AST"]))
 
 
-def test_without_times_the_figure_and_the_table_say_so(tmp_path):
+def test_without_times_the_table_says_so(tmp_path):
     results = Results(tmp_path)
     names = {"study": "main", "cell": "a", "method": "AST", "distil_seed": 0, "settings_key": "k"}
-    curve = [names | {"iteration": i, "validation_accuracy": 0.1 * i} for i in (1, 2)]
-    results.keep_rows("curves", pd.DataFrame(curve))
     unknown = dict.fromkeys(("seconds", "processor_seconds", "megabytes", "experts_seconds"))
     cost = names | {"lr": 0.1, "iterations": 2} | unknown
     results.keep_rows("costs", pd.DataFrame([cost]))
-    words = [text.get_text() for text in figures.walltime(results).axes[0].texts]
-    assert words == ["made before\ntimes were noted"]
     (line,) = tables.costs(results).to_dict("records")
     assert (line["sets"], line["noted"]) == (1, 0) and np.isnan(line["seconds"])
     results.keep_rows("costs", pd.DataFrame([cost | {"seconds": 8.0}]))
-    ax = figures.walltime(results).axes[0]
-    assert not ax.texts and ax.get_lines()[0].get_xdata().tolist() == [4.0, 8.0]
     assert tables.costs(results).noted.item() == 1
