@@ -425,7 +425,7 @@ def test_a_set_is_made_checked_and_judged(method, done, tmp_path):
     settings = SETS[method]
     held, start = get(settings, done), get(START, done)
     assert set(run.missing([settings], Store(tmp_path))) == {settings, START}
-    assert settings.title == f"condensation by {method}, ipc 1, seed 3, of digits"
+    assert settings.title == f"condensing by {method}, ipc 1, seed 3, of digits"
     curve = held.record["curve"]
     looked = [row for row in curve if "validation_accuracy" in row]
     assert [row["iteration"] for row in curve] == [1, 2, 3, 4] and [

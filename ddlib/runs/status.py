@@ -64,7 +64,7 @@ def status(name: str) -> None:
         if locked(store.root, key(task)):
             print(f"Being made by another process: {task.title}.")
     for task, fault in faults.items():
-        print(printable(f"Damaged, made again when asked for: {store.file(task)}: {fault}."))
+        print(printable(f"Damaged, and made again when asked for: {store.file(task)}: {fault}."))
     notes = [note for task in wanted + search if (note := store.note(task))]
     spent = clock(sum(note["seconds"] for note in notes))
     print(f"Making {len(notes)} of the files took {spent}, one after the other.")
