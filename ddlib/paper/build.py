@@ -108,8 +108,8 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
 
     failed = folder / f"{notebook.stem}.failed.ipynb"
     # the kernel of this Python, whatever others are installed
-    search = [str(Path(sys.prefix) / "share" / "jupyter"), os.environ.get("JUPYTER_PATH", "")]
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, search))
+    search = [f"{sys.prefix}/share/jupyter", *os.environ.get("JUPYTER_PATH", "").split(os.pathsep)]
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, dict.fromkeys(search)))
     with whole(folder / notebook.name) as half:
         try:
             papermill.execute_notebook(
