@@ -23,7 +23,7 @@ import torch
 import plain
 from ddlib.files import write_whole
 from ddlib.method import augment, functional
-from ddlib.method.fast import convnet as fused
+
 from ddlib.method.student import InnerLoop, InnerLoss, adjoint
 from ddlib.method.train import Batch, Epoch, gradient, gradient_norms, optimiser_for
 from ddlib.method.train import train as epochs_of
@@ -32,6 +32,8 @@ from ddlib.progress import Progress, clock
 from ddlib.runs import engine, machine
 from ddlib.settings import Network, Recipe, generator
 
+# Of aten's convolution: stride, padding, dilation, transposed, output padding, groups.
+HOW = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 RESULTS = Path(__file__).parent.parent / "results" / "bench"
 K, DEPTH, EVERY = 10, 3, tuple(augment.STRATEGIES)
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
@@ -122,10 +124,10 @@ def convolutions(shape, width, n, kinds, repeats):
             for op, count in enumerate(counts[min(i, 1)]):
                 for _ in range(count * repeats):
                     if op == 0:
-                        torch.ops.aten.convolution(x, weight, None, *fused.HOW)
+                        torch.ops.aten.convolution(x, weight, None, *HOW)
                     else:
                         torch.ops.aten.convolution_backward(
-                            zbar, x, weight, None, *fused.HOW, [op == 1, op == 2, False]
+                            zbar, x, weight, None, *HOW, [op == 1, op == 2, False]
                         )
 
 

@@ -125,7 +125,7 @@ def test_a_layer_without_gradient_leaves_no_nan():
 @pytest.mark.parametrize("shape, width, depth", SHAPES)
 def test_the_gap_of_gradients_is_that_of_double_back_propagation(shape, width, depth):
     net, module, theta, real, x = problem(shape, width, depth)
-    assert type(net) is not FunctionalNetwork and net.fits(x)
+    assert type(net) is not FunctionalNetwork and net.fits(theta, x)
     leaf = x.clone().requires_grad_()
     value = plain_distance(module, real, leaf, 1)
     (d_x,) = torch.autograd.grad(value, leaf)

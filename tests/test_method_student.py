@@ -43,6 +43,12 @@ def path(loss, theta, images, lr, steps, momentum, differentiable=True):
     return student.path(loop) if differentiable else [theta, *student.walk(loop)]
 
 
+def step_loss(loss, theta, images, k):
+    """The loss of step k."""
+    (x,) = loss.seen(images, [k])
+    return loss(theta, x, k)
+
+
 adjoint, unroll, tesla = map(by, (student.adjoint, student.unroll, student.tesla))
 
 
@@ -203,8 +209,8 @@ def test_tesla_holds_the_path_of_the_step_gradients_fixed(net, soft, intermediat
     ]
     visited, b = [given["theta"]], torch.zeros_like(given["theta"])
     for k in range(1, given["steps"] + 1):
-        leaf = fixed[k - 1].requires_grad_()
-        b = momentum * b + torch.autograd.grad(loss(leaf, images, k), leaf, create_graph=True)[0]
+        leaf, (x,) = fixed[k - 1].requires_grad_(), loss.seen(images, [k])
+        b = momentum * b + torch.autograd.grad(loss(leaf, x, k), leaf, create_graph=True)[0]
         visited.append(visited[-1] - lr * b)
     value = given["objective"](visited)
     expected = torch.autograd.grad(value, [images, lr, *([loss.labels] if soft else [])])
@@ -272,7 +278,7 @@ def test_path_is_that_of_torch_optim(momentum, differentiable):
         torch.testing.assert_close(visited.detach(), theta.detach(), rtol=1e-12, atol=1e-14)
         if k < given["steps"]:
             optimiser.zero_grad()
-            given["loss"](theta, images, k + 1).backward()
+            step_loss(given["loss"], theta, images, k + 1).backward()
             optimiser.step()
 
 
@@ -312,7 +318,7 @@ def test_a_set_that_fits_is_seen_whole():
 )  # the batches; the augmentation
 def test_an_outer_iteration_replays_its_chance_and_another_draws_anew(strategies, batch):
     losses = [
-        [float(given["loss"](given["theta"], some_images(), k)) for k in range(1, 8)]
+        [float(step_loss(given["loss"], given["theta"], some_images(), k)) for k in range(1, 8)]
         for given in (problem(strategies, batch=batch, t=t) for t in (0, 0, 1))
     ]
     assert losses[0] == losses[1] and all(a != b for a, b in zip(losses[0], losses[2], strict=True))

@@ -49,6 +49,22 @@ def apply(x: Tensor, draws: Draws) -> Tensor:
     return STRATEGIES[draws.strategy](x, draws.u.to(x.dtype)) if draws.strategy else x
 
 
+def apply_all(x: Tensor, draws: Sequence[Draws]) -> list[Tensor]:
+    """A(x) of several steps, whose images lie one after the other: each strategy is applied once.
+
+    A device then gets few large calls in place of many small ones.
+    """
+    sizes = [step.u.shape[1] for step in draws]
+    parts = list(x.split(sizes))
+    for name in dict.fromkeys(step.strategy for step in draws):
+        steps = [i for i, step in enumerate(draws) if step.strategy == name]
+        u = torch.cat([draws[i].u for i in steps], 1)
+        done = apply(torch.cat([parts[i] for i in steps]), Draws(name, u))
+        for i, part in zip(steps, done.split([sizes[i] for i in steps]), strict=True):
+            parts[i] = part
+    return parts
+
+
 def color(x: Tensor, u: Tensor) -> Tensor:
     """Brightness, then saturation (which leaves grey images alone), then contrast."""
     brightness, saturation, contrast = u[:, :, None, None, None]

@@ -60,13 +60,12 @@ def gradient_gap(
 
     The latter is what `pull` gives, rho being the gradient of D.
     """
-    heads = [CrossEntropy(torch.full((len(part),), c, device=part.device)) for part in (real, x)]
-    target, own = (
-        network.gradient(theta, part, head)[1] for part, head in zip((real, x), heads, strict=True)
-    )
-    value = distance(network, own.requires_grad_(), target)
+    theirs, ours = (CrossEntropy(torch.full((len(part),), c).to(part.device)) for part in (real, x))
+    target, tape = network.gradient(theta, real, theirs)[1], network.tape(x)
+    own = network.gradient(theta, x, ours, tape=tape)[1].requires_grad_()
+    value = distance(network, own, target)
     (rho,) = torch.autograd.grad(value, own)
-    return value.detach(), network.pull(theta, x, heads[1], rho)[1]
+    return value.detach(), network.pull(theta, x, ours, rho, tape=tape)[1]
 
 
 def feature_gap(

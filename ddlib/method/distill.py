@@ -89,12 +89,13 @@ def distill(
     labels: Tensor,
     strategies: tuple[str, ...],
     state: State,
+    memory: int = student.MEMORY,  # no setting, for no result depends on it
 ) -> Iterator[Step]:
     """Outer iterations from `state` on, without end: the caller decides when to stop.
 
     Continuing from a kept state gives the same bytes as never stopping. `labels` (n,) are the
     images' classes; soft labels are in the state. DATM skips steps whose loss exceeds a threshold;
-    here each is taken.
+    here each is taken. `memory` is that of `student.InnerLoop`.
 
     Raises:
         Diverged: loss, images or inner lr stopped being finite.
@@ -113,7 +114,8 @@ def distill(
         y = labels if state.labels is None else state.labels
         loss = student.inner_loss(network, y, settings, strategies, start, t)
         lr, steps = state.log_lr.exp(), settings.inner_steps
-        loop = student.InnerLoop(loss, theta, state.images, lr, steps, settings.momentum)
+        momentum = settings.momentum
+        loop = student.InnerLoop(loss, theta, state.images, lr, steps, momentum, memory)
         measured = partial(
             student.objective, expert=target, matched=matched, intermediate=intermediate
         )

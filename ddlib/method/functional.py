@@ -26,43 +26,24 @@ Cost = Callable[[Tensor], Tensor]  # of an input gradient
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """weight / n times the sum over images of -log p_label; labels (n,), or probabilities (n, K).
-
-    `bar` is the derivative for the logits; a `dot` is a direction in which the logits move.
-    """
+    """weight / n times the sum over images of -log p_label; labels (n,), or probabilities (n, K)."""
 
     labels: Tensor
-    weight: float = 1.0
-    of: int | None = None  # n, where `labels` are a part of all
+    weight: float | Tensor = 1.0
 
     @property
-    def scale(self) -> float:
-        """What each image's term is multiplied by."""
-        return self.weight / (self.of or len(self.labels))
+    def soft(self) -> bool:
+        """Whether the labels are probabilities."""
+        return self.labels.is_floating_point()
 
-    def part(self, first: int, last: int) -> CrossEntropy:
-        """The terms of images first ... last - 1."""
-        return CrossEntropy(self.labels[first:last], self.weight, self.of or len(self.labels))
+    @property
+    def scale(self) -> float | Tensor:
+        """What each image's term is multiplied by."""
+        return self.weight / len(self.labels)
 
     def value(self, logits: Tensor) -> Tensor:
         """The loss."""
         return self.scale * F.cross_entropy(logits, self.labels, reduction="sum")
-
-    def bar(self, logits: Tensor) -> Tensor:
-        """Its derivative for the logits, (n, K)."""
-        target = self.labels
-        if not target.is_floating_point():
-            target = F.one_hot(target, logits.shape[1])
-        return self.scale * (logits.softmax(1) - target)
-
-    def bar_along(self, logits: Tensor, dot: Tensor) -> Tensor:
-        """How `bar` changes where the logits move by `dot`."""
-        p = logits.softmax(1)
-        return self.scale * p * (dot - (p * dot).sum(1, keepdim=True))
-
-    def labels_bar(self, logits: Tensor, dot: Tensor) -> Tensor:
-        """How <`bar`, dot> changes with the soft labels, (n, K)."""
-        return self.scale * ((logits.softmax(1) * dot).sum(1, keepdim=True) - dot)
 
 
 class FunctionalNetwork:
@@ -103,8 +84,10 @@ class FunctionalNetwork:
         """Logits (n, K), without derivatives."""
         return self(theta, x)
 
-    def gradient(self, theta: Tensor, x: Tensor, head: CrossEntropy) -> tuple[Tensor, Tensor]:
-        """The loss `head`, and its gradient for theta."""
+    def gradient(
+        self, theta: Tensor, x: Tensor, head: CrossEntropy, tape: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss `head`, and its gradient for theta; `tape`, if any, is filled for `pull`."""
         d_theta, value = grad_and_value(lambda theta: head.value(self(theta, x)))(theta)
         return value, d_theta
 
@@ -117,25 +100,23 @@ class FunctionalNetwork:
         d_theta, value = grad_and_value(lambda theta: cost(self.input_gradient(theta, x)))(theta)
         return value, d_theta
 
+    def tape(self, x: Tensor) -> Tensor | None:
+        """Room for what `gradient` on x can leave to `pull`; None: nothing is left."""
+        return None
+
     def pull(
-        self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Derivatives of <rho, gradient of the loss for theta> for theta and x."""
+        self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor, tape: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Derivatives of <rho, gradient of the loss> for theta, x and soft labels, if they are.
 
-        def gradient(theta: Tensor, x: Tensor) -> Tensor:
-            return grad(lambda theta: head.value(self(theta, x)))(theta)
+        `tape` holds what `gradient` left for the same arguments; without it, it is computed again.
+        """
 
-        return vjp(gradient, theta, x)[1](rho)
+        def gradient(theta: Tensor, x: Tensor, *soft: Tensor) -> Tensor:
+            loss = replace(head, labels=soft[0]) if soft else head
+            return grad(lambda theta: loss.value(self(theta, x)))(theta)
 
-    def pull_soft(
-        self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `pull`, and the derivative for the soft labels, (n, K)."""
-
-        def gradient(theta: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-            return grad(lambda theta: replace(head, labels=labels).value(self(theta, x)))(theta)
-
-        return vjp(gradient, theta, x, head.labels)[1](rho)
+        return vjp(gradient, theta, x, *[head.labels] * head.soft)[1](rho)
 
     def features(self, theta: Tensor, x: Tensor) -> Tensor:
         """What the last linear map sees, (n, d)."""
@@ -181,9 +162,9 @@ def network(settings: Network, shape: tuple[int, int, int], classes: int) -> Fun
     """The network for (c, h, w) images of K classes; the fast one where it fits and is there."""
     module = networks.build(settings, shape, classes)
     with suppress(ImportError):  # the folder may be deleted, and it imports this module
-        from ddlib.method.fast.convnet import FastConvNet, is_convnet
+        from ddlib.method.fast.convnet import FastConvNet
 
-        if settings.precision == "float32" and is_convnet(module):
+        if (settings.architecture, settings.precision) == ("convnet", "float32"):
             return FastConvNet(module)
     return FunctionalNetwork(module, settings.precision)
 

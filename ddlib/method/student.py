@@ -1,9 +1,9 @@
 """The student's path theta_k = theta_{k-1} - a b_k, b_k = mu b_{k-1} + grad_k, and its gradient.
 
-s start epoch, M expert epochs matched, N inner steps, P parameters, n images, K classes. An inner
-loss `loss(theta, images, k)` of step k = 1 ... N takes its batch, augments it by draws made
-beforehand and weighs it, so calling it again replays it. An `objective(path)` sees theta_k as
-path[k], at the `matched` k and at 0 only.
+s start epoch, M expert epochs matched, N inner steps, P parameters, n images, K classes. Step
+k = 1 ... N of an inner loss sees x = `loss.seen(images, k)`, its batch augmented by draws made
+beforehand, so calling it again replays it, and weighs `loss(theta, x, k)`. An `objective(path)`
+sees theta_k as path[k], at the `matched` k and at 0 only.
 """
 
 from __future__ import annotations
@@ -21,29 +21,42 @@ from ddlib.method import augment
 from ddlib.method.functional import CrossEntropy, FunctionalNetwork
 from ddlib.settings import Distillation, generator
 
+MEMORY = 256 << 20  # bytes: see `InnerLoop.memory`
+SEEN = 4 << 20  # bytes of images that are augmented at once
+
 Path = Mapping[int, Tensor] | Sequence[Tensor]
 Objective = Callable[[Path], Tensor]
 
 
 class Loss:
-    """An inner loss from a plain function of (theta, images, k), derived automatically."""
+    """An inner loss from a plain function of (theta, x, k), derived automatically."""
 
     soft: Tensor | None = None  # the logits (n, K) of soft labels, where a loss has them
 
     def __init__(self, function: Callable[[Tensor, Tensor, int], Tensor]):
         self.function = function
 
-    def __call__(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
+    def __call__(self, theta: Tensor, x: Tensor, k: int) -> Tensor:
         """The loss of step k."""
-        return self.function(theta, images, k)
+        return self.function(theta, x, k)
 
-    def gradient(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
-        """Its gradient for theta."""
-        return grad(lambda theta: self(theta, images, k))(theta)
+    def seen(self, images: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        """What each of these steps sees of the images, differentiable for them."""
+        return [images for _ in steps]
 
-    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
-        """Derivatives of <rho, `gradient`> for theta, the images and `soft`, where there is one."""
-        return vjp(lambda theta, images: self.gradient(theta, images, k), theta, images)[1](rho)
+    def tape(self, x: Tensor) -> Tensor | None:
+        """Room for what `gradient` can leave to `pull`; None: nothing is left."""
+        return None
+
+    def gradient(self, theta: Tensor, x: Tensor, k: int, tape: Tensor | None = None) -> Tensor:
+        """Its gradient for theta; `tape`, if any, is filled."""
+        return grad(lambda theta: self(theta, x, k))(theta)
+
+    def pull(
+        self, theta: Tensor, x: Tensor, k: int, rho: Tensor, tape: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Derivatives of <rho, `gradient`> for theta, x and `soft`, where there is one."""
+        return vjp(lambda theta, x: self.gradient(theta, x, k), theta, x)[1](rho)
 
 
 @dataclass(frozen=True)
@@ -54,40 +67,41 @@ class InnerLoss(Loss):
     labels: Tensor  # classes (n,), or the logits (n, K) of soft labels
     batches: Sequence[Tensor]  # which images each step sees
     draws: Sequence[augment.Draws]
-    weight: float
+    weight: float | Tensor  # a tensor: what a device has captured follows it
 
     @property
     def soft(self) -> Tensor | None:  # type: ignore[override]
         """The logits of soft labels."""
         return self.labels if self.labels.is_floating_point() else None
 
-    def batch(self, images: Tensor, k: int) -> Tensor:
-        """What step k sees of the images."""
-        which = self.batches[k - 1]
-        x = images if len(which) == len(images) else images[which]
-        return augment.apply(x, self.draws[k - 1])
+    def seen(self, images: Tensor, steps: Sequence[int]) -> list[Tensor]:
+        every = torch.cat([self.batches[k - 1] for k in steps])
+        return augment.apply_all(images[every], [self.draws[k - 1] for k in steps])
 
     def head(self, k: int) -> CrossEntropy:
         """What step k makes of the logits."""
         labels = self.labels[self.batches[k - 1]]
         return CrossEntropy(labels if self.soft is None else labels.softmax(1), self.weight)
 
-    def __call__(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
-        return self.head(k).value(self.network(theta, self.batch(images, k)))
+    def __call__(self, theta: Tensor, x: Tensor, k: int) -> Tensor:
+        return self.head(k).value(self.network(theta, x))
 
-    def gradient(self, theta: Tensor, images: Tensor, k: int) -> Tensor:
-        return self.network.gradient(theta, self.batch(images, k), self.head(k))[1]
+    def tape(self, x: Tensor) -> Tensor | None:
+        return self.network.tape(x)
 
-    def pull(self, theta: Tensor, images: Tensor, k: int, rho: Tensor) -> tuple[Tensor, ...]:
-        images = images.detach().requires_grad_()
-        x, head = self.batch(images, k), self.head(k)
+    def gradient(self, theta: Tensor, x: Tensor, k: int, tape: Tensor | None = None) -> Tensor:
+        return self.network.gradient(theta, x, self.head(k), tape=tape)[1]
+
+    def pull(
+        self, theta: Tensor, x: Tensor, k: int, rho: Tensor, tape: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         if self.soft is None:
-            h_theta, h_x = self.network.pull(theta, x.detach(), head, rho)
-            return h_theta, *torch.autograd.grad(x, images, h_x)
+            return self.network.pull(theta, x, self.head(k), rho, tape=tape)
         labels = self.labels.detach().requires_grad_()
-        target = replace(self, labels=labels).head(k).labels
-        h_theta, h_x, h_target = self.network.pull_soft(theta, x.detach(), head, rho)
-        return h_theta, *torch.autograd.grad((x, target), (images, labels), (h_x, h_target))
+        head = replace(self, labels=labels).head(k)
+        plain = replace(head, labels=head.labels.detach())
+        h_theta, h_x, h_target = self.network.pull(theta, x, plain, rho, tape=tape)
+        return h_theta, h_x, *torch.autograd.grad(head.labels, labels, h_target)
 
 
 def batches(n: int, size: int | None, steps: int, generator: torch.Generator) -> list[Tensor]:
@@ -113,7 +127,8 @@ def inner_loss(
     which = batches(len(labels), settings.batch, steps, chance)
     sizes = [len(batch) for batch in which]
     draws = augment.draws(sizes, strategies, generator(settings.seed, "augment", t), labels.device)
-    weight = balance(start, settings.start_epochs) if settings.balance else 1.0
+    w = balance(start, settings.start_epochs) if settings.balance else 1.0
+    weight = torch.tensor(w, dtype=torch.float64, device=labels.device)
     which = list(torch.cat(which).to(labels.device).split(sizes))  # to the device at once
     return InnerLoss(network, labels, which, draws, weight)
 
@@ -155,6 +170,12 @@ class InnerLoop:
     lr: Tensor
     steps: int
     momentum: float = 0.0
+    memory: int = MEMORY  # bytes that `adjoint` may keep to save work; its result is the same
+
+    def parts(self) -> list[range]:
+        """The steps in a row, in parts whose images are augmented at once."""
+        most = max(1, SEEN // max(1, self.images.nbytes))
+        return [range(k, min(k + most, self.steps + 1)) for k in range(1, self.steps + 1, most)]
 
 
 class Gradient(NamedTuple):
@@ -170,19 +191,20 @@ class Gradient(NamedTuple):
 def walk(loop: InnerLoop) -> Iterator[Tensor]:
     """theta_1 ... theta_N, without derivatives."""
     theta, b = loop.theta, torch.zeros_like(loop.theta)
-    for k in range(1, loop.steps + 1):
-        b = loop.momentum * b + loop.loss.gradient(theta, loop.images, k)
-        theta = theta - loop.lr * b
-        yield theta
+    for part in loop.parts():
+        for k, x in zip(part, loop.loss.seen(loop.images, part), strict=True):
+            b = loop.momentum * b + loop.loss.gradient(theta, x, k)
+            theta = theta - loop.lr * b
+            yield theta
 
 
 def path(loop: InnerLoop) -> list[Tensor]:
     """theta_0 ... theta_N, differentiable for images and lr: N graphs are kept alive."""
     theta, b = loop.theta, torch.zeros_like(loop.theta)
-    visited = [theta]
-    for k in range(1, loop.steps + 1):
+    visited, steps = [theta], range(1, loop.steps + 1)
+    for k, x in zip(steps, loop.loss.seen(loop.images, steps), strict=True):
         theta = theta if theta.requires_grad else theta.detach().requires_grad_()
-        value = loop.loss(theta, loop.images, k)
+        value = loop.loss(theta, x, k)
         (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
         b = loop.momentum * b + gradient
         theta = theta - loop.lr * b
@@ -211,15 +233,22 @@ def adjoint(
     With lambda the cotangent of theta and rho that of b, from k = N down to 1:
     ``lambda += dL/dtheta_k;  rho -= a lambda;  dL/da -= <b_k, lambda>;``
     ``(lambda, dL/dx) += vjp of (theta, x) -> grad CE(theta_{k-1}, x) applied to rho;  rho *= mu``.
+    What the first steps computed is kept for the way back, as far as `loop.memory` goes.
     """
     loss, theta, steps = loop.loss, loop.theta, loop.steps
     images, lr = loop.images.detach(), loop.lr.detach()
     thetas, bs = theta.new_empty(steps + 1, len(theta)), theta.new_zeros(steps + 1, len(theta))
     thetas[0] = theta.detach()
-    for k in range(1, steps + 1):
-        g = loss.gradient(thetas[k - 1], images, k)
-        torch.add(g, bs[k - 1], alpha=loop.momentum, out=bs[k])
-        torch.addcmul(thetas[k - 1], lr, bs[k], value=-1, out=thetas[k])
+    tapes: dict[int, Tensor] = {}
+    room = loop.memory
+    for part in loop.parts():
+        for k, x in zip(part, loss.seen(images, part), strict=True):
+            tape = loss.tape(x) if room > 0 else None
+            if tape is not None and (room := room - tape.nbytes) >= 0:
+                tapes[k] = tape
+            g = loss.gradient(thetas[k - 1], x, k, tapes.get(k))
+            torch.add(g, bs[k - 1], alpha=loop.momentum, out=bs[k])
+            torch.addcmul(thetas[k - 1], lr, bs[k], value=-1, out=thetas[k])
 
     leaves = {k: thetas[k].detach().requires_grad_() for k in matched}
     value = objective(leaves | {0: thetas[0]})
@@ -228,18 +257,23 @@ def adjoint(
     cotangent, rho = torch.zeros_like(theta), torch.zeros_like(theta)  # lambda, rho
     d_images, d_lr = torch.zeros_like(images), torch.zeros_like(lr)
     d_soft = [] if loss.soft is None else [torch.zeros_like(loss.soft)]
-    for k in range(steps, 0, -1):
-        if k in direct:
-            cotangent += direct[k]
-        rho -= lr * cotangent
-        d_lr -= torch.dot(bs[k], cotangent)
-        h_theta, h_images, *h_soft = loss.pull(thetas[k - 1], images, k, rho)
-        if exact:
-            cotangent += h_theta
-        d_images += h_images
-        for total, h in zip(d_soft, h_soft, strict=True):
-            total += h
-        rho *= loop.momentum
+    for part in reversed(loop.parts()):
+        leaf = images.detach().requires_grad_()
+        seen, bars = loss.seen(leaf, part), []
+        for k, x in zip(reversed(part), reversed(seen), strict=True):
+            if k in direct:
+                cotangent += direct[k]
+            rho -= lr * cotangent
+            d_lr -= torch.dot(bs[k], cotangent)
+            x, tape = x.detach(), tapes.pop(k, None)
+            h_theta, h_x, *h_soft = loss.pull(thetas[k - 1], x, k, rho, tape)
+            if exact:
+                cotangent += h_theta
+            bars.append(h_x)
+            for total, h in zip(d_soft, h_soft, strict=True):
+                total += h
+            rho *= loop.momentum
+        d_images += torch.autograd.grad(seen, leaf, bars[::-1])[0]
     return Gradient(value.detach(), d_images, d_lr, thetas[steps], *d_soft)
 
 

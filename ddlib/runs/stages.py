@@ -217,9 +217,8 @@ class OuterLoop:
         if isinstance(settings, Condensation):
             every = condense(settings, self.network, real, self.labels, self.state)
         else:
-            every = distill(
-                settings, self.network, self.segment, self.labels, real.strategies, self.state
-            )
+            given = (self.network, self.segment, self.labels, real.strategies, self.state)
+            every = distill(settings, *given, engine.memory())
         while self.state.iteration < settings.iterations:
             step = next(every)
             self.state = step.state
