@@ -23,7 +23,6 @@ import torch
 import plain
 from ddlib.files import write_whole
 from ddlib.method import augment, functional
-
 from ddlib.method.student import InnerLoop, InnerLoss, adjoint
 from ddlib.method.train import Batch, Epoch, gradient, gradient_norms, optimiser_for
 from ddlib.method.train import train as epochs_of

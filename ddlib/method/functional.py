@@ -26,7 +26,7 @@ Cost = Callable[[Tensor], Tensor]  # of an input gradient
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """weight / n times the sum over images of -log p_label; labels (n,), or probabilities (n, K)."""
+    """weight / n times the sum over images of -log p_label; labels (n,) or probabilities (n, K)."""
 
     labels: Tensor
     weight: float | Tensor = 1.0

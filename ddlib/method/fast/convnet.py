@@ -1,10 +1,8 @@
 """The derivatives of a ConvNet by hand, equal to automatic differentiation up to rounding.
 
-Two facts make this fast. The derivative of <rho, grad_theta L> is that of grad L along rho; and the
-derivative of cost(g), g = dF/dx, for theta is that of grad_theta F along u = d cost / dg (forward
-over reverse). So one function, `along` in kernels.c, serves the outer loop and the gradient
-penalty. And all are sums over images, so one call takes one image after the other, which stays in
-the processor's cache.
+The derivative of <rho, grad_theta L> is that of grad L along rho; the derivative of cost(g),
+g = dF/dx, for theta is that of grad_theta F along u = d cost / dg (forward over reverse). So one
+function, `along` in kernels.c, serves the outer loop and the gradient penalty.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from ddlib.method.fast import kernels
 from ddlib.method.functional import Cost, CrossEntropy, FunctionalNetwork
 from ddlib.settings import Network, generator
 
-DEEPEST = 16  # blocks that kernels.c has room for
 PENALISED = 8  # images whose tapes lie in the cache at once
 ONE = ctypes.c_double(1)
 
@@ -39,6 +36,7 @@ def by_hand(method: Callable[..., Any]) -> Any:
         with torch.no_grad():
             return method(self, theta, x, *rest, **tape)
 
+    chosen.__doc__ = twin.__doc__
     return chosen
 
 
@@ -52,13 +50,10 @@ class FastConvNet(FunctionalNetwork):
         self.depth = (len(self.sizes) - 2) // 4
 
     def fits(self, theta: Tensor, x: Tensor, *rest: Any) -> bool:
-        """Whether the kernels take these arguments.
-
-        What does not go together does not fit: the plain twin says what is wrong with it.
-        """
+        """Whether the kernels take these; the twin refuses what does not go together."""
         vectors = [theta, *(v for v in rest if isinstance(v, Tensor))]
         kinds = {(t.dtype, t.device.type) for t in (x, *vectors)}
-        if x.dim() != 4 or kinds != {(x.dtype, "cpu")} or self.depth > DEEPEST:
+        if x.dim() != 4 or kinds != {(x.dtype, "cpu")}:
             return False
         n, c, h, w = x.shape
         inputs = self.width * (h >> self.depth) * (w >> self.depth)
@@ -87,41 +82,35 @@ class FastConvNet(FunctionalNetwork):
         return target.to(x.dtype), ctypes.c_double(float(head.scale))
 
     def tape(self, x: Tensor) -> Tensor | None:
-        """As `FunctionalNetwork.tape`."""
         known = x.device.type == "cpu" and trusted(x.dtype)
         return self._numbers("tape_numbers", x)[1] if known else None
 
     @by_hand
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
-        """As `FunctionalNetwork.logits`."""
         logits = x.new_empty(len(x), self.classes)
         self._run("ahead", theta, x, logits, None)
         return logits
 
     @by_hand
     def embedding(self, theta: Tensor, x: Tensor) -> Tensor:
-        """As `FunctionalNetwork.embedding`."""
         features = x.new_empty(len(x), self.inputs)
         self._run("ahead", theta, x, None, features)
         return features
 
     @by_hand
     def gradient(self, theta: Tensor, x: Tensor, head: CrossEntropy, **tape: Any) -> Any:
-        """As `FunctionalNetwork.gradient`."""
         found = (x.new_empty(()), torch.empty_like(theta))
         self._run("back", theta, x, *self._head(x, head), tape.get("tape"), *found, None)
         return found
 
     @by_hand
     def input_gradient(self, theta: Tensor, x: Tensor, **tape: Any) -> Tensor:
-        """As `FunctionalNetwork.input_gradient`."""
         g = x.new_empty(x.shape)
         self._run("back", theta, x, None, ONE, tape.get("tape"), None, None, g)
         return g
 
     @by_hand
     def penalty(self, theta: Tensor, x: Tensor, cost: Cost) -> tuple[Tensor, Tensor]:
-        """As `FunctionalNetwork.penalty`."""
         value, total, part = x.new_zeros(()), torch.zeros_like(theta), torch.empty_like(theta)
         for piece in x.split(PENALISED):
             tape = self.tape(piece)
@@ -136,7 +125,6 @@ class FastConvNet(FunctionalNetwork):
 
     @by_hand
     def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor, **tape: Any) -> Any:
-        """As `FunctionalNetwork.pull`."""
         target, scale = self._head(x, head)
         found = (torch.empty_like(theta), x.new_empty(x.shape), x.new_empty(target.shape))
         self._run("along", theta, x, target, scale, tape.get("tape"), rho, None, *found)
@@ -146,9 +134,7 @@ class FastConvNet(FunctionalNetwork):
 @cache
 def trusted(dtype: torch.dtype) -> bool:
     """Whether there are kernels that agree with PyTorch on a small network: compilers err."""
-    if dtype not in kernels.REAL:
-        kernels.log.warning("images of type %s: %s", dtype, kernels.PLAIN)
-    if dtype not in kernels.REAL or kernels.library(dtype) is None:
+    if kernels.library(dtype) is None:
         return False
     shape, chance = (2, 6, 7), generator("trusted")
     module = networks.build(Network(width=20, depth=2), shape, 3)
@@ -158,8 +144,7 @@ def trusted(dtype: torch.dtype) -> bool:
     found = FastConvNet.pull.__wrapped__(fast, theta, x, head, rho)
     pairs = zip(found, plain.pull(theta, x, head, rho), strict=True)
     worst = max(float((a - b).norm() / b.norm()) for a, b in pairs)
-    good = worst < 1e4 * torch.finfo(dtype).eps
-    if not good:
-        words = "kernels that are wrong by %.0e on %s, as this compiler makes them: %s"
-        kernels.log.warning(words, worst, dtype, kernels.PLAIN)
+    if not (good := worst < 1e4 * torch.finfo(dtype).eps):
+        words = "no fast kernels: as compiled here they are wrong by %.0e; %s"
+        kernels.log.warning(words, worst, kernels.PLAIN)
     return good

@@ -1,16 +1,15 @@
 /* A ConvNet's derivatives, image by image, so that what one pass leaves for the next stays in the
-   processor's cache. A call runs a whole forward pass (`ahead`), a whole gradient (`back`) or the
-   derivative of a gradient along a direction (`along`) over n images.
+   processor's cache: the forward pass (`ahead`), the gradient (`back`) and the derivative of the
+   gradient along a direction (`along`), each one call for n images.
 
    One block: z = W * x, 3 x 3 with zeros around it; x^ = (z - mean) / sqrt(var + EPS) over an
    image's pixels; y = gamma x^ + beta; p = mean of max(y, 0) over 2 x 2, odd edges dropped. A
    convolution's bias is left out: the norm behind it removes it, and its gradient is zero.
 
    Pixels lie channels last, [row][column][channel]. A plane that a convolution reads has a frame of
-   zeros, one pixel wide. Channels are padded with zeros to k, a multiple of PAIR: their weights
-   are zero, and so is all that comes of them. An ending "bar" is a cotangent, "dot" a derivative
-   along the direction. Sums over pixels go part by part, which keeps their rounding small.
-   REAL is float or double. */
+   zeros, one pixel wide. Channels are padded to k, a multiple of PAIR: their weights are zero, and
+   so is all that comes of them. An ending "bar" is a cotangent, "dot" a derivative along the
+   direction. REAL is float or double; sums go part by part, which keeps their rounding small. */
 
 #include <math.h>
 #include <string.h>
@@ -20,16 +19,14 @@
 enum { BYTES = 64, PIXELS = 8, ROWS = 12 };
 #elif defined(__AVX__)
 enum { BYTES = 32, PIXELS = 6, ROWS = 6 };
-#elif defined(__aarch64__)
-enum { BYTES = 16, PIXELS = 8, ROWS = 12 };
 #else
-enum { BYTES = 16, PIXELS = 6, ROWS = 6 };
+enum { BYTES = 16, PIXELS = 8, ROWS = 12 };
 #endif
 #define VECTOR(bytes) __attribute__((vector_size(bytes), aligned(sizeof(REAL)), may_alias))
 typedef REAL V VECTOR(BYTES);
 typedef REAL Short VECTOR(16);
 typedef __typeof__((V){0} <= (V){0}) Mask;
-enum { LANES = BYTES / sizeof(REAL), PAIR = 2 * LANES, DEEPEST = 16, FEW = 4 };
+enum { LANES = BYTES / sizeof(REAL), PAIR = 2 * LANES, DEEPEST = 32, FEW = 4 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -57,10 +54,7 @@ static void frame(long h, long w, long c, REAL *plane) {
     const long row = (w + 2) * c;
     memset(plane, 0, row * sizeof(REAL));
     memset(plane + (h + 1) * row, 0, row * sizeof(REAL));
-    for (long y = 1; y <= h; y++) {
-        memset(plane + y * row, 0, c * sizeof(REAL));
-        memset(plane + (y + 1) * row - c, 0, c * sizeof(REAL));
-    }
+    for (long y = 1; y <= h + 1; y++) memset(plane + y * row - c, 0, 2 * c * sizeof(REAL));
 }
 
 /* P pixels from `at` on (numbered through, row by row), PAIR output channels; a row of the kernel
@@ -71,8 +65,7 @@ INLINE void convolve_pixels(const int P, long w, long c, long k, long at, const 
     long left = w - at % w; /* pixels until the row ends */
     x += (at + at / w * 2) * c;
     UNROLLED for (int p = 0; p < P; p++, x += c) {
-        if (!left) left = w, x += 2 * c;
-        left--;
+        if (!left--) left = w - 1, x += 2 * c;
         from[p] = x;
     }
     for (long ky = 0, first = 0; ky < 3; ky++, first += (w + 2) * c) {
@@ -100,7 +93,6 @@ static void convolve(long h, long w, long c, long k, const REAL *x, const REAL *
         for (; at < h * w; at++) convolve_pixels(1, w, c, k, at, x, kernel, z + o, add);
     }
 }
-
 INLINE void weigh_rows(const int R, long h, long w, long c, long k, const REAL *x,
                        const REAL *zbar, REAL *kernel_bar) {
     V sum[ROWS][2];
@@ -130,7 +122,6 @@ static void weigh(long h, long w, long c, long k, const REAL *x, const REAL *zba
 #define WEIGH(R)                                                                                  \
     for (; q + R <= 3 * c; q += R) weigh_rows(R, rows, w, c, k, from + q, bar, to + q * k);
                 WEIGH(ROWS) WEIGH(6) WEIGH(3)
-#undef WEIGH
             }
 }
 
@@ -173,7 +164,6 @@ static void image_bar(long h, long w, long c, long k, const REAL *zbar, const RE
         break;
                     CASE(4, 1, 1) CASE(4, 2, 2) CASE(4, 3, 3) CASE(4, 4, 4)
                     CASE(1, 1, -1) CASE(1, 2, -2) CASE(1, 3, -3) CASE(1, 4, -4)
-#undef CASE
                 }
             }
 }
@@ -417,6 +407,12 @@ static Weights weights(const Shape *s, REAL **room) {
     o.shift = take(room, s->classes);
     return o;
 }
+static Weights zeros(const Shape *s, REAL **room) {
+    REAL *start = *room;
+    const Weights o = weights(s, room);
+    memset(start, 0, (*room - start) * sizeof(REAL));
+    return o;
+}
 static Tape tape(const Shape *s, REAL **room) {
     Tape o;
     for (long i = 0, h = s->h, w = s->w, c = s->c; i < s->depth; i++, h /= 2, w /= 2, c = s->k) {
@@ -460,10 +456,8 @@ long room_numbers(const long *shape) {
          first += PAIR)
 /* theta, or a direction, as PyTorch has it -> weights */
 static Weights packed(const Shape *s, const REAL *theta, REAL **room) {
-    REAL *start = *room;
     const long k = s->k, width = s->width, pixels = s->d / k;
-    Weights o = weights(s, room);
-    memset(start, 0, (*room - start) * sizeof(REAL));
+    Weights o = zeros(s, room);
     for (long i = 0; i < s->depth; i++) {
         Block *l = &o.block[i];
         const long c = i ? width : s->c; /* theta [width][c][3][3] */
@@ -636,8 +630,8 @@ static void image_along(const Shape *s, const Weights *l, const Weights *v, cons
     }
 }
 
-/* ---- What Python calls: x (n, c, h, w), theta and a direction (P,), targets (n, classes). A tape
-   holds what all images leave; where there is none, the room does, for one image at a time. ---- */
+/* ---- What Python calls: x (n, c, h, w), theta and a direction v (P,), targets (n, classes). `kept`
+   holds the tapes of all images; where there is none, the room does, of one at a time. ---- */
 
 /* logits (n, classes) and features (n, width, h, w), where they are asked for */
 void ahead(const long *shape, REAL *room, const REAL *x, const REAL *theta, REAL *logits,
@@ -659,11 +653,8 @@ void back(const long *shape, REAL *room, const REAL *x, const REAL *theta, const
           double scale, REAL *kept, REAL *value, REAL *theta_bar, REAL *xbar) {
     const Shape s = shaped(shape);
     const Weights l = packed(&s, theta, &room);
-    const Block *first = &l.block[0];
+    Weights g = zeros(&s, &room);
     double total = 0;
-    REAL *start = room;
-    Weights g = weights(&s, &room);
-    memset(start, 0, (room - start) * sizeof(REAL));
     for (long i = 0; i < s.n; i++) {
         REAL *own = room;
         Tape t = tape(&s, kept ? &kept : &own);
@@ -672,7 +663,7 @@ void back(const long *shape, REAL *room, const REAL *x, const REAL *theta, const
         else for (long j = 0; j < s.classes; j++) t.prob[j] = 0, t.bar[j] = 1;
         image_back(&s, &l, &t, target ? &g : 0);
         if (!target)
-            image_bar(s.h, s.w, s.c, s.k, t.block[0].zbar, first->turned, 0, 0,
+            image_bar(s.h, s.w, s.c, s.k, t.block[0].zbar, l.block[0].turned, 0, 0,
                       xbar + i * s.c * s.h * s.w);
     }
     if (!target) return;
@@ -682,16 +673,14 @@ void back(const long *shape, REAL *room, const REAL *x, const REAL *theta, const
 
 /* The derivatives of <v, gradient of the loss> for theta, the images and the targets; or, along
    u (n, c, h, w) in place of v, that of <u, gradient of sum_i sum_k f_k for the images> for theta
-   alone. `taped`: `kept` holds what `back` left there. */
+   alone. `kept`, which the latter needs, holds what `back` left there. */
 void along(const long *shape, REAL *room, const REAL *x, const REAL *theta, const REAL *target,
            double scale, REAL *kept, const REAL *v, const REAL *u, REAL *theta_bar, REAL *xbar,
            REAL *target_bar) {
     const Shape s = shaped(shape);
     const long size = s.c * s.h * s.w;
     const Weights l = packed(&s, theta, &room), direction = packed(&s, v ? v : theta, &room);
-    REAL *start = room;
-    Weights g = weights(&s, &room);
-    memset(start, 0, (room - start) * sizeof(REAL));
+    Weights g = zeros(&s, &room);
     Tape m = tape(&s, &room);
     for (long i = 0; i < s.n; i++) {
         REAL *own = room;

@@ -60,8 +60,8 @@ def build(real: str) -> Path:
         command = [cc, *FLAGS, f"-DREAL={real}", f"-DEPS={EPS}", *options]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    # What the compiler defines names it and the processor.
-    about = repr((SOURCE.read_text("utf-8"), FLAGS, cc, run("-E", "-dM", "-x", "c", os.devnull)))
+    defined = run("-E", "-dM", "-x", "c", os.devnull)  # names the compiler and the processor
+    about = repr((SOURCE.read_text("utf-8"), FLAGS, cc, defined))
     file = cache_folder() / f"kernels-{real}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not sound(file):
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # never a half-written library
@@ -87,12 +87,12 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The kernels for that type; None, and one line in the log, where there are none."""
     if os.environ.get("DDLIB_KERNELS") == "0":
         log.info("kernels are switched off (DDLIB_KERNELS=0): plain PyTorch is used")
-        return None
-    try:
-        return ctypes.CDLL(str(build(REAL[dtype])))
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip().splitlines()[-1] if error.stderr.strip() else str(error)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder is known
-        reason = str(error)
-    log.warning("no fast kernels: %s; %s", reason, PLAIN)
+    elif dtype not in REAL:
+        log.warning("no fast kernels for numbers of type %s: %s", dtype, PLAIN)
+    else:
+        try:
+            return ctypes.CDLL(str(build(REAL[dtype])))
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            log.warning("no fast kernels: %s; %s", said[-1], PLAIN)
     return None
