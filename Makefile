@@ -6,7 +6,7 @@ ROUNDS ?= 50
 PYTHON ?= python3.11
 BIN := .venv/bin
 DDLIB := $(BIN)/python -m ddlib
-export STORE RESULTS WORKERS ENGINE DEVICE GPU_SHARE RAY_ADDRESS CHECKPOINT TRACK
+export STORE RESULTS WORKERS MEMORY ENGINE DEVICE GPU_SHARE RAY_ADDRESS CHECKPOINT TRACK
 
 .PHONY: paper figures readme book verify tune run status gc test soak bench lab lock clean
 

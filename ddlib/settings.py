@@ -97,6 +97,7 @@ class Recipe(Settings):
     weight_decay: Size = 0.001
     batch: Count = 256
     epochs: Count = 50  # E
+    until: Count | None = None  # only the first so many of them are trained
     drop: Positive = 0.6  # lr factor after epoch index E // 2 + 1, where the optimiser restarts
     ramp: Literal["none", "loss", "lr"] = "none"  # "loss": clipping loss; "lr": a plain warm-up
     ramp_epochs: Count = 10  # epochs until the factor, 0.5 at first, is 1
@@ -110,11 +111,11 @@ class Recipe(Settings):
     strategies: Strategies = EVERY_STRATEGY  # of augmentation
 
     @model_validator(mode="after")
-    def _check_sharpness(self) -> Self:
-        require(
-            self.sharpness_alpha is None or self.sharpness is not None,
-            "sharpness_alpha is given without `sharpness`: set `sharpness`, or leave it out",
-        )
+    def _check_recipe(self) -> Self:
+        good = self.sharpness_alpha is None or self.sharpness is not None
+        require(good, "sharpness_alpha is given without `sharpness`: set that, or leave it out")
+        found = f"until = {self.until} is beyond epochs = {self.epochs}: lower it, or leave it out"
+        require(self.until is None or self.until <= self.epochs, found)
         return self
 
 
@@ -123,7 +124,7 @@ class Expert(Recipe, OnData):
 
     stage: ClassVar[str] = "experts"
     words: ClassVar[str] = "expert {s.optimiser} {s.seed} on {s.data.title}"
-    later: ClassVar[tuple[str, ...]] = ("sharpness", "sharpness_alpha")
+    later: ClassVar[tuple[str, ...]] = ("sharpness", "sharpness_alpha", "until")
     seed: int = 0
 
 
@@ -134,16 +135,15 @@ class Imported(OnData):
     words: ClassVar[str] = "expert {s.seed} of {s.buffer} on {s.data.title}"
     buffer: str  # a replay_buffer_<n>.pt, or the folder of several
     epochs: Count = 50  # E; the buffer holds E + 1 snapshots of each
+    until: ClassVar[None] = None  # all of them are read
     contents: str | None = None  # names its contents; filled by `data.mtt_format.identify`
     seed: int = 0  # which trajectory, from 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require(
-            self.network.architecture == "convnet",
-            f"a buffer of {self.network.architecture} cannot be imported, only one of a convnet, "
-            "whose parameters are known to mean the same there: set `network`",
-        )
+        kind = self.network.architecture
+        found = f"a buffer of {kind} cannot be imported, only one of a convnet: set `network`"
+        require(kind == "convnet", found)
         return self
 
 
@@ -255,7 +255,8 @@ class Distillation(OuterLoop):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        n, m, t, e = self.inner_steps, self.matched_epochs, self.start_epochs, self.experts.epochs
+        n, m, t = self.inner_steps, self.matched_epochs, self.start_epochs
+        e = self.experts.until or self.experts.epochs
         require(
             n >= m,
             f"inner_steps N = {n} is below matched_epochs M = {m}: every matched epoch needs a "

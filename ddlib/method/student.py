@@ -21,8 +21,8 @@ from ddlib.method import augment
 from ddlib.method.functional import CrossEntropy, FunctionalNetwork
 from ddlib.settings import Distillation, generator
 
-MEMORY = 256 << 20  # bytes: see `InnerLoop.memory`
-SEEN = 4 << 20  # bytes of images that are augmented at once
+MEMORY = 160 << 20  # bytes: see `InnerLoop.memory`
+SEEN = 2 << 20  # bytes of images that are augmented at once
 
 Path = Mapping[int, Tensor] | Sequence[Tensor]
 Objective = Callable[[Path], Tensor]
@@ -274,6 +274,7 @@ def adjoint(
                 total += h
             rho *= loop.momentum
         d_images += torch.autograd.grad(seen, leaf, bars[::-1])[0]
+        del seen, bars  # before the next part's are made
     return Gradient(value.detach(), d_images, d_lr, thetas[steps], *d_soft)
 
 

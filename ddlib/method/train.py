@@ -185,7 +185,7 @@ def train(
         Diverged: a number stopped being finite in an epoch.
     """
     last = start
-    while last.index + 1 < recipe.epochs:
+    while last.index + 1 < (recipe.until or recipe.epochs):
         index = last.index + 1
         theta = last.theta.to(x.device, copy=True)
         optimiser = optimiser_after(last, theta, recipe)

@@ -143,7 +143,8 @@ def length(study: str, settings: Task) -> int:
         return min(settings.frames, settings.of.iterations) + 1
     if isinstance(settings, Distilled):
         return settings.iterations
-    return settings.epochs + 1  # type: ignore[attr-defined]  # an expert
+    expert: Any = settings
+    return (expert.until or expert.epochs) + 1
 
 
 def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:

@@ -134,7 +134,7 @@ def scale(profile: Profile) -> str:
     known = datasets.about(of.data)
     images = known.per_class * len(known.class_names)
     steps = ceil(images / of.experts.batch) if hasattr(of.experts, "batch") else None
-    epochs = f"{of.experts.epochs} epochs" + (f" × {steps} steps" if steps else "")
+    epochs = f"{of.experts.until or of.experts.epochs} epochs" + f" × {steps} steps" * bool(steps)
     return (
         f"Scale of the main cell, `{cell}`: {of.iterations} outer iterations, {of.n_experts} "
         f"experts of {epochs}, a {of.network.architecture} of width {of.network.width}, {images} "

@@ -66,7 +66,7 @@ def seconds(task: Task) -> float:
     if isinstance(task, Expert):
         once = 3.5 if task.penalty != "none" else 1.0
         images = train_images * once * (2 if task.sharpness else 1) + CHECK
-        return task.epochs * images * each
+        return (task.until or task.epochs) * images * each
     checks = getattr(task, "checks", 0) * (
         getattr(of, "check_epochs", 0) * (n * each + STEP) + CHECK * each
     )

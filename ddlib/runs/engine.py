@@ -80,7 +80,7 @@ def device() -> torch.device:
 
 
 def memory() -> int:
-    """Bytes that a process may keep of an outer iteration, by MEMORY in megabytes; default 256.
+    """Bytes that a process may keep of an outer iteration, by MEMORY in megabytes; default 160.
 
     More is faster until all inner steps are kept. Results are the same.
     """

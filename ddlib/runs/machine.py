@@ -78,7 +78,7 @@ def outer_gradient(
 ) -> dict[str, str | float]:
     """Megabytes above the base, and the median seconds of three more calls, on random images.
 
-    Call it in a fresh process.
+    The adjoint keeps nothing of a step for the way back. Call it in a fresh process.
     """
     net, steps = network(settings.network, shape, classes), settings.inner_steps
     chance = generator(0, "measure")
@@ -87,7 +87,7 @@ def outer_gradient(
     labels = torch.arange(classes).repeat_interleave(settings.ipc)
     draws = augment.draws([len(labels)] * steps, tuple(augment.STRATEGIES), chance, "cpu")
     loss = InnerLoss(net, labels, [torch.arange(len(labels))] * steps, draws, 1.0)
-    loop = InnerLoop(loss, theta, images, torch.tensor(0.01), steps, settings.momentum)
+    loop = InnerLoop(loss, theta, images, torch.tensor(0.01), steps, settings.momentum, memory=0)
 
     def once() -> float:
         began = time.perf_counter()

@@ -192,6 +192,8 @@ def selection(
     seen = recipe(profile, cell, experts, seed) if method in NEED_EXPERT else None
     if isinstance(seen, Imported):
         seen = seen.at(seed % profile.n_experts)
+    elif seen:  # the features are those of its end
+        seen = seen.model_copy(update={"until": None})
     fields = {
         "data": cell.data,
         "method": method,

@@ -57,9 +57,10 @@ def part(task: Any) -> Part:
     if isinstance(task, Expert):
         batch = min(task.batch, train_images)
         form: Form = "gradient" if task.penalty == "none" else "penalty"
-        often = task.epochs * train_images / batch * (2 if task.sharpness else 1)
-        evaluated = (task.epochs + 1) * train_images * HELD_OUT / 250
-        path = REAL * (task.epochs + 1) * network(task.network, known.shape, k).parameters
+        epochs = task.until or task.epochs
+        often = epochs * train_images / batch * (2 if task.sharpness else 1)
+        evaluated = (epochs + 1) * train_images * HELD_OUT / 250
+        path = REAL * (epochs + 1) * network(task.network, known.shape, k).parameters
         what = f"{name}, {'with' if form == 'penalty' else 'no'} penalty"
         works = ((work(form, batch), often), (work("forward", 250), evaluated))
         return Part("experts", what, 1, works, path, cost.seconds(task))

@@ -194,7 +194,7 @@ class OuterLoop:
             # Soft labels start from the expert whose features pick the images of a study. DATM
             # averages all experts that are right.
             expert = settings.experts.at(settings.seed % settings.n_experts)
-            theta = inputs[expert].tensors["path"][expert.epochs].to(images)
+            theta = inputs[expert].tensors["path"][-1].to(images)
             soft = torch.cat([self.network.logits(theta, x) for x in images.split(250)])
         self.state = begin(settings, images, soft)
 
