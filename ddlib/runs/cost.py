@@ -32,16 +32,17 @@ from ddlib.runs import engine
 from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Network, Recipe
 
 # Rough predictions, on one CPU core of about 2020.
-IMAGE = 4e-4  # seconds: forward and backward of a 3 x 32 x 32 image, ConvNet of depth 3, width 32
-STEP = 1e-3  # seconds that a step costs whatever its batch
+IMAGE = 2.2e-4  # seconds: forward and backward of a 3 x 32 x 32 image, ConvNet, depth 3, width 32
+STEP = 5e-4  # seconds that a step costs whatever its batch
 CHECK = 500  # one evaluation of validation and test images costs as much as training on so many
-RELATIVE = {  # cost of the networks at equal width
-    "convnet": 1.0,
-    "alexnet": 4.0,
-    "vgg11": 7.0,
-    "resnet18": 22.0,
-    "resnet18_ap": 26.0,
-    "vit": 3.0,
+PENALTY, PULL = 5.0, 3.3  # images with gradient penalty, and of an inner step and its pull
+RELATIVE = {  # cost of the networks at width 32, and the power of the width that it grows with
+    "convnet": (1.0, 2.0),
+    "alexnet": (7.0, 1.3),
+    "vgg11": (13.0, 1.3),
+    "resnet18": (40.0, 1.3),
+    "resnet18_ap": (47.0, 1.3),
+    "vit": (5.5, 1.3),
 }
 # Counted predictions.
 COMPUTE, STREAM = 0.3, 0.6  # fractions of the published rates that small convolutions reach
@@ -58,20 +59,22 @@ def seconds(task: Task) -> float:
     classes, train_images = len(known.class_names), known.per_class * len(known.class_names)
     net: Network = getattr(task, "network", None) or Network(width=32)
     pixels = known.shape[1] * known.shape[2]
-    each = IMAGE * RELATIVE[net.architecture] * (net.width / 32) ** 1.3 * pixels / 1024
+    factor, power = RELATIVE[net.architecture]
+    each = IMAGE * factor * (net.width / 32) ** power * pixels / 1024
     n = train_images if getattr(of, "method", "") == "all" else classes * getattr(of, "ipc", 1)
     if isinstance(task, Evaluation):
         steps = task.epochs * (n * each + STEP * -(-n // task.batch))
         return trained(task) * (steps + task.looks * CHECK * each)
     if isinstance(task, Expert):
-        once = 3.5 if task.penalty != "none" else 1.0
+        once = PENALTY if task.penalty != "none" else 1.0
         images = train_images * once * (2 if task.sharpness else 1) + CHECK
         return (task.until or task.epochs) * images * each
     checks = getattr(task, "checks", 0) * (
         getattr(of, "check_epochs", 0) * (n * each + STEP) + CHECK * each
     )
     if task.stage in ("sets", "films") and isinstance(of, Distillation):
-        return 4.0 * of.iterations * of.inner_steps * (min(of.batch or n, n) * each + STEP) + checks
+        steps = of.iterations * of.inner_steps
+        return PULL * steps * (min(of.batch or n, n) * each + STEP) + checks
     if isinstance(task, Condensation):
         real = min(task.batch_real * classes, train_images)
         # DM needs no derivative for the real images, DC and DSA need the first
