@@ -113,6 +113,16 @@ def test_each_strategy_is_its_plain_loop(name, shape):
         np.testing.assert_allclose(fast, plain, atol=1e-12)
 
 
+@pytest.mark.parametrize("chosen", [(), tuple(STRATEGIES)])
+def test_steps_that_are_augmented_at_once_are_those_that_are_augmented_alone(chosen):
+    x, _ = some(20, 3, 8, 8)
+    sizes = [3, 1, 4, 2, 2, 3, 1, 4]
+    steps = augment.draws(sizes, chosen, generator("draws"), "cpu")
+    alone = [augment.apply(part, step) for part, step in zip(x.split(sizes), steps, strict=True)]
+    for a, b in zip(augment.apply_all(x, steps), alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
+
+
 def test_nothing_asked_for_changes_nothing():
     x, u = some(3, 2, 6, 6)
     assert augment.draw(3, (), generator("d")).strategy is None

@@ -324,6 +324,16 @@ def test_an_outer_iteration_replays_its_chance_and_another_draws_anew(strategies
     assert losses[0] == losses[1] and all(a != b for a, b in zip(losses[0], losses[2], strict=True))
 
 
+def test_how_many_steps_are_augmented_at_once_is_no_matter(monkeypatch):
+    found = []
+    for size in (1, 3 * some_images().nbytes, 1 << 30):
+        monkeypatch.setattr(student, "SEEN", size)
+        found.append(adjoint(images=some_images(), lr=LR, **problem(batch=4)))
+    for other in found[1:]:
+        assert torch.equal(other.end, found[0].end)
+        torch.testing.assert_close(other.images, found[0].images, rtol=1e-12, atol=1e-15)
+
+
 def test_arguments_stay_as_they_were():
     for form in map(by, GRADIENTS.values()):
         given, images, lr = problem(soft=True), some_images(), LR.clone()

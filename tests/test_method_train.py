@@ -390,6 +390,18 @@ def test_a_training_goes_on_after_any_epoch_to_the_same_bytes(optimiser, way):
         )
 
 
+@pytest.mark.parametrize("until", [1, 4, 6])
+def test_a_training_until_an_epoch_is_the_start_of_the_whole(until):
+    """With the drop where it was, so that later epochs can still be asked for."""
+    theta, x, y = some_data()
+    recipe = recipe_of(epochs=6, batch=4, lr=0.02, drop=0.6)
+    whole = list(train(FLAT, Epoch.first(theta), x, y, recipe, SEED))
+    part = recipe.model_copy(update={"until": until})
+    found = list(train(FLAT, Epoch.first(theta), x, y, part, SEED))
+    assert len(found) == until
+    assert all(torch.equal(a.theta, b.theta) for a, b in zip(found, whole, strict=False))
+
+
 def first_fault(recipe):
     """(epoch, what), from 1, of the first number that is not finite, looked for after every
     step; in float32, as all work is done."""

@@ -126,6 +126,11 @@ def test_engines_and_workers_by_the_environment(monkeypatch):
     monkeypatch.setenv("ENGINE", "dask")
     with pytest.raises(InputError, match="ENGINE=dask: expected one of serial, processes, ray"):
         engine.executor(2)
+    monkeypatch.setenv("MEMORY", "0")
+    assert engine.memory() == 0
+    monkeypatch.setenv("MEMORY", "2 GB")
+    with pytest.raises(InputError, match="MEMORY=2 GB: expected a number of megabytes"):
+        engine.memory()
     for name, wrong in (("WORKERS", "0"), ("GPU_SHARE", "2"), ("GPU_SHARE", "half")):
         monkeypatch.setenv(name, wrong)
         with pytest.raises(InputError, match=f"{name}={wrong}: expected"):

@@ -39,6 +39,7 @@ FAULTS = [  # kind, fields, what the message says
     (Expert, ON | {"strategies": ["crop", "mirror"]}, ["strategies.1", "found 'mirror'"]),
     (Expert, {"epochs": 0, "lr": 0}, ["data: Field required", "epochs", "lr", "these lines"]),
     (Expert, ON | {"sharpness_alpha": 0.4}, ["sharpness_alpha is given without `sharpness`"]),
+    (Expert, ON | {"epochs": 5, "until": 6}, ["until = 6 is beyond epochs = 5"]),
     (Imported, ON | {"buffer": "b", "network": {"architecture": "vit"}}, ["a buffer of vit"]),
     (Data, {"name": "digits", "path": "p"}, ["path given with data 'digits'", "leave them out"]),
     (Data, {"name": "folder", "path": "p"}, ["needs `path`", "and `size`"]),
@@ -55,6 +56,11 @@ FAULTS = [  # kind, fields, what the message says
         Distillation,
         OF | {"start_epochs": 50},
         ["T_max = 50", "M = 2 reaches epoch 51", "have 50", "lower T_max or M, or train longer"],
+    ),
+    (
+        Distillation,
+        OF | {"experts": EXPERT.model_copy(update={"until": 2}), "start_epochs": 2},
+        ["reaches epoch 3", "have 2"],
     ),
     (Distillation, OF | {"checks": 11, "iterations": 10}, ["checks = 11 is above iterations = 10"]),
     (Distillation, OF | {"momentum": 1.0}, ["momentum", "less than 1", "found 1.0"]),
@@ -152,7 +158,7 @@ def test_keys_are_what_they_were():
     start = Selection(data=DATA, method="representative", expert=EXPERT, ipc=2)
     made = Distillation(experts=EXPERT, start=start)
     judged = Evaluation(of=made, network=Network())
-    keys = ["91e5f979f6259553", "4f496d94a8b40f34", "8bc034ee3d5ff1d9", "919e3853265271c3"]
+    keys = ["111a45e0edc32d90", "c6229bc49fc679f5", "40bdeda788f975fa", "8fde16bf8529ab53"]
     assert [key(settings) for settings in (EXPERT, start, made, judged)] == keys
     assert key(judged.model_copy(update={"labels": None})) == keys[3]
 
