@@ -54,6 +54,18 @@ def _evaluate(options: Options) -> None:
     interop.evaluate_file(options.file, options.networks, options.epochs, interop.About(**about))
 
 
+def _fetch(options: Options) -> None:
+    from ddlib.data.fetch import fetch
+    from ddlib.runs.store import store_folder
+
+    real = fetch(options.name, store_folder())
+    train, val, test = (len(y) for y in (real.y_train, real.y_val, real.y_test))
+    print(
+        f"{options.name} is in {store_folder() / 'data'}: of {real.classes} classes {train} images "
+        f"train, {val} validate and {test} test"
+    )
+
+
 def _export(options: Options) -> None:
     if options.what == "experts":
         _call("interop:export_experts", "profile recipe to cell force")(options)
@@ -147,6 +159,11 @@ COMMANDS: dict[str, tuple[str, list[Argument], Callable[[Options], Any]]] = {
         _call("paper.build:run", "study profile"),
     ),
     "gc": ("remove what no profile needs", GC, _call("runs.status:gc", "profile yes")),
+    "fetch": (
+        "bring a data set that has to be downloaded into the store",
+        [_arg("name", "for example fashion_mnist")],
+        _fetch,
+    ),
     "evaluate": (
         "train fresh networks on a distilled set, one of ours or a stranger's .pt file",
         EVALUATE,

@@ -16,6 +16,7 @@ from ddlib import base
 from ddlib.data import catalogue
 from ddlib.data import datasets as data
 from ddlib.data import space as whiten
+from ddlib.data.fetch import fetch
 from ddlib.data.space import Space, fit_space
 from ddlib.settings import Data, InputError, generator, key
 
@@ -171,7 +172,7 @@ def test_missing_cifar_is_refused(name, tmp_path):
         str(tmp_path / "data") in text
         and {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name] in text
     )
-    assert "download=True" in text and "mnist_m_5k" in text
+    assert f"python -m ddlib fetch {name}" in text and "mnist_m_5k" in text
 
 
 def test_cifar_archive_is_read(tmp_path, monkeypatch):
@@ -229,7 +230,7 @@ def idx(numbers):
 
 @pytest.mark.parametrize("name, reader", [("mnist", MNIST), ("fashion_mnist", FashionMNIST)])
 def test_mnist_archive_is_read(name, reader, tmp_path, monkeypatch):
-    """Small archives in the official form, of classes that differ in size; the list of md5 sums is
+    """Small archives in the official form, of classes that differ in size; the list of digests is
     swapped for theirs."""
     home = tmp_path / "data" / reader.__name__ / "raw"
     home.mkdir(parents=True)
@@ -239,12 +240,16 @@ def test_mnist_archive_is_read(name, reader, tmp_path, monkeypatch):
     x, x_test = (
         rng.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8) for labels in (y, y_test)
     )
-    resources = []
-    for (file, _), content in zip(reader.resources, (x, y, x_test, y_test), strict=True):
-        packed = gzip.compress(idx(content), mtime=0)
-        (home / file).write_bytes(packed)
-        resources.append((file, hashlib.md5(packed).hexdigest()))
-    monkeypatch.setattr(reader, "resources", resources)
+    contents = [idx(part) for part in (x, y, x_test, y_test)]
+    digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
+    monkeypatch.setitem(catalogue.IDX, name, digests)
+    files = [home / file.removesuffix(".gz") for file, _ in reader.resources]
+    for i, (file, content) in enumerate(zip(files, contents, strict=True)):
+        if i == 3:  # unpacked; the others packed at any time and as tightly as may be
+            file.write_bytes(content)
+        else:
+            packed = gzip.compress(content, compresslevel=9 - 4 * i, mtime=i)
+            file.with_name(f"{file.name}.gz").write_bytes(packed)
 
     images = data.load(Data(name=name), tmp_path)
     assert images.shape == data.SETS[name].shape == (1, 28, 28) and images.classes == 10
@@ -268,16 +273,65 @@ def test_mnist_archive_is_read(name, reader, tmp_path, monkeypatch):
     assert [label[image.numpy().tobytes()] for image in pixels] == images.y_train.tolist()
 
     data._load.cache_clear()
-    (home / resources[1][0]).write_bytes(b"damaged")
-    (home / resources[2][0]).unlink()
+    files[1].write_bytes(b"damaged")
+    files[2].with_name(f"{files[2].name}.gz").write_bytes(gzip.compress(contents[2])[:50])
     with pytest.raises(InputError) as caught:
         data.load(Data(name=name), tmp_path)
     text = str(caught.value)
-    assert (
-        all(f"{file} (md5 {md5})" in text for file, md5 in resources[1:3])
-        and resources[0][0] not in text
+    damaged = hashlib.sha256(b"damaged").hexdigest()
+    for file, found, expected in zip(files[1:3], (damaged, "nothing"), digests[1:3], strict=True):
+        assert f"{file.name} (or .gz): found {found}" in text and expected in text
+    assert files[0].name not in text and str(home) in text
+    assert f"python -m ddlib fetch {name}" in text
+
+
+def fetching(folder, monkeypatch, **scripts):
+    """A PATH on which these programs stand alone, beside what a shell needs."""
+    for name, text in scripts.items():
+        script = folder / "bin" / name.replace("_", "-")
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+
+
+def test_fashion_mnist_is_fetched_as_debian_packs_it(tmp_path, monkeypatch):
+    """Into the store, without a right to install; what is there is not fetched again."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 20)
+    images = rng.integers(0, 256, (200, 28, 28), dtype=np.uint8)
+    contents = [idx(part) for part in (images, labels) * 2]
+    digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
+    monkeypatch.setitem(catalogue.IDX, "fashion_mnist", digests)
+    package = tmp_path / "package" / "usr" / "share" / "datasets" / "fashion-mnist"
+    package.mkdir(parents=True)
+    for file, content in zip(catalogue.IDX_FILES, contents, strict=True):
+        (package / f"{file}-ubyte.gz").write_bytes(gzip.compress(content))
+    fetching(
+        tmp_path,
+        monkeypatch,
+        apt_get='[ "$1 $2" = "download dataset-fashion-mnist" ] && touch it_1_all.deb',
+        dpkg=f'[ "$1 $3" = "-x files" ] && test -f "$2" && cp -r {tmp_path}/package files',
     )
-    assert str(home) in text and f"import {reader.__name__}" in text and "download=True" in text
+    assert len(fetch("fashion_mnist", tmp_path).y_test) == 200
+    fetching(tmp_path, monkeypatch, apt_get="exit 1")
+    data._load.cache_clear()
+    assert fetch("fashion_mnist", tmp_path).classes == 10
+
+
+def test_what_cannot_be_fetched_says_what_was_tried(tmp_path, monkeypatch):
+    fetching(tmp_path, monkeypatch, apt_get="echo 'E: no such package' >&2; exit 100", dpkg="")
+    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(InputError) as caught:
+        fetch("fashion_mnist", tmp_path)
+    text = str(caught.value)
+    assert "debian: apt-get download failed: E: no such package" in text
+    assert "torchvision: Error downloading" in text and "by hand" in text
+    with pytest.raises(InputError, match="expected ImageNet's ILSVRC2012"):
+        fetch("imagenette", tmp_path)  # nobody may hand it on
+    with pytest.raises(InputError, match="'mnist_6k' is unknown"):
+        fetch("mnist_6k", tmp_path)
+    assert fetch("digits", tmp_path).classes == 10  # ships inside a wheel
 
 
 def test_fields_that_a_set_does_not_have_are_not_in_its_key(monkeypatch):

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import datasets as torchvision_sets
 
 from ddlib.base import InputError
-from ddlib.data import datasets, imagenet
+from ddlib.data import catalogue, datasets, imagenet
 from ddlib.data.catalogue import SETS
 from ddlib.paper.pictures import pixels
 from ddlib.runs.methods import distillation, evaluation
@@ -112,18 +112,18 @@ class Archive:
         level = self.chance.integers(40, 200, (shape[0], *[1] * (len(shape) - 1)))
         return (level + self.chance.integers(-30, 30, shape)).astype(np.uint8)
 
-    def idx(self, reader):
+    def idx(self, reader, name):
         """The four files of MNIST's form."""
-        home, resources = self.home / reader.__name__ / "raw", []
+        home, digests = self.home / reader.__name__ / "raw", []
         home.mkdir(parents=True)
         y = np.repeat(np.arange(10, dtype=np.uint8), 10)
         parts = (self.pixels(100, 28, 28), y, self.pixels(100, 28, 28), y)
-        for (name, _), numbers in zip(reader.resources, parts, strict=True):
+        for (file, _), numbers in zip(reader.resources, parts, strict=True):
             shape = np.array(numbers.shape, dtype=">u4").tobytes()
-            content = gzip.compress(bytes([0, 0, 8, numbers.ndim]) + shape + numbers.tobytes())
-            (home / name).write_bytes(content)
-            resources.append((name, hashlib.md5(content).hexdigest()))
-        self.patch.setattr(reader, "resources", resources)
+            content = bytes([0, 0, 8, numbers.ndim]) + shape + numbers.tobytes()
+            (home / file).write_bytes(gzip.compress(content))
+            digests.append(hashlib.sha256(content).hexdigest())
+        self.patch.setitem(catalogue.IDX, name, tuple(digests))
 
     def cifar(self, reader, name):
         """Pickled batches; of a hundred classes twenty."""
@@ -184,8 +184,10 @@ class Archive:
 
 # Cell -> what makes its archive. The six subsets of ImageNet have one form; no ZCA, for it is slow.
 FORMS = {
-    "mnist-ipc10": lambda archive: archive.idx(torchvision_sets.MNIST),
-    "fashion_mnist-ipc50": lambda archive: archive.idx(torchvision_sets.FashionMNIST),
+    "mnist-ipc10": lambda archive: archive.idx(torchvision_sets.MNIST, "mnist"),
+    "fashion_mnist-ipc50": lambda archive: archive.idx(
+        torchvision_sets.FashionMNIST, "fashion_mnist"
+    ),
     "cifar10-ipc50": lambda archive: archive.cifar(torchvision_sets.CIFAR10, "cifar10"),
     "cifar100-ipc10": lambda archive: archive.cifar(torchvision_sets.CIFAR100, "cifar100"),
     "tiny_imagenet-ipc1": Archive.tiny,

@@ -9,7 +9,10 @@ of each photograph, so no test background was trained on. A loader imports its w
 from __future__ import annotations
 
 import gzip
+import hashlib
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,7 +150,7 @@ def _cifar(kind: str, seed: int, folder: Path) -> Raw:
         raise InputError(
             f"data '{kind.lower()}' was not found whole in {where}: expected the folder "
             f"{reader.base_folder} of {reader.url} (md5 {reader.tgz_md5}) there. "
-            f"Unpack the archive there, {_download(kind, where)}"
+            f"Unpack the archive there, {_fetch(kind.lower())}"
         ) from error
     (x, y), (x_test, y_test) = (
         (torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets, dtype=torch.uint8))
@@ -156,30 +159,60 @@ def _cifar(kind: str, seed: int, folder: Path) -> Raw:
     return _with_validation(x, y, x_test, y_test, seed)
 
 
-def _download(kind: str, home: Path) -> str:
-    code = f"from torchvision.datasets import {kind}; {kind}(r'{home}', download=True)"
-    return f'or run\n  python -c "{code}"\n{NO_DOWNLOAD}'
+def _fetch(name: str) -> str:
+    return f"or let `python -m ddlib fetch {name}` do so, {NO_DOWNLOAD}"
 
 
-def _idx(kind: str, seed: int, folder: Path) -> Raw:
-    """The four official files, which torchvision lists with their md5 sums."""
-    from torchvision import datasets
-    from torchvision.datasets.utils import check_integrity
+IDX_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+IDX = {  # their sha256, unpacked: whoever packs them again makes other bytes of the same images
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion_mnist": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # the class that fetches each
+TORCHVISION |= {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+LARGEST = 1 << 26  # bytes of a file, unpacked
 
-    reader, where = getattr(datasets, kind), folder / "data"
-    raw = where / kind / "raw"
-    if lacking := [
-        f"{name} (md5 {md5})"
-        for name, md5 in reader.resources
-        if not check_integrity(raw / name, md5)
-    ]:
+
+def raw_folder(name: str, folder: Path) -> Path:
+    """Where the files of MNIST or Fashion-MNIST lie, as torchvision lays them."""
+    return folder / "data" / TORCHVISION[name] / "raw"
+
+
+def unpacked(file: Path) -> bytes | None:
+    """The bytes of `file`, or of `file.gz` unpacked; None where neither can be read."""
+    with suppress(OSError):
+        return file.read_bytes()
+    with suppress(OSError, EOFError, zlib.error), gzip.open(f"{file}.gz") as packed:
+        return packed.read(LARGEST)
+    return None
+
+
+def _idx(name: str, seed: int, folder: Path) -> Raw:
+    """The four official files, packed or not, by whomever."""
+    home, faults = raw_folder(name, folder), []
+    contents = [unpacked(home / f"{file}-ubyte") for file in IDX_FILES]
+    for file, expected, content in zip(IDX_FILES, IDX[name], contents, strict=True):
+        found = hashlib.sha256(content).hexdigest() if content else "nothing that can be read"
+        if found != expected:
+            faults.append(
+                f"  {file}-ubyte (or .gz): found {found}, expected sha256 {expected}, unpacked"
+            )
+    if faults:
         raise InputError(
-            f"data '{kind}' was not found whole in {raw}: expected there {', '.join(lacking)} of "
-            f"{reader.mirrors[0]}. Put them there, {_download(kind, where)}"
+            f"data '{name}' was not found whole in {home}:\n" + "\n".join(faults) + "\n"
+            f"Put the official files there, {_fetch(name)}"
         )
-    x, y, x_test, y_test = (
-        _idx_tensor(gzip.decompress((raw / name).read_bytes())) for name, _ in reader.resources
-    )
+    x, y, x_test, y_test = (_idx_tensor(content) for content in contents if content)
     return _with_validation(x.unsqueeze(1), y, x_test.unsqueeze(1), y_test, seed)
 
 
@@ -226,38 +259,20 @@ IMAGENET = "ImageNet ILSVRC2012 (Russakovsky et al., 2015), image-net.org, for r
 STANFORD = "Tiny ImageNet (Stanford CS231n), from ImageNet, for research alone"
 KRIZHEVSKY = "Krizhevsky (2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+MADE = {  # sha256 of what seed 0 makes
+    "digits": "1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5",
+    "mnist_5k": "82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c",
+    "mnist_m_5k": "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652",
+}
 SETS: dict[str, Set] = {
     "digits": Set(
-        _digits,
-        DIGITS,
-        (1, 16, 16),
-        120,
-        UNFLIPPED,
-        UCI,
-        "cc-by-4.0",
-        sha256="1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5",
+        _digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, "cc-by-4.0", sha256=MADE["digits"]
     ),
     "mnist_5k": Set(
-        _mnist,
-        DIGITS,
-        GREY,
-        350,
-        UNFLIPPED,
-        MNIST,
-        "cc-by-sa-3.0",
-        True,
-        sha256="82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c",
+        _mnist, DIGITS, GREY, 350, UNFLIPPED, MNIST, "cc-by-sa-3.0", True, MADE["mnist_5k"]
     ),
     "mnist_m_5k": Set(
-        _mnist_m,
-        DIGITS,
-        COLOUR,
-        350,
-        UNFLIPPED,
-        MNIST_M,
-        "other",
-        True,
-        sha256="8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652",
+        _mnist_m, DIGITS, COLOUR, 350, UNFLIPPED, MNIST_M, "other", True, MADE["mnist_m_5k"]
     ),
     # not cached: the archives are as quick to read as a second copy would be
     "cifar10": Set(
@@ -266,9 +281,9 @@ SETS: dict[str, Set] = {
     "cifar100": Set(
         partial(_cifar, "CIFAR100"), tuple(MORE_OBJECTS.split()), COLOUR, 450, EVERY, KRIZHEVSKY
     ),
-    "mnist": Set(partial(_idx, "MNIST"), DIGITS, GREY, 4879, UNFLIPPED, FULL_MNIST, "cc-by-sa-3.0"),
+    "mnist": Set(partial(_idx, "mnist"), DIGITS, GREY, 4879, UNFLIPPED, FULL_MNIST, "cc-by-sa-3.0"),
     "fashion_mnist": Set(
-        partial(_idx, "FashionMNIST"), tuple(CLOTHES.split(",")), GREY, 5400, EVERY, FASHION, "mit"
+        partial(_idx, "fashion_mnist"), tuple(CLOTHES.split(",")), GREY, 5400, EVERY, FASHION, "mit"
     ),
     "tiny_imagenet": Set(
         None,
