@@ -242,9 +242,9 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     ),
     "no MNIST": (
         of_data("mnist"),
-        "'MNIST' was not found whole in",
-        "train-images-idx3-ubyte.gz (md5",
-        "Put them there, or run",
+        "'mnist' was not found whole in",
+        "train-images-idx3-ubyte (or .gz): found nothing",
+        "or let `python -m ddlib fetch mnist` do so",
     ),
     "no Tiny ImageNet": (
         of_data("tiny_imagenet"),
