@@ -136,7 +136,7 @@ INLINE void image_pixels(const int P, const int C, long w, long c, long k, const
                     sum[p][d] += bar * *(V *)(kernel + (t * c + d) * k + o);
             }
 }
-/* xbar [c][row][column] += what zbar and kernel [3][3][c][k] give, and a second pair if any. */
+/* xbar [c][row][column] = what zbar and kernel [3][3][c][k] give, and a second pair if any. */
 INLINE void image_block(const int P, const int C, long h, long w, long c, long k, long y, long x,
                         const REAL *zbar, const REAL *kernel, const REAL *zbar2,
                         const REAL *kernel2, REAL *xbar) {
@@ -145,9 +145,7 @@ INLINE void image_block(const int P, const int C, long h, long w, long c, long k
     image_pixels(P, C, w, c, k, zbar + from, kernel, sum);
     if (zbar2) image_pixels(P, C, w, c, k, zbar2 + from, kernel2, sum);
     for (int p = 0; p < P; p++)
-        for (int d = 0; d < C; d++) {
-            xbar[(d * h + y) * w + x + p] = over_lanes(sum[p][d]);
-        }
+        for (int d = 0; d < C; d++) xbar[(d * h + y) * w + x + p] = over_lanes(sum[p][d]);
 }
 static void image_bar(long h, long w, long c, long k, const REAL *zbar, const REAL *kernel,
                       const REAL *zbar2, const REAL *kernel2, REAL *xbar) {
@@ -159,8 +157,7 @@ static void image_bar(long h, long w, long c, long k, const REAL *zbar, const RE
 #define CASE(P, C, label)                                                                         \
     case label:                                                                                   \
         image_block(P, C, h, w, c, k, y, x, zbar, kernel + d * k, zbar2,                          \
-                    zbar2 ? kernel2 + d * k : 0,                                                  \
-                    xbar + d * h * w);                                                            \
+                    zbar2 ? kernel2 + d * k : 0, xbar + d * h * w);                               \
         break;
                     CASE(4, 1, 1) CASE(4, 2, 2) CASE(4, 3, 3) CASE(4, 4, 4)
                     CASE(1, 1, -1) CASE(1, 2, -2) CASE(1, 3, -3) CASE(1, 4, -4)
