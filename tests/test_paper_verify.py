@@ -203,6 +203,7 @@ def test_a_past_search_may_be_of_another_format_but_not_of_other_candidates(kept
     for changes, verdict in (
         ({}, OK),
         ({"settings_key": "of another format"}, UNCHECKED),
+        ({"settings_key": "of other iterations", "iterations": 7}, UNCHECKED),
         ({"tried": "lr_images = 1"}, DIFFERENT),
     ):
         paper.results.keep_rows("tuning", table.assign(**changes))

@@ -115,9 +115,9 @@ def rows_fault(kept: Paper, study: str) -> str | None:
     rows = kept_rows(kept, study)
     there = Counter(tuple(row[name] for name in labels) for row in rows)
     foreign, missing = there.keys() - asked.keys(), asked.keys() - there.keys()
-    if foreign and study == "tuning" and {r[:-1] for r in there} == {r[:-1] for r in asked}:
+    if foreign and study == "tuning" and {r[:-2] for r in there} == {r[:-2] for r in asked}:
         # the search is over, and no table that `make paper` fills depends on it
-        raise Unchecked("the profile's candidates, judged under an earlier format")
+        raise Unchecked("the profile's candidates, of an earlier format or for other iterations")
     for words, results in (("are of other settings", foreign), ("have no row", missing)):
         if results:
             first = ", ".join(map(str, next(r for r in (*there, *asked) if r in results)))
