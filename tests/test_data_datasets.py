@@ -313,7 +313,10 @@ def test_fashion_mnist_is_fetched_as_debian_packs_it(tmp_path, monkeypatch):
         apt_get='[ "$1 $2" = "download dataset-fashion-mnist" ] && touch it_1_all.deb',
         dpkg=f'[ "$1 $3" = "-x files" ] && test -f "$2" && cp -r {tmp_path}/package files',
     )
-    assert len(fetch("fashion_mnist", tmp_path).y_test) == 200
+    damaged = catalogue.raw_folder("fashion_mnist", tmp_path) / "train-images-idx3-ubyte"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"damaged")
+    assert len(fetch("fashion_mnist", tmp_path).y_test) == 200 and not damaged.exists()
     fetching(tmp_path, monkeypatch, apt_get="exit 1")
     data._load.cache_clear()
     assert fetch("fashion_mnist", tmp_path).classes == 10

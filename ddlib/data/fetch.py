@@ -59,7 +59,9 @@ def _from_debian(name: str, folder: Path) -> None:
         run("apt-get", "download", package)
         run("dpkg", "-x", *map(str, Path(home).glob("*.deb")), "files")
         for file in sorted(Path(home, "files", place).glob("*ubyte*")):
-            write_whole(catalogue.raw_folder(name, folder) / file.name, file.read_bytes())
+            raw = catalogue.raw_folder(name, folder)
+            (raw / file.name.removesuffix(".gz")).unlink(missing_ok=True)  # it was not sound
+            write_whole(raw / file.name, file.read_bytes())
 
 
 def _from_torchvision(name: str, folder: Path) -> None:

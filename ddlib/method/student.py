@@ -1,9 +1,9 @@
 """The student's path theta_k = theta_{k-1} - a b_k, b_k = mu b_{k-1} + grad_k, and its gradient.
 
 s start epoch, M expert epochs matched, N inner steps, P parameters, n images, K classes. Step
-k = 1 ... N of an inner loss sees x = `loss.seen(images, k)`, its batch augmented by draws made
-beforehand, so calling it again replays it, and weighs `loss(theta, x, k)`. An `objective(path)`
-sees theta_k as path[k], at the `matched` k and at 0 only.
+k = 1 ... N sees x, its batch of the images, augmented by draws made beforehand (`loss.seen`), so
+that a second call sees the same; `loss(theta, x, k)` is its loss. An `objective(path)` sees theta_k
+as path[k], at the `matched` k and at 0 only.
 """
 
 from __future__ import annotations
