@@ -197,7 +197,7 @@ def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any
     store = _store()
     if store.has(of) and _taught(store.load(of)) == _taught(synthetic):
         return pd.DataFrame(_make([settings])[0].record["rows"])
-    return pd.DataFrame(judge(settings, SyntheticSet.of(synthetic, settings.labels == "hard")))
+    return pd.DataFrame(judge(settings, SyntheticSet.judged_by(settings, synthetic)))
 
 
 @verb

@@ -1,5 +1,5 @@
-"""What all share: settings that are frozen, strict and named by a hash; errors in one message;
-named chance; PyTorch as the library expects it.
+"""What all share: settings that are frozen, strict and named by a hash, those of data and networks
+among them; errors in one message; named chance; PyTorch as the library expects it.
 """
 
 from __future__ import annotations
@@ -8,16 +8,28 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar, TypeVar, get_args
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic import SerializerFunctionWrapHandler as Handler
 
-FORMAT = 4  # part of every key: raise it when a change of code changes results
+FORMAT = 5  # part of every key: raise it when a change of code changes results
 
 Model = TypeVar("Model", bound=BaseModel)
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Few = Annotated[int, Field(ge=1, le=10_000)]  # of what is made one by one
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Architecture = Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap", "vit"]
 
 
 def printable(text: str) -> str:
@@ -97,6 +109,67 @@ class Task(Settings):
     def needs(self) -> list[Task]:
         """Settings of the artefacts that this task reads."""
         return []
+
+
+class Data(Settings):
+    """Which images, how they are split, and in which space networks see them."""
+
+    later: ClassVar[tuple[str, ...]] = ("path", "size", "contents", "space")
+    name: str
+    seed: int = 0  # of the split, and of everything drawn while the set is made
+    zca: bool = False
+    path: str | None = None  # of a folder of images, with <class>/* or train/<class>/* ...
+    size: Count | None = None  # pixels per side of its images, once they are cut square
+    contents: str | None = None  # names its images; filled by `data.datasets.identify`
+    space: Literal["mtt"] | None = None  # the space of MTT's code; None: ours
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        folder = {"path": self.path, "size": self.size, "contents": self.contents}
+        given = [name for name, value in folder.items() if value is not None]
+        require(
+            self.name == "folder" or not given,
+            f"{' and '.join(given)} given with data '{self.name}', but only 'folder' has them: "
+            "leave them out, or set `name: folder`",
+        )
+        require(
+            self.name != "folder" or {"path", "size"} <= set(given),
+            "data 'folder' needs `path`, where the images are, and `size`, their side in pixels",
+        )
+        return self
+
+    @property
+    def title(self) -> str:
+        """What people call it: a folder of images by the folder's name."""
+        return printable(Path(self.path).name) if self.path else self.name
+
+    @property
+    def label(self) -> str:
+        """A name that no other data in a paper has: the title, and what differs from the usual."""
+        odd = ["zca"] * self.zca + [f"space {self.space}"] * bool(self.space)
+        odd += [f"split {self.seed}"] * bool(self.seed)
+        odd += [f"{self.size} px, {(self.contents or '')[:6]}"] * bool(self.path)
+        return ", ".join([self.title, *odd])
+
+
+class Network(Settings):
+    """An architecture and its size."""
+
+    architecture: Architecture = "convnet"
+    width: Few = 128
+    depth: Few = 3  # of a convnet; the others have their own
+    # group: four groups; batch: by the statistics of the batch alone, without running ones
+    norm: Literal["instance", "group", "batch", "none"] = "instance"
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: automatic mixed precision
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fixed = self.architecture in ("alexnet", "vit")
+        fault = f"norm = {self.norm}, but {self.architecture} has norms of its own, or none"
+        require(self.norm == "instance" or not fixed, f"{fault}: leave `norm` out")
+        fault = f"norm = group with width = {self.width}: expected a width that is a multiple of 4"
+        require(self.norm != "group" or self.width % 4 == 0, fault)
+        return self
 
 
 def key(settings: Settings) -> str:

@@ -8,74 +8,33 @@ no result. Validation reads no disk.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ddlib.base import FORMAT, InputError, Settings, Task, generator, key, require, validated
-from ddlib.base import printable as plain
+from ddlib.base import (
+    FORMAT,
+    Architecture,
+    Count,
+    Data,
+    Few,
+    InputError,
+    Network,
+    Positive,
+    Settings,
+    Task,
+    generator,
+    key,
+    require,
+    validated,
+)
 
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-Few = Annotated[int, Field(ge=1, le=10_000)]  # of what is made one by one
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Strategy = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
-Architecture = Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap", "vit"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 LRS = (0.001, 0.003, 0.01, 0.03, 0.1)
+Strategy = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 Strategies = Annotated[tuple[Strategy, ...], Field(strict=False)]
 EVERY_STRATEGY: Strategies = ("color", "crop", "cutout", "flip", "scale", "rotate")
-
-
-class Data(Settings):
-    """Which images, how they are split, and in which space networks see them."""
-
-    later: ClassVar[tuple[str, ...]] = ("path", "size", "contents", "space")
-    name: str
-    seed: int = 0  # of the split, and of everything drawn while the set is made
-    zca: bool = False
-    path: str | None = None  # of a folder of images, with <class>/* or train/<class>/* ...
-    size: Count | None = None  # pixels per side of its images, once they are cut square
-    contents: str | None = None  # names its images; filled by `data.datasets.identify`
-    space: Literal["mtt"] | None = None  # the space of MTT's code; None: ours
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        folder = {"path": self.path, "size": self.size, "contents": self.contents}
-        given = [name for name, value in folder.items() if value is not None]
-        require(
-            self.name == "folder" or not given,
-            f"{' and '.join(given)} given with data '{self.name}', but only 'folder' has them: "
-            "leave them out, or set `name: folder`",
-        )
-        require(
-            self.name != "folder" or {"path", "size"} <= set(given),
-            "data 'folder' needs `path`, where the images are, and `size`, their side in pixels",
-        )
-        return self
-
-    @property
-    def title(self) -> str:
-        """What people call it: a folder of images by the folder's name."""
-        return plain(Path(self.path).name) if self.path else self.name
-
-    @property
-    def label(self) -> str:
-        """A name that no other data in a paper has: the title, and what differs from the usual."""
-        odd = ["zca"] * self.zca + [f"space {self.space}"] * bool(self.space)
-        odd += [f"split {self.seed}"] * bool(self.seed)
-        odd += [f"{self.size} px, {(self.contents or '')[:6]}"] * bool(self.path)
-        return ", ".join([self.title, *odd])
-
-
-class Network(Settings):
-    """An architecture and its size."""
-
-    architecture: Architecture = "convnet"
-    width: Few = 128
-    depth: Few = 3  # of a convnet; the others have their own
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: automatic mixed precision
 
 
 class OnData(Task):
@@ -223,7 +182,7 @@ class Distillation(OuterLoop):
 
     words: ClassVar[str] = "distilling ipc {s.ipc}, seed {s.seed}, of {s.data.title}"
     later: ClassVar[tuple[str, ...]] = (
-        *("first_start", "early_epochs", "growth", "ema", "labels", "lr_labels"),
+        *("first_start", "early_epochs", "growth", "ema", "labels", "lr_labels", "convex"),
     )
     experts: AnyExpert  # their recipe, or their buffer; expert i has seed i
     n_experts: Few = 100
@@ -234,6 +193,7 @@ class Distillation(OuterLoop):
     first_start: Count | None = None  # DATM's T-: s ~ U{T- ... T_max - 1}; None: 0
     early_epochs: Count | None = None  # DATM's T: T_max at first; it grows to `start_epochs`, T+
     growth: Count | None = None  # outer iterations until T_max has grown
+    convex: Literal[True] | None = None  # follow straight lines from first to last (MCT)
     momentum: Fraction = 0.9  # mu of the inner loop
     batch: Count | None = None  # synthetic images per inner step; None: all
     balance: bool = False  # balanced inner-loop loss
@@ -373,6 +333,15 @@ class OfSet(Task):
         return [self.of]  # type: ignore[attr-defined]
 
 
+# How a published method judges its sets; arXiv 2006.05929 and 2102.08259, by their authors' code.
+PUBLISHED = {"lrs": (0.01,), "batch": 256, "weight_decay": 5e-4, "images": "last"}
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "ours": {},  # whatever the fields say
+    "dc": {"epochs": 300, "strategies": (), **PUBLISHED},
+    "dsa": {"epochs": 1000, "strategies": EVERY_STRATEGY, **PUBLISHED},
+}
+
+
 class Evaluation(OfSet):
     """Fresh networks trained on a set, and what they score."""
 
@@ -381,6 +350,7 @@ class Evaluation(OfSet):
     later: ClassVar[tuple[str, ...]] = ("labels",)
     of: Distillation | Condensation | Selection
     network: Network
+    protocol: Literal["ours", "dc", "dsa"] = "ours"  # of others: fills the fields of PROTOCOLS
     networks: Few = 5
     epochs: Count = 1000
     batch: Count = 256
@@ -390,8 +360,22 @@ class Evaluation(OfSet):
     search_networks: Few = 1  # networks per lr while choosing
     test: bool = True  # False while tuning: the test images stay unseen
     looks: Count = 5  # evaluations along the way, for the best-of columns
+    images: Literal["chosen", "last"] = "chosen"  # by the validation split, or of the last check
     labels: Literal["hard"] | None = None  # the classes, though the set has soft labels
     strategies: Strategies = EVERY_STRATEGY
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, fields: Any) -> Any:
+        """Fill in what the protocol says; other numbers are refused."""
+        name = fields.get("protocol", "ours") if isinstance(fields, dict) else "ours"
+        fixed = PROTOCOLS.get(name, {}) if isinstance(name, str) else {}
+        for field, value in fixed.items():
+            given = fields.get(field, value)
+            good = (tuple(given) if isinstance(given, list) else given) == value
+            fault = f"{field} = {given!r}, but protocol '{name}' has {value!r}: leave it out, or "
+            require(good, fault + "set `protocol: ours`")
+        return fields | fixed if fixed else fields
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -233,11 +233,15 @@ def _with_validation(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, seed:
     return raw | {"x_test": x_test, "y_test": y_test}
 
 
-CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # mean, std
+# Mean and std of each channel in DC's and MTT's code
+CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-MTT = dict.fromkeys(("cifar10", "cifar100"), CIFAR_STATISTICS) | dict.fromkeys(
-    ("tiny_imagenet", *imagenet.SUBSETS), IMAGENET_STATISTICS
-)
+MTT: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2861,), (0.3530,)),
+    **dict.fromkeys(("cifar10", "cifar100"), CIFAR_STATISTICS),
+    **dict.fromkeys(("tiny_imagenet", *imagenet.SUBSETS), IMAGENET_STATISTICS),
+}
 DIGITS = tuple("0123456789")
 CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck"

@@ -3,7 +3,6 @@
 A buffer is a list of trajectories, a trajectory a list of E + 1 epochs, an epoch a list of the
 network's parameters. MTT's ConvNet lists them as ours does, in the same shapes: of each block the
 convolution's weight and bias and the norm's, then the linear map's; theta is their concatenation.
-Only on grey images do the two differ (MTT pads 28 x 28 pixels to 32 x 32), and the shapes tell.
 A stranger's file is loaded by a child process first, `reader`, with little memory and time: only
 one that proved to be harmless is loaded here. P is the number of parameters.
 """

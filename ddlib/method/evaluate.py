@@ -37,8 +37,10 @@ class SyntheticSet:
     lr: float
 
     @classmethod
-    def of(cls, artefact: Any, hard: bool = False) -> SyntheticSet:
+    def of(cls, artefact: Any, hard: bool = False, last: bool = False) -> SyntheticSet:
         """The stored set, with its soft labels if it has any and `hard` does not rule them out.
+
+        `last`: as its outer loop left it, not as the validation split chose it.
 
         Raises:
             InputError: the artefact is no set, or one that nobody could train on.
@@ -50,9 +52,16 @@ class SyntheticSet:
                 f"an artefact of {', '.join(tensors) or 'no tensors'} with lr {lr!r} is no set: "
                 "expected images, labels and lr, as distil and pick_images make them"
             )
-        soft = "soft" in tensors and not hard
-        labels = tensors["soft"].softmax(-1) if soft else tensors["labels"]
-        return cls(tensors["images"], labels, float(lr))
+        images, soft = tensors["images"], None if hard else tensors.get("soft")
+        if last and "history" in tensors:
+            images, lr = tensors["history"][-1], artefact.record["curve"][-1]["lr"]
+            soft = None if soft is None else tensors["soft_history"][-1]
+        return cls(images, tensors["labels"] if soft is None else soft.softmax(-1), float(lr))
+
+    @classmethod
+    def judged_by(cls, settings: Evaluation, artefact: Any) -> SyntheticSet:
+        """The stored set as these settings judge it."""
+        return cls.of(artefact, settings.labels == "hard", settings.images == "last")
 
     def check(self, shape: Sequence[int], classes: int) -> None:
         """Refuse what no network for images of that (c, h, w) and number of classes can learn.
@@ -191,9 +200,11 @@ def evaluate(
     rows = []
     for protocol, lr in protocols.items():
         for seed in range(settings.networks):
-            row: dict[str, Any] = {"net_seed": seed, "architecture": settings.network.architecture}
+            row: dict[str, Any] = {"net_seed": seed}
+            row |= settings.network.model_dump(include={"architecture", "width", "norm"})
             row |= {"lr": lr, "lr_networks": choice.networks, "lr_ties": choice.ties}
             row |= {"lr_at_edge": choice.at_edge, "set": content}
             row |= judge(lr, seed, settings.test).columns()
-            rows.append(row | {"protocol": protocol, "epochs": settings.epochs})
+            row |= {"protocol": protocol, "epochs": settings.epochs}
+            rows.append(row | {"evaluation": settings.protocol})
     return rows

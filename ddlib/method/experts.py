@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddlib.data.datasets import Images
 from ddlib.method import smoothness
@@ -84,3 +85,15 @@ def trajectory(snapshots: Iterable[Snapshot]) -> tuple[Tensor, list[dict], dict]
         for row, value in zip(rows, values.tolist(), strict=False):
             row[name] = value
     return path, rows, smoothness.summary(path)
+
+
+def convexified(path: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The path (E + 1, P) on straight lines from its first to its last snapshot, layer by layer.
+
+    At each epoch a layer is as far along its line as it had gone of its whole way (MCT, arXiv
+    2406.19827). A layer that never moves, as a bias before an instance norm, stays.
+    """
+    steps = [part.norm(dim=1) for part in path.diff(dim=0).split(list(sizes), dim=1)]
+    gone = F.pad(torch.stack(steps, 1).double().cumsum(0), (0, 0, 1, 0))  # (E + 1, layers)
+    shares = (gone / gone[-1].where(gone[-1] > 0, 1.0)).to(path)
+    return torch.lerp(path[0], path[-1], shares.repeat_interleave(torch.tensor(sizes), dim=1))

@@ -140,7 +140,7 @@ class FunctionalNetwork:
             shapes = [p.shape for p in layer.parameters(recurse=False)]
             if hasattr(layer, "draw"):
                 parts += layer.draw(generator)
-            elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+            elif isinstance(layer, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d):
                 parts += [torch.ones(shapes[0]), torch.zeros(shapes[1])]
             elif isinstance(layer, nn.Conv2d | nn.Linear):
                 b = 1 / math.sqrt(shapes[0][1:].numel())
@@ -164,7 +164,7 @@ def network(settings: Network, shape: tuple[int, int, int], classes: int) -> Fun
     with suppress(ImportError):  # the folder may be deleted, and it imports this module
         from ddlib.method.fast.convnet import FastConvNet
 
-        if (settings.architecture, settings.precision) == ("convnet", "float32"):
+        if settings == Network(width=settings.width, depth=settings.depth):
             return FastConvNet(module)
     return FunctionalNetwork(module, settings.precision)
 

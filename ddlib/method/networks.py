@@ -1,8 +1,9 @@
 """The networks: ConvNet (Gidaris & Komodakis 2018), AlexNet, VGG11, ResNet18 and a small ViT.
 
-All are sized for small images. The convolutional ones normalise per image and channel (instance
-norm), so none keeps running statistics and each is a pure function of its parameters. Images
-(n, c, h, w) in, logits (n, K) out; `features` gives the penultimate (n, d).
+All have the shapes of DC's and MTT's code (github.com/VICO-UoE/DatasetCondensation), where grey
+images of 28 pixels enter the first layer as 32. No norm keeps running statistics, so each network
+is a pure function of its parameters. Images (n, c, h, w) in, logits (n, K) out; `features` gives
+the penultimate (n, d).
 """
 
 from __future__ import annotations
@@ -16,11 +17,20 @@ from torch.nn import functional as F
 from ddlib.settings import InputError, Network
 
 Shape = tuple[int, int, int]  # (c, h, w)
+GROUPS = 4  # of group norm
 
 
-def norm(width: int) -> nn.Module:
-    """Instance norm with learned scale and shift: one group per channel."""
-    return nn.GroupNorm(width, width)
+def norm(kind: str, width: int) -> nn.Module:
+    """A norm with learned scale and shift; batch norm uses the statistics of its batch alone."""
+    if kind == "batch":
+        return nn.BatchNorm2d(width, track_running_stats=False)
+    groups = {"instance": width, "group": GROUPS}
+    return nn.Identity() if kind == "none" else nn.GroupNorm(groups[kind], width)
+
+
+def margin(shape: Shape) -> int:
+    """Rows of zeros that the first layer adds on each side, beyond those that keep the size."""
+    return 2 if shape == (1, 28, 28) else 0
 
 
 class Pool(nn.Module):
@@ -33,9 +43,9 @@ class Pool(nn.Module):
         return (rows[..., 0:w:2] + rows[..., 1:w:2]) * 0.25
 
 
-def block(channels: int, width: int) -> list[nn.Module]:
-    """3 x 3 convolution, instance norm and ReLU."""
-    return [nn.Conv2d(channels, width, 3, padding=1), norm(width), nn.ReLU()]
+def block(channels: int, width: int, kind: str, more: int = 0) -> list[nn.Module]:
+    """3 x 3 convolution, norm and ReLU."""
+    return [nn.Conv2d(channels, width, 3, padding=1 + more), norm(kind, width), nn.ReLU()]
 
 
 class Plain(nn.Module):
@@ -52,33 +62,41 @@ class Plain(nn.Module):
         return self.head(self.features(x))
 
 
-def convnet(shape: Shape, classes: int, width: int, depth: int) -> Plain:
-    """`depth` blocks of 3 x 3 convolution, instance norm, ReLU and 2 x 2 mean."""
-    channels = [shape[0]] + [width] * (depth - 1)
-    layers = [layer for c in channels[:depth] for layer in (*block(c, width), Pool())]
+def convnet(shape: Shape, classes: int, settings: Network) -> Plain:
+    """`depth` blocks of 3 x 3 convolution, norm, ReLU and 2 x 2 mean."""
+    channels, more = shape[0], margin(shape)
+    layers: list[nn.Module] = []
+    for _ in range(settings.depth):
+        layers += [*block(channels, settings.width, settings.norm, more), Pool()]
+        channels, more = settings.width, 0
     return Plain(layers, shape, classes)
 
 
-def alexnet(shape: Shape, classes: int, width: int, depth: int) -> Plain:
-    """Five convolutions, three poolings; `width` stands for AlexNet's 128."""
-    sizes, pooled = (5, 5, 3, 3, 3), (True, True, False, False, True)
-    channels = [shape[0], width, width * 3 // 2, width * 2, width * 2, width * 3 // 2]
+def alexnet(shape: Shape, classes: int, settings: Network) -> Plain:
+    """Five convolutions, three poolings, no norm; `width` stands for AlexNet's 128."""
+    width, sizes, pooled = settings.width, (5, 5, 3, 3, 3), (True, True, False, False, True)
+    channels = [shape[0], width, width * 3 // 2, width * 2, width * 3 // 2, width * 3 // 2]
     layers: list[nn.Module] = []
     for i, size in enumerate(sizes):
-        layers += [nn.Conv2d(channels[i], channels[i + 1], size, padding=size // 2), nn.ReLU()]
+        padding = size // 2 + margin(shape) * (i == 0)
+        layers += [nn.Conv2d(channels[i], channels[i + 1], size, padding=padding), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] * pooled[i]
     return Plain(layers, shape, classes)
 
 
-def vgg11(shape: Shape, classes: int, width: int, depth: int) -> Plain:
-    """VGG configuration A with instance norm; `width` stands for VGG's 64."""
+def vgg11(shape: Shape, classes: int, settings: Network) -> Plain:
+    """VGG configuration A with norms; `width` stands for VGG's 64."""
     layers: list[nn.Module] = []
-    channels, side = shape[0], min(shape[1:])
-    for step in (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0):  # 0: a pooling
+    channels, more = shape[0], margin(shape)
+    side = min(shape[1:]) + 2 * more
+    steps = (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0)  # 0: a pooling
+    for place, step in enumerate(steps, 1):
         if step:
-            layers += block(channels, width * step)
-            channels = width * step
-        elif side >= 4:  # the last poolings are left out where no pixels remain
+            width = settings.width * step
+            layers += block(channels, width, settings.norm, more)
+            channels, more = width, 0
+        # on small images some are left out: a norm over a single pixel would leave nothing
+        elif side >= 4 or (place == len(steps) and side >= 2):
             layers.append(nn.MaxPool2d(2))
             side //= 2
     return Plain(layers, shape, classes)
@@ -87,37 +105,40 @@ def vgg11(shape: Shape, classes: int, width: int, depth: int) -> Plain:
 class Residual(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut (He et al. 2016)."""
 
-    def __init__(self, channels: int, width: int, stride: int, mean_pool: bool):
+    def __init__(self, channels: int, width: int, stride: int, kind: str, mean_pool: bool):
         super().__init__()
         pool = stride > 1 and mean_pool
         self.conv1 = nn.Conv2d(channels, width, 3, 1 if pool else stride, padding=1, bias=False)
-        self.norm1, self.pool = norm(width), Pool() if pool else nn.Identity()
+        self.norm1, self.pool = norm(kind, width), Pool() if pool else nn.Identity()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = norm(width)
+        self.norm2 = norm(kind, width)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels != width:
             projection = nn.Conv2d(channels, width, 1, 1 if pool else stride, bias=False)
             shrink = Pool() if pool else nn.Identity()
-            self.shortcut = nn.Sequential(projection, shrink, norm(width))
+            self.shortcut = nn.Sequential(projection, shrink, norm(kind, width))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.pool(F.relu(self.norm1(self.conv1(x))))
         return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
-def resnet18(shape: Shape, classes: int, width: int, depth: int, mean_pool: bool = False) -> Plain:
+def resnet18(shape: Shape, classes: int, settings: Network, mean_pool: bool = False) -> Plain:
     """ResNet18 with a 3 x 3 stem and no first pooling; `width` stands for 64."""
+    width, kind = settings.width, settings.norm
     stem = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
-    layers: list[nn.Module] = [stem, norm(width), nn.ReLU(), Residual(width, width, 1, mean_pool)]
-    layers.append(Residual(width, width, 1, mean_pool))
-    for wide in (2 * width, 4 * width, 8 * width):
-        layers += [Residual(wide // 2, wide, 2, mean_pool), Residual(wide, wide, 1, mean_pool)]
-    return Plain([*layers, nn.AdaptiveAvgPool2d(1)], shape, classes)
+    layers: list[nn.Module] = [stem, norm(kind, width), nn.ReLU()]
+    channels = width
+    for wide, stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
+        layers += [Residual(channels, wide, stride, kind, mean_pool)]
+        layers += [Residual(wide, wide, 1, kind, mean_pool)]
+        channels = wide
+    return Plain([*layers, *[nn.AdaptiveAvgPool2d(1)] * (not mean_pool)], shape, classes)
 
 
-def resnet18_ap(shape: Shape, classes: int, width: int, depth: int) -> Plain:
-    """ResNet18 that shrinks by 2 x 2 means, not by strides."""
-    return resnet18(shape, classes, width, depth, mean_pool=True)
+def resnet18_ap(shape: Shape, classes: int, settings: Network) -> Plain:
+    """ResNet18 that shrinks by 2 x 2 means, not by strides; its head sees all that is left."""
+    return resnet18(shape, classes, settings, mean_pool=True)
 
 
 class Patches(nn.Module):
@@ -165,13 +186,14 @@ class Mean(nn.Module):
         return x.mean(1)
 
 
-def vit(shape: Shape, classes: int, width: int, depth: int) -> Plain:
+def vit(shape: Shape, classes: int, settings: Network) -> Plain:
     """Six encoders on 8 x 8 patches, then the mean of the tokens; for evaluation only."""
+    width = settings.width
     encoders = [Encoder(width) for _ in range(6)]
     return Plain([Patches(shape, width), *encoders, nn.LayerNorm(width), Mean()], shape, classes)
 
 
-NETWORKS: dict[str, Callable[[Shape, int, int, int], Plain]] = {
+NETWORKS: dict[str, Callable[[Shape, int, Network], Plain]] = {
     network.__name__: network for network in (convnet, alexnet, vgg11, resnet18, resnet18_ap, vit)
 }
 
@@ -184,7 +206,7 @@ def build(settings: Network, shape: Shape, classes: int) -> nn.Module:
     """
     try:
         with torch.device("meta"):
-            module = NETWORKS[settings.architecture](shape, classes, settings.width, settings.depth)
+            module = NETWORKS[settings.architecture](shape, classes, settings)
         if not module.head.in_features:
             raise ValueError("no pixel is left")
         return module

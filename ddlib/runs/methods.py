@@ -20,6 +20,7 @@ from ddlib.data import mtt_format
 from ddlib.runs.profile import Cell, Group, Profile
 from ddlib.settings import (
     NEED_EXPERT,
+    PROTOCOLS,
     AnySet,
     Condensation,
     Distillation,
@@ -50,6 +51,7 @@ class Method:
     # whose tuned numbers it takes where a cell has none of its own: the first of these that has
     tuned_as: tuple[str, ...] = ()
     distils: bool = True  # a coreset does not
+    published: bool = False  # its switches are all that it needs: nothing has to be tuned
 
     def but(self, **switches: Any) -> Method:
         """The same method with these switches changed."""
@@ -65,9 +67,12 @@ CORESETS = {
 # As published in arXiv 2006.05929, 2102.08259 and 2110.04181, by their authors' code; what depends
 # on the IPC is in settings.Condensation.
 CONDENSED = {
-    "DC": Method("noise", switches={"method": "dc", "lr_images": 0.1, "iterations": 1000}),
-    "DSA": Method("real", switches={"method": "dsa", "lr_images": 0.1, "iterations": 1000}),
-    "DM": Method("real", switches={"method": "dm", "lr_images": 1.0, "iterations": 20000}),
+    name: Method(start, switches={"method": name.lower(), **numbers}, published=True)
+    for name, start, numbers in (
+        ("DC", "noise", {"lr_images": 0.1, "iterations": 1000}),
+        ("DSA", "real", {"lr_images": 0.1, "iterations": 1000}),
+        ("DM", "real", {"lr_images": 1.0, "iterations": 20000}),
+    )
 }
 MTT = Method("real", "sgd", {"momentum": 0.0}, ("MTT",))
 AST = Method(
@@ -90,6 +95,8 @@ RIVALS = {
     "TESLA": Method(
         "real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, ("TESLA",)
     ),  # 2211.10586
+    # arXiv 2406.19827: SGD experts made straight
+    "MCT": Method("real", "sgd", {"momentum": 0.0, "convex": True}, ("MTT",)),
     # arXiv 2310.05773; lr_labels: its authors' settings for CIFAR-10 at IPC 10
     "DATM": Method("correct", "ftd", {"momentum": 0.0, "labels": "learned", "lr_labels": 2.0}),
 }
@@ -216,7 +223,7 @@ def layers(
     every, cell, how = methods(profile), profile.cells[cell_name], known(profile, method)
     names = tuple(dict.fromkeys((method, *how.tuned_as)))
     tuned = next((name for name in names if name in cell.tuned), None)
-    if tuned is None:
+    if tuned is None and not how.published:
         raise InputError(
             f"cell {cell_name} has no tuned settings for {' or '.join(map(repr, names))}: add them "
             f"under cells.{cell_name}.tuned, or remove '{method}' where the profile names it"
@@ -227,12 +234,10 @@ def layers(
         for name, value in cell.student.items()
         if name in kind.model_fields or name not in Distillation.model_fields
     }
-    found = [
-        ("cell", shared),
-        ("method", how.switches),
-        (f"tuned for {tuned}", cell.tuned[tuned]),
-    ]
-    if tuned != method:
+    found = [("cell", shared), ("published" if how.published else "method", how.switches)]
+    if tuned:
+        found.append((f"tuned for {tuned}", cell.tuned[tuned]))
+    if tuned and tuned != method:
         momentum = {name: every[name].switches.get("momentum", 0.0) for name in (method, tuned)}
         if momentum[method] != momentum[tuned]:
             # the student's reach N a / (1 - mu) stays what it was tuned to be
@@ -294,6 +299,9 @@ def evaluation(
     profile: Profile, cell_name: str, of: AnySet, network: Network | None = None, **changes: Any
 ) -> Evaluation:
     """How a set of that cell is judged."""
-    fields = profile.evaluation | profile.cells[cell_name].evaluation | changes
-    given = {"of": of, "network": network or profile.network, **fields}
+    fields = profile.evaluation | profile.cells[cell_name].evaluation
+    fixed = PROTOCOLS.get(fields.get("protocol", "ours"), {})
+    if any(fixed.get(name, value) != value for name, value in changes.items()):
+        fields = fields | fixed | {"protocol": "ours"}  # for it is that protocol no more
+    given = {"of": of, "network": network or profile.network, **fields, **changes}
     return validated(Evaluation, given, f"evaluation on {cell_name}")

@@ -25,7 +25,7 @@ from ddlib.data.datasets import Images
 from ddlib.method.condense import condense
 from ddlib.method.distill import State, Step, begin, distill
 from ddlib.method.evaluate import SyntheticSet, evaluate, score
-from ddlib.method.experts import Snapshot, imported, train_expert, trajectory
+from ddlib.method.experts import Snapshot, convexified, imported, train_expert, trajectory
 from ddlib.method.functional import FunctionalNetwork, network
 from ddlib.method.select import features, select
 from ddlib.method.student import follow
@@ -226,8 +226,10 @@ class OuterLoop:
 
     def segment(self, expert: int, start: int, epochs: int) -> Tensor:
         """Snapshots theta*_s ... theta*_{s+M} of an expert, read from disk without the rest."""
-        experts: Any = self.settings.experts  # type: ignore[union-attr]
-        path = self.inputs[experts.at(expert)].tensors["path"]
+        settings: Any = self.settings
+        path = self.inputs[settings.experts.at(expert)].tensors["path"]
+        if settings.convex:
+            path = convexified(path, self.network.sizes)
         return path[start : start + epochs + 1]
 
     def judged(self) -> dict[str, Tensor]:
@@ -295,7 +297,7 @@ def check(loop: OuterLoop) -> float:
 
 def make_rows(settings: Evaluation, inputs: Inputs, keep: Checkpoint) -> Made:
     """Fresh networks on the set, one row each."""
-    synthetic = SyntheticSet.of(inputs[settings.of], settings.labels == "hard")
+    synthetic = SyntheticSet.judged_by(settings, inputs[settings.of])
     return {}, {"rows": judge(settings, synthetic, inputs.real)}
 
 
@@ -374,7 +376,6 @@ MAKE: dict[type[Task], Callable[[Any, Inputs, Checkpoint], Made]] = {
     Film: make_film,
     Measurement: make_measurement,
 }
-KINDS = tuple(MAKE)
 
 
 def make(settings: Task, inputs: Inputs, keep: Checkpoint) -> Made:
@@ -388,7 +389,7 @@ def settings_of(fields: dict[str, Any]) -> Any:
     Raises:
         InputError: no stage has such settings.
     """
-    for kind in KINDS:
+    for kind in MAKE:
         try:
             return kind(**fields)
         except ValueError:  # of another kind

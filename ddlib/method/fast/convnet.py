@@ -48,6 +48,8 @@ class FastConvNet(FunctionalNetwork):
         self.width, self.channels = module.get_parameter("features.0.weight").shape[:2]
         self.classes, self.inputs = module.get_parameter("head.weight").shape
         self.depth = (len(self.sizes) - 2) // 4
+        first: Any = module.get_submodule("features.0")
+        self.margin = first.padding[0] - 1
 
     def fits(self, theta: Tensor, x: Tensor, *rest: Any) -> bool:
         """Whether the kernels take these; the twin refuses what does not go together."""
@@ -55,12 +57,20 @@ class FastConvNet(FunctionalNetwork):
         kinds = {(t.dtype, t.device.type) for t in (x, *vectors)}
         if x.dim() != 4 or kinds != {(x.dtype, "cpu")}:
             return False
-        n, c, h, w = x.shape
+        n, c, h, w = self._wide(x).shape
         inputs = self.width * (h >> self.depth) * (w >> self.depth)
         good = (c, inputs) == (self.channels, self.inputs)
         good &= all(v.shape == (self.parameters,) for v in vectors)
         good &= all(len(head.labels) == n for head in rest if isinstance(head, CrossEntropy))
         return good and trusted(x.dtype)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        """x with the zeros around it that the first layer adds."""
+        return F.pad(x, [self.margin] * 4) if self.margin else x
+
+    def _narrow(self, wide: Tensor) -> Tensor:
+        """The inverse of `_wide`."""
+        return F.pad(wide, [-self.margin] * 4) if self.margin else wide
 
     def _numbers(self, what: str, x: Tensor) -> tuple[Any, Tensor]:
         """What kernels.c is told of the network and x, and a tensor of the size that it names."""
@@ -71,6 +81,7 @@ class FastConvNet(FunctionalNetwork):
 
     def _run(self, name: str, theta: Tensor, x: Tensor, *arguments: Any) -> None:
         """Call a function of kernels.c with its room; None is a null pointer."""
+        x = self._wide(x)
         shape, room = self._numbers("room_numbers", x)
         kept = [a.contiguous() if isinstance(a, Tensor) else a for a in (x, theta, *arguments)]
         given = (ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in kept)
@@ -83,7 +94,7 @@ class FastConvNet(FunctionalNetwork):
 
     def tape(self, x: Tensor) -> Tensor | None:
         known = x.device.type == "cpu" and trusted(x.dtype)
-        return self._numbers("tape_numbers", x)[1] if known else None
+        return self._numbers("tape_numbers", self._wide(x))[1] if known else None
 
     @by_hand
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -105,9 +116,9 @@ class FastConvNet(FunctionalNetwork):
 
     @by_hand
     def input_gradient(self, theta: Tensor, x: Tensor, **tape: Any) -> Tensor:
-        g = x.new_empty(x.shape)
+        g = torch.empty_like(self._wide(x))
         self._run("back", theta, x, None, ONE, tape.get("tape"), None, None, g)
-        return g
+        return self._narrow(g)
 
     @by_hand
     def penalty(self, theta: Tensor, x: Tensor, cost: Cost) -> tuple[Tensor, Tensor]:
@@ -118,7 +129,8 @@ class FastConvNet(FunctionalNetwork):
             with torch.enable_grad():
                 each = cost(g.requires_grad_())
                 (u,) = torch.autograd.grad(each, g)
-            self._run("along", theta, piece, None, ONE, tape, None, u, part, None, None)
+            along = (None, self._wide(u), part, None, None)
+            self._run("along", theta, piece, None, ONE, tape, *along)
             value += each.detach()
             total += part
         return value, total
@@ -126,9 +138,11 @@ class FastConvNet(FunctionalNetwork):
     @by_hand
     def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor, **tape: Any) -> Any:
         target, scale = self._head(x, head)
-        found = (torch.empty_like(theta), x.new_empty(x.shape), x.new_empty(target.shape))
-        self._run("along", theta, x, target, scale, tape.get("tape"), rho, None, *found)
-        return found if head.soft else found[:2]
+        d_theta, d_x, d_soft = map(torch.empty_like, (theta, self._wide(x), target))
+        self._run(
+            "along", theta, x, target, scale, tape.get("tape"), rho, None, d_theta, d_x, d_soft
+        )
+        return d_theta, self._narrow(d_x), *[d_soft] * head.soft
 
 
 @cache
