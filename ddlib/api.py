@@ -25,7 +25,7 @@ from ddlib.data import datasets
 from ddlib.data.datasets import Images
 from ddlib.files import digest, trouble, write_new
 from ddlib.method.evaluate import SyntheticSet
-from ddlib.progress import Progress
+from ddlib.progress import Progress, clock
 from ddlib.runs import cost, engine, methods, run, stages
 from ddlib.runs.profile import Profile, profile
 from ddlib.runs.store import Artefact, Store, packed, read, store_folder
@@ -44,6 +44,8 @@ __all__ = ["distil", "evaluate", "load", "load_data", "pick_images", "save", "tr
 
 PROFILE = "laptop"  # whose network, recipes and numbers are taken where nothing else is given
 SMALLEST = 16  # images per step of an expert: with fewer, gradients are mostly noise
+LARGE = 10  # times the training images of the profile's main data: there experts do less
+PATIENCE = 120  # seconds, above which the work is announced
 NEAR = 1.5  # times chance: an expert that is not better than this has learned next to nothing
 
 log = logging.getLogger("ddlib")
@@ -96,7 +98,8 @@ def train_experts(
     Each artefact holds the trajectory `path` theta*_0 ... theta*_E, (E + 1, P), and one row per
     epoch in its record. `recipe` is one of the profile's: `ast`, `sgd` (MTT's), `momentum` ... On
     a data set smaller than the profile's, batches are smaller and, where batches of 16 still give
-    too few steps, epochs are more.
+    too few steps, epochs are more. On one that is ten times as large, two experts are enough, and
+    they stop after the last epoch that a student follows.
 
     Raises:
         InputError: no such recipe.
@@ -108,8 +111,14 @@ def train_experts(
     batch = min(fields["batch"], max(SMALLEST, int(fields["batch"] * n_here / n_there)))
     longer = max(1, round(ceil(n_there / fields["batch"]) / ceil(n_here / batch)))
     epochs = {name: fields[name] * longer for name in ("epochs", "ramp_epochs")}
+    usually = scaled.n_experts
+    if n_here >= LARGE * n_there:
+        students = [cell.student for cell in usual.cells.values()]
+        last = max(s["start_epochs"] + s["matched_epochs"] - 1 for s in students)
+        epochs["until"] = min(last, changes.get("epochs", epochs["epochs"]))
+        usually = min(2, usually)
     fields |= {"batch": batch, **epochs, **changes}
-    seeds = range(scaled.n_experts if n is None else n)
+    seeds = range(usually if n is None else n)
     experts = _make(
         [validated(Expert, fields | {"seed": seed}, f"recipe {recipe}") for seed in seeds]
     )
@@ -240,6 +249,12 @@ def _store() -> Store:
 def _make(wanted: Sequence[Task]) -> list[Artefact]:
     """The artefacts of these settings; those that are missing are made side by side."""
     store = _store()
+    missing = run.missing(wanted, store)
+    workers = min(engine.default_workers(), len(missing))
+    if sum(map(cost.seconds, missing)) / max(1, workers) > PATIENCE:
+        took = cost.pace() * sum(map(cost.seconds, missing)) / workers
+        text = "%d results are to be made, which takes about %s here; an interrupted run continues"
+        log.warning(text, len(missing), clock(took))
     run.ensure(wanted, store)
     return [run.get(settings, store) for settings in wanted]
 

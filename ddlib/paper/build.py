@@ -177,7 +177,8 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
     if profile.endswith((".yaml", ".yml")):
         profile = str(Path(profile).resolve())  # kernels run in another folder
     paper = Paper.printed(profile)
-    chosen = [n for n in notebooks(only) if not left_out(n, paper.profile)]
+    named = only or [*(paper.profile.notebooks or ())]
+    chosen = [n for n in notebooks(named) if not left_out(n, paper.profile)]
     given = {"profile": profile, **parameters_of(parameters)}
     for notebook in chosen:
         check_parameters(notebook, given)
@@ -191,9 +192,13 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
         _make_and_run(paper, chosen, given)
         paper.results.seal()
     print(f"\nDone in {clock(time.monotonic() - began)}. Open:")
-    print(f"  {folder / 'figures/main.png'}  (the main figure)")
-    print(f"  {folder / 'claims.md'}  (the claims and their verdicts)")
-    print(f"  {folder / 'notebooks' / GATHERS}.ipynb  (the paper)")
+    for file, words in (
+        ("figures/main.png", "the main figure"),
+        ("claims.md", "the claims and their verdicts"),
+        (f"notebooks/{chosen[-1].stem}.ipynb", "the paper"),
+    ):
+        if (folder / file).exists():
+            print(f"  {folder / file}  ({words})")
 
 
 def left_out(notebook: Path, profile: Profile) -> bool:

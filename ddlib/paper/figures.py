@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ddlib.paper import style
+from ddlib.paper import style, tables
 from ddlib.paper.claims import UNBALANCED, distinct, first_cell
 from ddlib.paper.evidence import ablation, claims
 from ddlib.paper.pictures import history, images, initialisation
@@ -69,6 +69,30 @@ def main(results: Results) -> Figure:
     """How well each method's sets teach a new network, cell by cell, and how far the ceiling is."""
     rows = results.rows("main")
     return dots(rows, "cell", [m for m in in_reading_order(rows) if m != CEILING])
+
+
+def benchmark(results: Results) -> Figure:
+    """Published accuracies (open) beside ours (filled), mean ± std over networks, IPC by IPC."""
+    table = tables.benchmark(results).dropna(subset="ipc")
+    panels = [*table.groupby("ipc")]
+    figure, axes = style.canvas(style.WIDE, 2.7, 1, max(1, len(panels)))
+    for ax, (ipc, lines) in zip(axes, panels, strict=False):
+        networks = lines.width.astype(str).where(lines.width != 128, "")
+        names = (lines.method + " " + networks.str.replace("^(?=.)", "w", regex=True)).str.strip()
+        places = {name: y for y, name in enumerate(dict.fromkeys(names))}
+        for name, line in zip(names, lines.itertuples(), strict=True):
+            look, y = style.LOOKS.get(line.method, style.PLAIN), places[name]
+            for x, std, fill in (
+                (line.published, line.published_std, "white"),
+                (line.ours, line.ours_std, look.color),
+            ):
+                shown = {"color": look.color, "markerfacecolor": fill, "markersize": 5}
+                ax.errorbar(x, y, xerr=std, fmt=look.marker, elinewidth=1, **shown)
+        ax.set_yticks([*places.values()], [*places])
+        ax.set_ylim(len(places) - 0.4, -0.6)
+        ax.set_title(f"{lines.data.iloc[0]}, IPC {ipc}")
+    figure.supxlabel("test accuracy (%), mean ± std over networks; open: published, filled: ours")
+    return figure
 
 
 def coresets(results: Results) -> Figure:
@@ -285,7 +309,18 @@ def following(results: Results) -> Figure:
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     figure.__name__: figure
     for figure in (
-        *(main, experts, smoothness, quality, norms, initialisation, coresets, student, memory),
+        *(
+            main,
+            benchmark,
+            experts,
+            smoothness,
+            quality,
+            norms,
+            initialisation,
+            coresets,
+            student,
+            memory,
+        ),
         *(distillation, images, history, cross_architecture, ablation, start_epochs),
         *(following, claims, own),
     )

@@ -17,7 +17,8 @@ import pandas as pd
 from ddlib.paper import claims
 from ddlib.paper import scores as robust
 from ddlib.paper.claims import distinct, mean, std
-from ddlib.paper.results import Results
+from ddlib.paper.results import NoRows, Results
+from ddlib.runs.methods import CEILING
 
 INTERACTIONS = {  # both, one alone, the other alone, neither
     "ramp and penalty": ("AST", "AST − penalty", "AST − ramp", "AST, unsmoothed experts"),
@@ -34,6 +35,12 @@ INTERACTIONS = {  # both, one alone, the other alone, neither
         "AST − balanced loss, inner momentum",
     ),
 }
+BENCHMARK = ("ipc", "width", "norm", "cell", "method")  # one line of it each
+COMPARED = (
+    *("data", "ipc", "method", "labels", "width", "norm", "protocol", "ours", "ours_std", "sets"),
+    *("networks", "rising", "published", "published_std", "difference", "verdict", "source"),
+)
+RISE, STILL = 0.005, "still rising"  # accuracy
 EFFORT = ["learned_lr", "iterations", "seconds", "megabytes"]
 INTERACTS = {
     claims.SUPPORTED: "they help each other",
@@ -59,6 +66,11 @@ def span(counts: Iterable[int]) -> str:
     return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
 
 
+def span_of(names: Iterable[Any]) -> str:
+    """The distinct values, for a table's cell."""
+    return ", ".join(map(str, dict.fromkeys(names)))
+
+
 def groups(rows: pd.DataFrame, *by: str) -> list[tuple[tuple, pd.DataFrame]]:
     """Groups in the order in which the rows name them."""
     return list(rows.groupby(list(by), sort=False, dropna=False))
@@ -76,6 +88,8 @@ def scored(runs: pd.DataFrame) -> dict[str, Any]:
     networks = distinct(runs)
     sets = networks.groupby("distil_seed").accuracy.agg(mean)
     return {
+        "protocol": span_of(runs.evaluation),
+        "width": span_of(runs.width),
         "mean": 100 * mean(sets),
         "std": 100 * std(sets),
         "std_over_networks": 100 * std(networks.accuracy),
@@ -101,18 +115,38 @@ def beside(rows: pd.DataFrame, method: str, base: str) -> dict[str, Any]:
 def main(results: Results) -> pd.DataFrame:
     """Methods x cells: last-epoch test accuracy by the lr chosen on validation.
 
-    Beside it: lr = a where it was learned, of how many sets the choice was a tie or lay at an end
-    of the grid, the flattering best-of columns, the paired difference to AST, what sets cost.
+    Beside it: whether the outer loop was cut short (`rising`), lr = a where it was learned, of how
+    many sets the choice was a tie or lay at an end of the grid, the flattering best-of columns, the
+    paired difference to AST, what sets cost.
     """
     rows, lines, efforts = results.rows("main"), [], effort(results)
+    cut_short = rising(results)
     for (cell, data, method), runs in groups(rows, "cell", "data", "method"):
         line = {"cell": cell, "data": data, "ipc": runs.ipc.iloc[0], "method": method}
-        line |= scored(runs)
+        line |= scored(runs) | {"rising": cut_short.get((cell, method), "")}
         for best in ("best_on_validation", "best_on_test"):
             line[best] = spread(distinct(runs), best)
         line |= beside(rows[rows.cell == cell], method, "AST") | efforts.get((cell, method), {})
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def rising(results: Results) -> dict[tuple[str, str], str]:
+    """By cell and method, "still rising" where the last third of an outer loop's checks gained.
+
+    It gained where validation accuracy rose by more than RISE, in the mean over the seeds. With
+    fewer than three checks nobody can tell.
+    """
+    if not results.has_rows("curves"):
+        return {}
+    rows, found = results.rows("curves"), {}
+    for (cell, method), runs in groups(rows[rows.study == "main"], "cell", "method"):
+        checks = runs.dropna(subset="validation_accuracy")
+        looks = checks.groupby("iteration").validation_accuracy.agg(mean).tolist()
+        known = len(looks) >= 3
+        gain = looks[-1] - looks[-1 - len(looks) // 3] if known else 0.0
+        found[cell, method] = STILL if gain > RISE else "" if known else "too few checks to tell"
+    return found
 
 
 def effort(results: Results) -> dict[tuple[str, str], dict[str, float]]:
@@ -157,10 +191,11 @@ def scores(results: Results) -> pd.DataFrame:
 
 
 def published_rows() -> pd.DataFrame:
-    """Accuracies that others published: method, labels, dataset, ipc, accuracy, std, source.
+    """Accuracies that others published, with the labels, the network's width and norm, the source.
 
     Percent of test images after training a ConvNet on IPC images per class; "full" has no IPC.
-    No accuracy that the AST paper reports is known here.
+    `protocol` is that of the evaluation: DC's, DSA's, or the authors' own. No accuracy that the AST
+    paper reports is known here.
     """
     return pd.read_csv(Path(__file__).parent / "published.csv").astype({"ipc": "Int64"})
 
@@ -171,6 +206,8 @@ def published(_: Results) -> pd.DataFrame:
     wide = [f"IPC {ipc}" for ipc in sorted(rows.ipc.dropna().unique())]
     for (data,), on_data in groups(rows, "dataset"):
         for (method, labels, source), cells in groups(on_data, "method", "labels", "source"):
+            network = f"width {span_of(cells.width)}, norm {span_of(cells.norm)}"
+            source += f" ({network})" * (network != "width 128, norm instance")
             line = {"data": data, "method": method, "labels": labels}
             line |= dict.fromkeys(["all data", *wide], "")
             for row in cells.itertuples():
@@ -185,8 +222,73 @@ def published(_: Results) -> pd.DataFrame:
 def summary(results: Results) -> pd.DataFrame:
     """The main table as a reader scans it: methods down, cells across."""
     table = main(results)
+    ours = table.protocol == "ours"
+    table["cell"] += (" by protocol " + table.protocol).where(~ours, "")
     wide = table.pivot(index="method", columns="cell", values="accuracy")
     return wide.loc[in_reading_order(table), table.cell.unique()].reset_index()
+
+
+def benchmark(results: Results) -> pd.DataFrame:
+    """Ours beside what others published on the same data at the same IPC, and a verdict per row.
+
+    A verdict compares mean ± std over networks of either: they meet, or ours is above or below. It
+    is given where labels, width and norm are the same.
+    """
+    rows, others, lines = results.rows("main"), published_rows(), []
+    if results.has_rows("cross_architecture"):
+        rows = pd.concat([rows, results.rows("cross_architecture")])
+    rows = rows[rows.architecture == "convnet"]
+    names = others.method.str.replace("_", "-").replace("full", CEILING)
+    data = rows.data.str.split(",").str[0].str.replace("_", "")
+    cut_short = rising(results)
+    for dataset, known in others.groupby("dataset", sort=False):
+        here = rows[data == dataset.lower()]
+        for (ipc, width, norm, cell, method), runs in groups(here, *BENCHMARK):
+            same = known[
+                (names == method) & (known.ipc.eq(ipc) | (known.ipc.isna() & pd.isna(ipc)))
+            ]
+            line = {"data": dataset, "ipc": ipc, "method": method, "labels": "hard"}
+            score = scored(runs)
+            line |= {"width": width, "norm": norm, "protocol": score["protocol"]}
+            line |= {"ours": score["mean"], "ours_std": score["std_over_networks"]}
+            line |= {"sets": score["sets"], "networks": score["networks"]}
+            line |= {"rising": cut_short.get((cell, method), "")}
+            lines.append(line | compared(line, same))
+        for other in known[
+            known.ipc.isin(here.ipc) | (known.ipc.isna() & bool(len(here)))
+        ].itertuples():
+            if not (here.method == names[other.Index]).any():
+                line = {name: getattr(other, name) for name in ("ipc", "method", "labels", "width")}
+                line |= {
+                    "norm": other.norm,
+                    "protocol": other.protocol,
+                    "published": other.accuracy,
+                }
+                line |= {"published_std": other.std, "source": other.source}
+                lines.append({"data": dataset} | line | {"verdict": "not run here"})
+    if not lines:
+        raise NoRows(f"no cell of {results.folder.name} is on data with published accuracies")
+    table = pd.DataFrame(lines, columns=[*COMPARED])
+    return table.sort_values(["data", "ipc"], kind="stable", ignore_index=True)
+
+
+def compared(ours: dict[str, Any], same: pd.DataFrame) -> dict[str, Any]:
+    """A published number beside ours, their difference in points, and the verdict."""
+    if same.empty:
+        return {"verdict": "no published number"}
+    (one,) = same.head(1).to_dict("records")
+    gap, most = ours["ours"] - one["accuracy"], 0.0
+    for spread in (ours["ours_std"], one["std"]):
+        most += 0.0 if pd.isna(spread) else spread
+    alike = all(ours[name] == one[name] for name in ("labels", "width", "norm"))
+    word = "they meet" if abs(gap) <= most else "ours is above" if gap > 0 else "ours is below"
+    return {
+        "published": one["accuracy"],
+        "published_std": one["std"],
+        "difference": gap,
+        "verdict": word if alike else "another network or other labels",
+        "source": one["source"],
+    }
 
 
 def smoothness(results: Results) -> pd.DataFrame:
@@ -279,7 +381,7 @@ def is_number(text: str) -> bool:
 TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {
     table.__name__: table
     for table in (
-        *(main, summary, smoothness, ablation, interactions),
+        *(main, summary, benchmark, smoothness, ablation, interactions),
         *(cross_architecture, tuning, scores, costs, published),
     )
 } | {"claims": claims.table}

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import cache
+from math import prod
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from ddlib.base import Task, generator
 from ddlib.data import datasets
 from ddlib.method import augment, train
 from ddlib.method.functional import network
+from ddlib.method.networks import margin
 from ddlib.method.student import GRADIENTS, InnerLoop, InnerLoss
 from ddlib.runs import engine
 from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Network, Recipe
@@ -34,10 +36,12 @@ from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Netwo
 # Rough predictions, on one CPU core of about 2020.
 IMAGE = 2.2e-4  # seconds: forward and backward of a 3 x 32 x 32 image, ConvNet, depth 3, width 32
 STEP = 5e-4  # seconds that a step costs whatever its batch
-CHECK = 500  # one evaluation of validation and test images costs as much as training on so many
+# evaluating all validation images costs as much as training on so many images for each training
+# image, and that of validation and test images
+VALIDATED, TESTED = 0.04, 0.12
 PENALTY, PULL = 5.0, 3.3  # images with gradient penalty, and of an inner step and its pull
 RELATIVE = {  # cost of the networks at width 32, and the power of the width that it grows with
-    "convnet": (1.0, 2.0),
+    "convnet": (1.0, 1.75),
     "alexnet": (7.0, 1.3),
     "vgg11": (13.0, 1.3),
     "resnet18": (40.0, 1.3),
@@ -58,19 +62,22 @@ def seconds(task: Task) -> float:
     known = datasets.about(of.data)
     classes, train_images = len(known.class_names), known.per_class * len(known.class_names)
     net: Network = getattr(task, "network", None) or Network(width=32)
-    pixels = known.shape[1] * known.shape[2]
+    pixels = prod(side + 2 * margin(known.shape) for side in known.shape[1:])
     factor, power = RELATIVE[net.architecture]
     each = IMAGE * factor * (net.width / 32) ** power * pixels / 1024
+    validated, tested = (share * train_images * each for share in (VALIDATED, TESTED))
     n = train_images if getattr(of, "method", "") == "all" else classes * getattr(of, "ipc", 1)
     if isinstance(task, Evaluation):
         steps = task.epochs * (n * each + STEP * -(-n // task.batch))
-        return trained(task) * (steps + task.looks * CHECK * each)
+        judged = task.networks * (1 + isinstance(of, Distillation))
+        looks = task.looks * (tested if task.test else validated)
+        return trained(task) * (steps + validated) + judged * (looks - validated)
     if isinstance(task, Expert):
         once = PENALTY if task.penalty != "none" else 1.0
-        images = train_images * once * (2 if task.sharpness else 1) + CHECK
-        return (task.until or task.epochs) * images * each
+        images = train_images * once * (2 if task.sharpness else 1)
+        return (task.until or task.epochs) * (images * each + tested)
     checks = getattr(task, "checks", 0) * (
-        getattr(of, "check_epochs", 0) * (n * each + STEP) + CHECK * each
+        getattr(of, "check_epochs", 0) * (n * each + STEP) + validated
     )
     if task.stage in ("sets", "films") and isinstance(of, Distillation):
         steps = of.iterations * of.inner_steps
@@ -82,6 +89,8 @@ def seconds(task: Task) -> float:
         training = task.inner * (n * each + STEP * -(-n // task.batch))
         turn = task.outer * (passes * each + 2 * classes * STEP) + (task.outer - 1) * training
         return task.iterations * turn + checks
+    if getattr(task, "expert", None):  # the features of all images: forward alone
+        return 2.0 + train_images * each / 3
     return 10.0 if task.stage == "measurements" else 2.0
 
 

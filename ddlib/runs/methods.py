@@ -226,7 +226,9 @@ def layers(
     if tuned is None and not how.published:
         raise InputError(
             f"cell {cell_name} has no tuned settings for {' or '.join(map(repr, names))}: add them "
-            f"under cells.{cell_name}.tuned, or remove '{method}' where the profile names it"
+            f"under cells.{cell_name}.tuned, or remove '{method}' where the profile, or one that "
+            "it extends, names it: methods, ablation, cross_architecture (`ablation: null`: "
+            "no ablation)"
         )
     kind = Distillation if how.recipe else Condensation
     shared = {

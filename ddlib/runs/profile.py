@@ -159,6 +159,7 @@ class Profile(Settings):
     ablation: Ablation | None = None
     cross_architecture: Cross | None = None
     ceiling: Ceiling
+    notebooks: Names | None = None  # that `make paper` runs; None: all that show what it asks for
     # methods of the profile's own: `of` the method that is changed, and what is changed in it
     variants: dict[Name, OfVariant] = {}
     tuning: list[Trial] = []
