@@ -45,8 +45,8 @@ def test_a_source_is_clean(file):
     assert max(len(cell.source.splitlines()) for cell in cells) <= 20, "move it to the library"
 
 
-def test_there_are_fourteen_notebooks_and_their_studies_are_found_in_their_source():
-    assert [file.stem[:2] for file in SOURCES] == [f"{i:02}" for i in range(14)]
+def test_there_are_fifteen_notebooks_and_their_studies_are_found_in_their_source():
+    assert [file.stem[:2] for file in SOURCES] == [f"{i:02}" for i in range(15)]
     assert {"main", "costs"} <= set(build.studies_of(build.NOTEBOOKS / "07_evaluation.ipynb"))
     read = {name for file in SOURCES for name in build.studies_of(file)}
     assert read == STUDIES.keys() - {"tuning"}
@@ -73,7 +73,7 @@ def test_a_paper_leaves_every_table_figure_row_and_set_under_a_seal(printed):
     for name in tables.TABLES.keys() - {"tuning"}:
         assert (results.folder / f"tables/{name}.csv").exists(), name
         assert (results.folder / f"tables/{name}.md").exists(), name
-    for name in figures.FIGURES:
+    for name in figures.FIGURES.keys() - {"benchmark"}:  # of digits nobody publishes numbers
         for kind in ("svg", "png"):
             assert (results.folder / f"figures/{name}.{kind}").stat().st_size > 1000, name
     assert (results.folder / "figures/film.gif").read_bytes().startswith(b"GIF89a")

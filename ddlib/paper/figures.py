@@ -75,7 +75,9 @@ def benchmark(results: Results) -> Figure:
     """Published accuracies (open) beside ours (filled), mean ± std over networks, IPC by IPC."""
     table = tables.benchmark(results).dropna(subset="ipc")
     panels = [*table.groupby("ipc")]
-    figure, axes = style.canvas(style.WIDE, 2.7, 1, max(1, len(panels)))
+    if not panels:
+        raise NoRows("no cell is on data with published accuracies")
+    figure, axes = style.canvas(style.WIDE, 2.7, 1, len(panels))
     for ax, (ipc, lines) in zip(axes, panels, strict=False):
         networks = lines.width.astype(str).where(lines.width != 128, "")
         names = (lines.method + " " + networks.str.replace("^(?=.)", "w", regex=True)).str.strip()

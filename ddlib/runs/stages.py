@@ -2,8 +2,7 @@
 
 A function is handed all that it reads: the data set, and the artefacts of `settings.needs()`. It
 returns tensors and a record, which `runs.run` keeps. So the way of a set is straight: data,
-experts, selection, outer loop, evaluation. A new stage is one class and one function, entered in
-`MAKE`.
+experts, selection, outer loop, evaluation. A new stage is a class and a function, and one of MAKE.
 """
 
 from __future__ import annotations
@@ -376,6 +375,7 @@ MAKE: dict[type[Task], Callable[[Any, Inputs, Checkpoint], Made]] = {
     Film: make_film,
     Measurement: make_measurement,
 }
+KINDS = tuple(MAKE)
 
 
 def make(settings: Task, inputs: Inputs, keep: Checkpoint) -> Made:
@@ -389,7 +389,7 @@ def settings_of(fields: dict[str, Any]) -> Any:
     Raises:
         InputError: no stage has such settings.
     """
-    for kind in MAKE:
+    for kind in KINDS:
         try:
             return kind(**fields)
         except ValueError:  # of another kind

@@ -18,10 +18,10 @@ from ddlib.files import Absent, Damaged, amount, locked, sweep
 from ddlib.progress import clock
 from ddlib.runs import cost, engine, run, studies
 from ddlib.runs.profile import Profile, profile, profiles
-from ddlib.runs.stages import MAKE, settings_of
+from ddlib.runs.stages import KINDS, settings_of
 from ddlib.runs.store import Store, peek, store_folder
 
-STAGES = tuple(dict.fromkeys(kind.stage for kind in MAKE))
+STAGES = tuple(dict.fromkeys(kind.stage for kind in KINDS))
 BESIDE = ("checkpoints", "notes")  # folders whose files are named by the key of an artefact
 KEY = re.compile("[0-9a-f]{16}")
 

@@ -116,7 +116,7 @@ class FastConvNet(FunctionalNetwork):
 
     @by_hand
     def input_gradient(self, theta: Tensor, x: Tensor, **tape: Any) -> Tensor:
-        g = torch.empty_like(self._wide(x))
+        g = x.new_empty(self._wide(x).shape)
         self._run("back", theta, x, None, ONE, tape.get("tape"), None, None, g)
         return self._narrow(g)
 
@@ -138,7 +138,8 @@ class FastConvNet(FunctionalNetwork):
     @by_hand
     def pull(self, theta: Tensor, x: Tensor, head: CrossEntropy, rho: Tensor, **tape: Any) -> Any:
         target, scale = self._head(x, head)
-        d_theta, d_x, d_soft = map(torch.empty_like, (theta, self._wide(x), target))
+        shapes = (theta.shape, self._wide(x).shape, target.shape)
+        d_theta, d_x, d_soft = map(x.new_empty, shapes)
         self._run(
             "along", theta, x, target, scale, tape.get("tape"), rho, None, d_theta, d_x, d_soft
         )
