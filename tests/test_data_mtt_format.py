@@ -170,9 +170,11 @@ class Theirs(nn.Module):
         super().__init__()
         c, h, w = shape
         blocks = []
-        for _ in range(depth):
+        for i in range(depth):
+            padding = 3 if c == 1 and i == 0 else 1
+            h, w = h + 2 * padding - 2, w + 2 * padding - 2
             blocks += [
-                nn.Conv2d(c, width, 3, padding=1),
+                nn.Conv2d(c, width, 3, padding=padding),
                 nn.GroupNorm(width, width),
                 nn.ReLU(inplace=True),
                 nn.AvgPool2d(2, 2),
@@ -184,9 +186,10 @@ class Theirs(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def test_their_parameters_make_our_network(tmp_path, trusted):
-    """Saved as their buffer.py saves them, read, and seen on the same images."""
-    shape, net = (3, 32, 32), Theirs((3, 32, 32), 10, 8, 3)
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)])
+def test_their_parameters_make_our_network(shape, tmp_path, trusted):
+    """Saved as their buffer.py saves them, read, and seen on the same images; and written again."""
+    net = Theirs(shape, 10, 8, 3)
     epochs = []
     for e in range(EPOCHS + 1):
         for i, p in enumerate(net.parameters()):
@@ -198,6 +201,10 @@ def test_their_parameters_make_our_network(tmp_path, trusted):
     path = trajectory(tmp_path, 0, ours.shapes, EPOCHS, name)
     x = torch.randn(4, *shape, generator=generator("x"))
     torch.testing.assert_close(ours(path[-1], x), net(x))
+    mtt_format.write_buffer(tmp_path / "ours", [path], ours.shapes)
+    (again,) = read_foreign(tmp_path / "ours" / "replay_buffer_0.pt")
+    for mine, theirs in zip(again[-1], net.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """The learning rate that a set is judged with: chosen from one grid, which widens where it must."""
 
-import pytest
+from types import SimpleNamespace
 
-from ddlib.method.evaluate import MOST, WIDER, choose
+import pytest
+import torch
+
+from ddlib.method.evaluate import MOST, WIDER, SyntheticSet, choose
 from ddlib.settings import LRS
 
 
@@ -38,6 +41,21 @@ def test_of_equals_the_middle_one_is_taken_and_their_number_said():
     assert (choice.lr, choice.ties, choice.at_edge) == (0.01, len(LRS), False)
     choice = choose(LRS, 1, lambda lr, seed: float(lr >= 0.03))
     assert choice.lr >= 0.03 and choice.ties >= 2
+
+
+def test_the_last_images_are_those_that_the_outer_loop_left():
+    history, soft = torch.rand(3, 2, 1, 4, 4), torch.rand(3, 2, 5)
+    tensors = {"images": history[1], "labels": torch.arange(2), "soft": soft[1]}
+    tensors |= {"history": history, "soft_history": soft}
+    record = {"lr": 0.1, "curve": [{"lr": 0.1}, {"lr": 0.2}]}
+    made = SimpleNamespace(tensors=tensors, record=record)
+    chosen, last = SyntheticSet.of(made), SyntheticSet.of(made, last=True)
+    assert torch.equal(chosen.images, history[1]) and chosen.lr == 0.1
+    assert torch.equal(last.images, history[2]) and last.lr == 0.2
+    assert torch.equal(last.labels, soft[2].softmax(1))
+    assert torch.equal(SyntheticSet.of(made, hard=True, last=True).labels, torch.arange(2))
+    del tensors["history"]  # of a coreset there is one state only
+    assert torch.equal(SyntheticSet.of(made, last=True).images, history[1])
 
 
 def test_one_lr_is_no_choice():

@@ -62,6 +62,73 @@ def test_a_convnet_has_the_parameters_of_its_description():
         )
 
 
+ORIGINALS = {  # architecture, width, (c, h, w) -> parameters, features: DC's and MTT's code
+    ("convnet", 128, (3, 32, 32)): (320010, 2048),
+    ("convnet", 128, (1, 28, 28)): (317706, 2048),
+    ("alexnet", 128, (3, 32, 32)): (1872202, 3072),
+    ("alexnet", 128, (1, 28, 28)): (1865802, 3072),
+    ("vgg11", 64, (3, 32, 32)): (9231114, 512),
+    ("vgg11", 64, (1, 28, 28)): (9229962, 512),
+    ("resnet18", 64, (3, 32, 32)): (11173962, 512),
+    ("resnet18_ap", 64, (3, 32, 32)): (11250762, 8192),
+    ("resnet18_ap", 64, (1, 28, 28)): (11213770, 4608),
+}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_the_pool_has_the_sizes_of_the_originals(name):
+    architecture, width, shape = name
+    module = networks.build(Network(architecture=architecture, width=width), shape, 10)
+    sizes = (sum(p.numel() for p in module.parameters()), module.head.in_features)
+    assert sizes == ORIGINALS[name]
+
+
+@pytest.mark.parametrize("architecture", ["convnet", "alexnet", "vgg11"])
+def test_grey_images_of_28_pixels_are_seen_as_32(architecture):
+    """As if zeros had been laid around them: the function on (1, 32, 32) with the same theta."""
+    grey, wide = (
+        FunctionalNetwork(networks.build(Network(architecture=architecture, width=4), shape, 10))
+        for shape in ((1, 28, 28), (1, 32, 32))
+    )
+    x = torch.randn(2, 1, 28, 28, generator=generator("x"), dtype=torch.float64)
+    theta = grey.initial(generator("theta")).double()
+    torch.testing.assert_close(grey(theta, x), wide(theta, F.pad(x, [2] * 4)))
+
+
+@pytest.mark.parametrize("kind", ["instance", "group", "batch", "none"])
+@pytest.mark.parametrize("architecture", ["convnet", "vgg11", "resnet18", "resnet18_ap"])
+def test_each_norm_is_what_it_says(architecture, kind):
+    """After the first norm, mean 0 and variance 1 over what it normalises; a function of theta."""
+    settings = Network(architecture=architecture, width=8, depth=2, norm=kind)
+    flat = FunctionalNetwork(networks.build(settings, SHAPE, CLASSES))
+    theta, x = flat.initial(generator("theta")).double(), some_images(5)
+    assert torch.equal(flat(theta, x), flat(theta, x)) and flat(theta, x).isfinite().all()
+    norm = networks.norm(kind, 8).double()
+    seen = torch.randn(5, 8, 4, 4, generator=generator("n"), dtype=torch.float64) * 3 + 1
+    found = norm(seen).detach()
+    if kind == "none":
+        assert torch.equal(found, seen)
+    else:
+        shape, axes = {"group": ((5, 4, 32), 2), "batch": ((5, 8, 16), (0, 2))}.get(
+            kind, ((5, 8, 16), 2)
+        )
+        parts = found.view(shape)
+        assert parts.mean(axes).abs().max() < 1e-6
+        assert (parts.var(axes, correction=0) - 1).abs().max() < 1e-4
+    alone = torch.allclose(flat(theta, x[:1]), flat(theta, x)[:1])
+    assert alone == (kind != "batch"), "only a batch norm lets one image see another"
+
+
+def test_a_norm_that_has_no_place_is_refused():
+    for architecture in ("alexnet", "vit"):
+        with pytest.raises(
+            ValueError, match=f"norm = batch, but {architecture} has .*leave `norm`"
+        ):
+            Network(architecture=architecture, norm="batch")
+    with pytest.raises(ValueError, match=r"norm = group with width = 6: expected .*multiple of 4"):
+        Network(width=6, norm="group")
+
+
 def test_a_network_with_buffers_is_refused():
     with pytest.raises(InputError, match=r"1\.running_mean.*use a norm without running statistics"):
         FunctionalNetwork(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))

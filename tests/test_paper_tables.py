@@ -64,6 +64,47 @@ def test_published_numbers_are_all_shown_and_share_no_column_with_measured_ones(
         assert not set(cells) & set(tables.TABLES[name](LAPTOP).columns)
 
 
+def judged(method, accuracy, **other):
+    names = {"study": "main", "cell": "c", "data": "fashion_mnist, space mtt", "method": method}
+    names |= {"ipc": 1, "protocol": "lr_chosen", "evaluation": "dc", "width": 128, "lr": 0.01}
+    names |= {"norm": "instance", "architecture": "convnet", "lr_ties": 1, "lr_at_edge": False}
+    return [
+        names | {"distil_seed": s, "net_seed": 0, "accuracy": a} | other
+        for s, a in enumerate(accuracy)
+    ]
+
+
+def test_ours_is_compared_with_what_was_published(tmp_path):
+    rows = judged("DC", [0.70, 0.71]) + judged("DSA", [0.60, 0.61]) + judged("random", [0.5])
+    rows += judged("DC", [0.7, 0.8], width=32) + judged("full data", [0.9], ipc=None)
+    looks = [0.5, 0.6, 0.7, 0.8, 0.8, 0.804], [0.5, 0.6, 0.7, 0.8, 0.8, 0.806]
+    curves = [
+        {"study": "main", "cell": "c", "method": m, "iteration": i, "validation_accuracy": v}
+        for m, some in zip(("DC", "DSA"), looks, strict=True)
+        for i, v in enumerate(some)
+    ]
+    results = Results(tmp_path)
+    results.keep_rows("main", pd.DataFrame(rows))
+    results.keep_rows("curves", pd.DataFrame(curves))
+    table = tables.benchmark(results)
+
+    def line(method, width=128):
+        (one,) = table[(table.method == method) & (table.width == width)].itertuples()
+        return one
+
+    dc, dsa = line("DC"), line("DSA")
+    assert (dc.published, dc.verdict, dc.rising) == (70.5, "they meet", "")
+    assert dc.difference == pytest.approx(0) and (dc.sets, dc.networks) == (2, 2)
+    assert (dsa.verdict, dsa.rising) == ("ours is below", "still rising")
+    assert line("DC", 32).verdict == "another network or other labels"
+    assert line("random").verdict == line("full data").verdict == "no published number"
+    others = table[table.verdict == "not run here"]
+    known = tables.published_rows()
+    known = known[(known.dataset == "FashionMNIST") & (known.ipc == 1)]
+    assert set(others.method) == set(known.method) - {"DC", "DSA"}
+    assert not len(tables.benchmark(LAPTOP))
+
+
 def test_robust_scores_at_known_points():
     assert scores.squash(-1.0) == pytest.approx(0) and scores.squash(1.0) == pytest.approx(1)
     assert scores.label_robust(1.0, -1.0) == pytest.approx(1)

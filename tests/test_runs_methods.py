@@ -68,6 +68,7 @@ SWITCHES = {  # method -> another, and the fields in which they differ
     "MTT + weight perturbation": ("MTT", {"perturbation"}),
     "FTD": ("MTT", {"ema", "experts"}),
     "TESLA": ("MTT", {"gradient"}),
+    "MCT": ("MTT", {"convex"}),
     "DATM": ("MTT", {"labels", "lr_labels", "start", "experts", *OWN["DATM"]}),
     "AST + soft labels": ("AST", {"labels", "lr_labels"}),
     "AST, FTD experts": ("AST", {"experts", "start"}),  # the start uses the experts' features
@@ -102,6 +103,42 @@ def test_a_method_without_experts_is_a_condensation_and_a_coreset_a_selection(ch
     assert isinstance(herding, Selection) and herding.expert.seed == 3
     assert everything(given.cells[CELL]) == Selection(data=DATA, method="all")
     assert evaluation(given, CELL, herding, epochs=3).epochs == 3
+
+
+PUBLISHED = {  # method -> start, iterations, lr_images, and by IPC outer and inner
+    "DC": ("noise", 1000, 0.1, {1: (1, 1), 10: (10, 50), 50: (50, 10)}),
+    "DSA": ("real", 1000, 0.1, {1: (1, 1), 10: (10, 50), 50: (50, 10)}),
+    "DM": ("real", 20000, 1.0, dict.fromkeys((1, 10, 50), (1, 1))),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_settings_need_no_search_on_any_cell_of_the_paper(method):
+    start, iterations, lr, loops = PUBLISHED[method]
+    for name in ("fashion_mnist", "mnist", "cifar10", "cifar100", "tiny_imagenet", "imagenette"):
+        given = profile(name)
+        for cell_name, cell in given.cells.items():
+            found = synthetic(given, cell_name, method, 0)
+            assert (found.start.method, found.iterations, found.lr_images) == (
+                start,
+                iterations,
+                lr,
+            )
+            assert (found.outer, found.inner) == loops[cell.ipc] and found.batch_real == 256
+    source = {name: where for name, _, where in origins(given, cell_name, method)}
+    assert source["iterations"] == "published" and source["batch_real"] == "default"
+
+
+def test_a_change_of_a_published_protocol_is_ours():
+    given = profile("fashion-published")
+    of = synthetic(given, "fashion_mnist-ipc1", "random", 0)
+    judged = evaluation(given, "fashion_mnist-ipc1", of)
+    assert (judged.protocol, judged.epochs, judged.strategies) == ("dc", 300, ())
+    assert evaluation(given, "fashion_mnist-ipc1", of, networks=7).protocol == "dc"
+    other = evaluation(given, "fashion_mnist-ipc1", of, epochs=5)
+    assert other == judged.model_copy(update={"protocol": "ours", "epochs": 5})
+    whole = evaluation(given, "fashion_mnist-ipc1", of, protocol="dsa")
+    assert (whole.protocol, whole.epochs) == ("dsa", 1000) and whole.strategies
 
 
 def test_numbers_come_in_one_order(changed):

@@ -163,6 +163,22 @@ def test_keys_are_what_they_were():
     assert key(judged.model_copy(update={"labels": None})) == keys[3]
 
 
+@pytest.mark.parametrize("name, epochs, changed", [("dc", 300, False), ("dsa", 1000, True)])
+def test_a_protocol_fills_what_it_says_and_lets_nothing_else_pass(name, epochs, changed):
+    start = Selection(data=DATA, method="real")
+    judged = Evaluation(of=start, network=Network(), protocol=name, networks=3)
+    assert (judged.epochs, judged.lrs, judged.batch) == (epochs, (0.01,), 256)
+    assert (judged.weight_decay, judged.images, judged.networks) == (5e-4, "last", 3)
+    assert bool(judged.strategies) == changed
+    assert Evaluation(**judged.model_dump()) == judged, "an artefact says them all, and is read"
+    words = (
+        rf"epochs = 5, but protocol '{name}' has {epochs}: leave it out, or set `protocol: ours`"
+    )
+    with pytest.raises(ValueError, match=words):
+        Evaluation(of=start, network=Network(), protocol=name, epochs=5)
+    assert Evaluation(of=start, network=Network(), epochs=5).protocol == "ours"
+
+
 def test_the_format_is_in_the_key(monkeypatch):
     before = key(START)
     monkeypatch.setattr(base, "FORMAT", FORMAT + 1)

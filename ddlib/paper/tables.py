@@ -244,9 +244,8 @@ def benchmark(results: Results) -> pd.DataFrame:
     for dataset, known in others.groupby("dataset", sort=False):
         here = rows[data == dataset.lower()]
         for (ipc, width, norm, cell, method), runs in groups(here, *BENCHMARK):
-            same = known[
-                (names == method) & (known.ipc.eq(ipc) | (known.ipc.isna() & pd.isna(ipc)))
-            ]
+            at = known.ipc.isna() if pd.isna(ipc) else known.ipc == ipc
+            same = known[(names[known.index] == method) & at.fillna(False)]
             line = {"data": dataset, "ipc": ipc, "method": method, "labels": "hard"}
             score = scored(runs)
             line |= {"width": width, "norm": norm, "protocol": score["protocol"]}
