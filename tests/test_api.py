@@ -3,6 +3,7 @@
 import logging
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from ddlib.base import InputError
 from ddlib.data import datasets
 from ddlib.files import Damaged
 from ddlib.interop import dataset
-from ddlib.runs import run, stages, studies
+from ddlib.runs import cost, run, stages, studies
 from ddlib.runs.profile import profile
 from ddlib.runs.store import Store
+from ddlib.settings import Data
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PAPERS = next(
@@ -72,6 +74,33 @@ def test_the_readmes_script_runs(tmp_path, monkeypatch, capsys):
     again, made = load("first.safetensors"), names["made"]
     assert again.settings == made.settings and again.tensors.keys() == made.tensors.keys()
     assert all(torch.equal(t, made.tensors[name]) for name, t in again.tensors.items())
+
+
+def test_a_large_set_gets_amounts_that_fit_it_and_long_work_is_announced(monkeypatch, caplog):
+    """FashionMNIST has 45 times the images of the usual data: two experts, as far as they go."""
+    asked = []
+
+    class Enough(Exception):
+        pass
+
+    def ensure(wanted, store):
+        asked.extend(wanted)
+        raise Enough
+
+    monkeypatch.setattr(run, "ensure", ensure)
+    large = replace(load_data("digits"), settings=Data(name="fashion_mnist"))
+    for changes, until in (({}, 3), ({"epochs": 2}, 2), ({"until": 1}, 1)):
+        asked.clear()
+        with pytest.raises(Enough):
+            train_experts(large, **changes)
+        assert [(e.seed, e.until) for e in asked] == [(0, until), (1, until)]
+        assert {e.epochs for e in asked} == {changes.get("epochs", 4)}
+    assert not caplog.records
+    monkeypatch.setattr(cost, "seconds", lambda task: 2000.0)
+    with pytest.raises(Enough):
+        train_experts(large, n=3)
+    (said,) = caplog.messages
+    assert re.match(r"3 results are to be made, which takes about .*\d+ (h|min) .* here", said)
 
 
 def test_a_set_that_was_changed_is_judged_as_it_is(monkeypatch):

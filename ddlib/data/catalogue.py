@@ -278,7 +278,7 @@ SETS: dict[str, Set] = {
     "mnist_m_5k": Set(
         _mnist_m, DIGITS, COLOUR, 350, UNFLIPPED, MNIST_M, "other", True, MADE["mnist_m_5k"]
     ),
-    # not cached: the archives are as quick to read as a second copy would be
+    # not cached: an archive is read, and checked, each time
     "cifar10": Set(
         partial(_cifar, "CIFAR10"), tuple(OBJECTS.split()), COLOUR, 4500, EVERY, KRIZHEVSKY
     ),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddlib.base import own_torch
 from ddlib.data import image_folder
-from ddlib.data.catalogue import EVERY, MTT, SETS, Raw, Set, split
+from ddlib.data.catalogue import EVERY, MTT, SETS, TORCHVISION, Raw, Set, split
 from ddlib.data.image_folder import PARTS, PICTURES, Found
 from ddlib.data.space import Space, fit_space
 from ddlib.files import Parts, digest, entire, kept, read_parts, write_parts
@@ -154,17 +154,20 @@ def _in_memory(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[st
     def write(file: Path) -> None:
         write_parts(file, entire(made()))
 
+    home = folder / "data"
     raw = _kept(copy(settings, folder), write, expected) if entry.cached else made()
-    space = _space(raw["x_train"], settings, folder / "data")
+    if settings.name in TORCHVISION:  # an archive of 50 000 images and more
+        file = _entered(settings, f"{settings.name}-{digest(raw)[:16]}", home)
+        return _mapped(file, lambda: raw, settings)
+    space = _space(raw["x_train"], settings, home)
     enter = {"x": space.enter, "y": Tensor.long}
     return space, {name: enter[name[0]](t) for name, t in raw.items()}
 
 
 def _from_files(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
-    """The same, mapped: a file of pixels becomes one of numbers in the space (four bytes each).
+    """The same of image files, which become a file of pixels.
 
-    Tiny ImageNet takes 5 GB. The system keeps in memory what it has room for, once for all
-    processes. When the second file is there, the first is needed no more.
+    When that in the space is there, the file of pixels is needed no more.
     """
     home, side, own = folder / "data", entry.shape[1], settings.path is not None
     files = entry.find(folder)
@@ -174,18 +177,33 @@ def _from_files(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[s
     def pack(file: Path) -> None:
         image_folder.pack(file, parts, side, f"decoding {settings.title}", own)
 
-    def enter(file: Path) -> None:
+    def pixels() -> Raw:
         _warn(entry, settings, files, parts)
-        raw = _kept(home / f"{stem}.safetensors", pack)
-        space = _space(raw["x_train"], settings, home)
-        tensors: dict[str, Parts] = entire({f"y_{part}": raw[f"y_{part}"] for part in PARTS})
+        return _kept(home / f"{stem}.safetensors", pack)
+
+    return _mapped(_entered(settings, stem, home), pixels, settings)
+
+
+def _mapped(
+    file: Path, pixels: Callable[[], Raw], settings: Data
+) -> tuple[Space, dict[str, Tensor]]:
+    """The same, mapped: pixels become a file of numbers in the space (four bytes each).
+
+    Tiny ImageNet takes 5 GB. The system keeps in memory what it has room for, once for all
+    processes.
+    """
+
+    def enter(file: Path) -> None:
+        raw = pixels()
+        space = _space(raw["x_train"], settings, file.parent)
+        tensors: dict[str, Parts] = entire({f"y_{part}": raw[f"y_{part}"].long() for part in PARTS})
         tensors |= entire({f"space.{name}": t for name, t in space.tensors().items()})
         for name in (f"x_{part}" for part in PARTS):
             shape = tuple(raw[name].shape)
             tensors[name] = (torch.float32, shape, map(space.enter, raw[name].split(500)))
         write_parts(file, tensors)
 
-    tensors = _kept(_entered(settings, stem, home), enter)
+    tensors = _kept(file, enter)
     prefix = "space."
     space = {name: t for name, t in tensors.items() if name.startswith(prefix)}
     images = {name: t for name, t in tensors.items() if name not in space}

@@ -35,15 +35,16 @@ from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Netwo
 
 # Rough predictions, on one CPU core of about 2020.
 IMAGE = 2.2e-4  # seconds: forward and backward of a 3 x 32 x 32 image, ConvNet, depth 3, width 32
-STEP = 5e-4  # seconds that a step costs whatever its batch
+STEP = 9e-4  # seconds that a step costs whatever its batch
 # evaluating all validation images costs as much as training on so many images for each training
 # image, and that of validation and test images
 VALIDATED, TESTED = 0.04, 0.12
 PENALTY, PULL = 5.0, 3.3  # images with gradient penalty, and of an inner step and its pull
-RELATIVE = {  # cost of the networks at width 32, and the power of the width that it grows with
+NARROW = 0.6  # the power of the width that the cost of every network grows with up to 32
+RELATIVE = {  # cost of the networks at width 32, and that power above
     "convnet": (1.0, 1.75),
-    "alexnet": (7.0, 1.3),
-    "vgg11": (13.0, 1.3),
+    "alexnet": (8.5, 1.3),
+    "vgg11": (9.5, 1.3),
     "resnet18": (40.0, 1.3),
     "resnet18_ap": (47.0, 1.3),
     "vit": (5.5, 1.3),
@@ -64,7 +65,8 @@ def seconds(task: Task) -> float:
     net: Network = getattr(task, "network", None) or Network(width=32)
     pixels = prod(side + 2 * margin(known.shape) for side in known.shape[1:])
     factor, power = RELATIVE[net.architecture]
-    each = IMAGE * factor * (net.width / 32) ** power * pixels / 1024
+    grown = (net.width / 32) ** (power if net.width > 32 else NARROW)
+    each = IMAGE * factor * grown * pixels / 1024
     validated, tested = (share * train_images * each for share in (VALIDATED, TESTED))
     n = train_images if getattr(of, "method", "") == "all" else classes * getattr(of, "ipc", 1)
     if isinstance(task, Evaluation):
@@ -89,8 +91,8 @@ def seconds(task: Task) -> float:
         training = task.inner * (n * each + STEP * -(-n // task.batch))
         turn = task.outer * (passes * each + 2 * classes * STEP) + (task.outer - 1) * training
         return task.iterations * turn + checks
-    if getattr(task, "expert", None):  # the features of all images: forward alone
-        return 2.0 + train_images * each / 3
+    if getattr(task, "expert", None):  # the features of all images, and what is made of them
+        return 2.0 + 0.8 * train_images * each
     return 10.0 if task.stage == "measurements" else 2.0
 
 
