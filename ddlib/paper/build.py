@@ -192,10 +192,11 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
         _make_and_run(paper, chosen, given)
         paper.results.seal()
     print(f"\nDone in {clock(time.monotonic() - began)}. Open:")
+    last = GATHERS if GATHERS in {n.stem for n in chosen} else chosen[-1].stem
     for file, words in (
         ("figures/main.png", "the main figure"),
         ("claims.md", "the claims and their verdicts"),
-        (f"notebooks/{chosen[-1].stem}.ipynb", "the paper"),
+        (f"notebooks/{last}.ipynb", "what came out"),
     ):
         if (folder / file).exists():
             print(f"  {folder / file}  ({words})")
