@@ -139,6 +139,10 @@ def test_a_change_of_a_published_protocol_is_ours():
     assert other == judged.model_copy(update={"protocol": "ours", "epochs": 5})
     whole = evaluation(given, "fashion_mnist-ipc1", of, protocol="dsa")
     assert (whole.protocol, whole.epochs) == ("dsa", 1000) and whole.strategies
+    wide = profile("fashion")  # whose own evaluation says other epochs
+    of = synthetic(wide, "fashion_mnist-ipc1", "random", 0)
+    assert evaluation(wide, "fashion_mnist-ipc1", of).epochs == 300
+    assert evaluation(wide, "fashion_mnist-ipc1", of, protocol="dsa").epochs == 1000
 
 
 def test_numbers_come_in_one_order(changed):

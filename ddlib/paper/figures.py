@@ -77,7 +77,8 @@ def benchmark(results: Results) -> Figure:
     panels = [*table.groupby("ipc")]
     if not panels:
         raise NoRows("no cell is on data with published accuracies")
-    figure, axes = style.canvas(style.WIDE, 2.7, 1, len(panels))
+    most = max(len(lines) for _, lines in panels)
+    figure, axes = style.canvas(style.WIDE, 0.9 + 0.19 * most, 1, len(panels))
     for ax, (ipc, lines) in zip(axes, panels, strict=False):
         networks = lines.width.astype(str).where(lines.width != 128, "")
         names = (lines.method + " " + networks.str.replace("^(?=.)", "w", regex=True)).str.strip()

@@ -97,8 +97,8 @@ def benchmark(paper: Paper) -> str:
     for column in ("ours", "published"):
         stds = table[f"{column}_std"].map(lambda std: "" if pd.isna(std) else f" ± {std:.1f}")
         lines[column] = table[column].map("{:.1f}".format).replace("nan", "") + stds
-    sets = table.sets.map("{:.0f} × ".format) + table.networks.map("{:.0f}".format)
-    lines["sets, networks"] = sets.replace("nan × nan", "")
+    each = (table.networks / table.sets).map("{:.0f}".format)
+    lines["sets × networks"] = (table.sets.map("{:.0f} × ".format) + each).replace("nan × nan", "")
     rising = table.rising.fillna("").map(lambda words: words and f", {words}")
     lines["verdict"] = table.verdict + rising
     return lines.fillna("all").to_markdown(index=False, disable_numparse=True)

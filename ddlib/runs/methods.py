@@ -300,10 +300,17 @@ def everything(cell: Cell) -> Selection:
 def evaluation(
     profile: Profile, cell_name: str, of: AnySet, network: Network | None = None, **changes: Any
 ) -> Evaluation:
-    """How a set of that cell is judged."""
-    fields = profile.evaluation | profile.cells[cell_name].evaluation
-    fixed = PROTOCOLS.get(fields.get("protocol", "ours"), {})
-    if any(fixed.get(name, value) != value for name, value in changes.items()):
-        fields = fields | fixed | {"protocol": "ours"}  # for it is that protocol no more
-    given = {"of": of, "network": network or profile.network, **fields, **changes}
+    """How a set of that cell is judged: profile < cell < call.
+
+    Who names a protocol sets all its numbers; a later change of one of them makes it `ours`.
+    """
+    fields: dict[str, Any] = {}
+    for layer in (profile.evaluation, profile.cells[cell_name].evaluation, changes):
+        fixed = PROTOCOLS.get(layer.get("protocol", fields.get("protocol", "ours")), {})
+        if "protocol" in layer:
+            fields |= fixed
+        elif any(fixed.get(name, value) != value for name, value in layer.items()):
+            fields |= {"protocol": "ours"}
+        fields |= layer
+    given = {"of": of, "network": network or profile.network, **fields}
     return validated(Evaluation, given, f"evaluation on {cell_name}")
