@@ -17,7 +17,7 @@ CITED = yaml.safe_load((HOME / "CITATION.cff").read_text())
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
 BLOCKS = {
     "README.md": ("picture", "paper", "api"),
-    "docs/paper_cells.md": ("cells",),
+    "docs/paper_cells.md": ("cells", "benchmark"),
     "docs/speed_and_memory.md": ("bench",),
 }
 

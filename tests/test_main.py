@@ -164,7 +164,7 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     "unknown key of a stage": (
         profile({"evaluation/epoch": 3}),
         "unknown key 'epoch'",
-        "expected one of batch, epochs, labels",
+        "expected one of batch, epochs, images, labels",
         "correct this line",
     ),
     "missing key": (profile({"seeds": None}), "profile", "seeds: Field required", "correct this"),

@@ -19,7 +19,7 @@ from ddlib.runs.profile import PROFILES
 from ddlib.runs.store import HOME, read, write
 from ddlib.runs.studies import STUDIES
 
-SAMPLED = "digits-ipc3.mtt.0.safetensors"  # the cheapest set under `smoke`
+SAMPLED = "digits-ipc1.mtt.0.safetensors"  # the cheapest set under `smoke`
 SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
 COMMITTED = sorted(rows.parent.name for rows in (HOME / "results").glob("*/rows"))
 markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
@@ -334,7 +334,7 @@ def with_images_of(name):
 
     def harm(kept):
         of, file = verify.sample(Paper("smoke")), kept / "sets" / SAMPLED
-        artefact, wrong = read(file), read(kept / f"sets/digits-ipc3.{name}.0.safetensors")
+        artefact, wrong = read(file), read(kept / f"sets/digits-ipc1.{name}.0.safetensors")
         tensors = artefact.tensors | {"images": wrong.tensors["images"]}
         write(file, of.settings.of, tensors, artefact.record)
 
@@ -485,7 +485,7 @@ HARMS = {  # and whether it shows, too, where somebody has written new seals
     ),
     "a byte of a set": (content(f"sets/{SAMPLED}", lambda c: c[:-1] + bytes([c[-1] ^ 1])), True),
     "half a set": (content(f"sets/{SAMPLED}", half), True),
-    "a set renamed": (move(f"sets/{SAMPLED}", "sets/digits-ipc3.mtt.1.safetensors"), True),
+    "a set renamed": (move(f"sets/{SAMPLED}", "sets/digits-ipc1.mtt.1.safetensors"), True),
     "no digests": (lambda kept: (kept / "sets/digests.csv").unlink(), True),
     "a digest taken out": (lines("sets/digests.csv", lambda rows: rows[1:]), True),
     "a digest changed": (
