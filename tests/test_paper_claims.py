@@ -55,6 +55,37 @@ def test_claim_four_asks_the_cells_that_have_every_seed(tmp_path):
     assert narrower.effect == pytest.approx(away[0] - away[1])
 
 
+@pytest.mark.parametrize("step, read", [(2.1, True), (1.9, False), (None, True)])
+def test_claims_about_smoothness_are_read_only_where_experts_are_rough(step, read, tmp_path):
+    """Momentum's step is so many times SGD's; without rows of it the other parts decide."""
+    results, lines = Results(tmp_path), []
+    for recipe, longer in (("sgd", 1.0), ("momentum", step), ("ast", 0.5), ("adam", 1.0)):
+        for seed in range(3 if longer else 0):
+            row = {"data": "d", "recipe": recipe, "expert_seed": seed, "test_accuracy": 0.9}
+            lines.append(row | {"step": longer * (1 + seed / 9), "longest_step": longer})
+    results.keep_rows("smoothness", pd.DataFrame(lines))
+    accuracy = {"MTT": 0.8, "MTT, strong experts": 0.6}
+    rows = [
+        {
+            "cell": "c",
+            "method": m,
+            "distil_seed": s,
+            "accuracy": a + s / 99,
+            "protocol": "lr_chosen",
+        }
+        for m, a in accuracy.items()
+        for s in range(3)
+    ]
+    results.keep_rows("main", pd.DataFrame(rows))
+    table = claims.table(results).set_index("claim")
+    assert (table.verdict["1"] != claims.UNTESTED) == read
+    words = "decided by the precondition: momentum's steps are 1.90 times as long as SGD's"
+    assert (words in table.statement["1"]) == (not read)
+    assert table.settled_by["1"] == "experts that move more abruptly" or read
+    assert words in claims.ledger(results) or read, "the ledger says it, too"
+    assert table.verdict["1b"] != claims.UNTESTED, "the parts stay as they were measured"
+
+
 def test_the_ledger_says_all_of_the_table(tmp_path, monkeypatch):
     parts = [
         part("test accuracy, one − other", [0.01, -0.02, 0.04]),

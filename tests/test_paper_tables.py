@@ -94,6 +94,7 @@ def test_ours_is_compared_with_what_was_published(tmp_path):
 
     dc, dsa = line("DC"), line("DSA")
     assert (dc.published, dc.verdict, dc.rising) == (70.5, "they meet", "")
+    assert dc.iterations == 5 and np.isnan(line("random").iterations)
     assert dc.difference == pytest.approx(0) and (dc.sets, dc.networks) == (2, 2)
     assert (dsa.verdict, dsa.rising) == ("ours is below", "still rising")
     assert line("DC", 32).verdict == "another network or other labels"

@@ -5,6 +5,8 @@ not supported; across: inconclusive at this scale; without rows: not tested. Int
 t over the seeds: at three to five seeds they cover the truth as often as they say. A claim is
 supported where each of its m parts is; it is not supported where the interval of one, taken at
 1 - 5 %/m, lies below zero (Bonferroni): else m null parts would refute it m times too often.
+Claims about smoothness are read only where there is roughness to smooth: where the experts' step
+with momentum is more than ROUGH times that with SGD.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from ddlib.paper.results import NoRows, Results
 LEVEL = 0.95
 MANY = 200  # seeds, above which an effect is too small to be worth them
 MARGIN = 0.01  # accuracy that counts as "little cost"
+ROUGH = 2.0  # times SGD's step: momentum's, above which experts are rough enough to be smoothed
+OF_SMOOTHNESS = {1, 2, 3}  # claims about an effect that needs rough experts
 SUPPORTED, NOT, OPEN = "supported", "not supported", "inconclusive at this scale"
 UNTESTED = "not tested"
 CORESETS_AND_RIVALS = (
@@ -61,7 +65,7 @@ class Part:
     def settled_by(self) -> str:
         """What would settle an open part, if effect and spread stay as they are."""
         if self.verdict == UNTESTED:
-            return "rows of what it compares"
+            return "experts that move more abruptly" if self.n else "rows of what it compares"
         if self.verdict != OPEN:
             return ""
         if not np.isfinite(self.low):
@@ -295,8 +299,18 @@ def decide(parts: Sequence[Part]) -> Part:
     return replace(min(parts, key=lambda part: part.low), decided=SUPPORTED)
 
 
+def roughness(results: Results) -> float:
+    """The experts' mean step with momentum over that with SGD; NaN where either is not there."""
+    if not results.has_rows("smoothness"):
+        return math.nan
+    rows = results.rows("smoothness")
+    steps = rows[rows.data == rows.data.iloc[0]].groupby("recipe").step.agg(mean)
+    return float(steps.get("momentum", math.nan) / steps.get("sgd", math.nan))
+
+
 def measured(results: Results) -> Iterator[Part]:
     """Each claim, with the numbers of the part that decides it, and then its parts."""
+    ratio = roughness(results)
     for number, (statement, measure) in CLAIMS.items():
         try:
             found = list(measure(results))
@@ -311,6 +325,10 @@ def measured(results: Results) -> Iterator[Part]:
         ]
         deciding = decide(parts)
         decided = f"{statement} (decided by {deciding.claim})"
+        if deciding.n and number in OF_SMOOTHNESS and ratio <= ROUGH:
+            deciding = replace(deciding, decided=UNTESTED)
+            decided = f"{statement} (decided by the precondition: momentum's steps are "
+            decided += f"{ratio:.2f} times as long as SGD's, and more than {ROUGH:g} is asked)"
         yield replace(deciding, claim=f"{number}", statement=decided)
         yield from parts
 
@@ -331,7 +349,9 @@ LEDGER = (
     "experts. Sets that are the same image for image count once. Intervals are 95 % (Student's t "
     "over those pairs).\n\nA claim is *supported* where all its parts are. It is *not supported* "
     "where the interval of one of its m parts lies below zero at the level 1 − 5 %/m, for of many "
-    "parts one may do so by chance. How many seeds would settle an open part assumes that effect "
+    "parts one may do so by chance. Claims about smoothness (1, 2 and 3) are read only where "
+    "momentum's experts step more than twice as far as SGD's: else they are *not tested*, for "
+    "there is no roughness to smooth. How many seeds would settle an open part assumes that effect "
     "and spread stay as they are.\n"
 )
 CLAIM = (

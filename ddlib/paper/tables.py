@@ -38,7 +38,16 @@ INTERACTIONS = {  # both, one alone, the other alone, neither
 BENCHMARK = ("ipc", "width", "norm", "cell", "method")  # one line of it each
 COMPARED = (
     *("data", "ipc", "method", "labels", "width", "norm", "protocol", "ours", "ours_std", "sets"),
-    *("networks", "rising", "published", "published_std", "difference", "verdict", "source"),
+    *(
+        "networks",
+        "iterations",
+        "rising",
+        "published",
+        "published_std",
+        "difference",
+        "verdict",
+        "source",
+    ),
 )
 RISE, STILL = 0.005, "still rising"  # accuracy
 EFFORT = ["learned_lr", "iterations", "seconds", "megabytes"]
@@ -123,7 +132,7 @@ def main(results: Results) -> pd.DataFrame:
     cut_short = rising(results)
     for (cell, data, method), runs in groups(rows, "cell", "data", "method"):
         line = {"cell": cell, "data": data, "ipc": runs.ipc.iloc[0], "method": method}
-        line |= scored(runs) | {"rising": cut_short.get((cell, method), "")}
+        line |= scored(runs) | {"rising": cut_short.get((cell, method), ("",))[0]}
         for best in ("best_on_validation", "best_on_test"):
             line[best] = spread(distinct(runs), best)
         line |= beside(rows[rows.cell == cell], method, "AST") | efforts.get((cell, method), {})
@@ -131,11 +140,11 @@ def main(results: Results) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def rising(results: Results) -> dict[tuple[str, str], str]:
-    """By cell and method, "still rising" where the last third of an outer loop's checks gained.
+def rising(results: Results) -> dict[tuple[str, str], tuple[str, int]]:
+    """By cell and method, whether the last third of an outer loop's checks gained; its iterations.
 
-    It gained where validation accuracy rose by more than RISE, in the mean over the seeds. With
-    fewer than three checks nobody can tell.
+    It is "still rising" where validation accuracy rose by more than RISE, in the mean over the
+    seeds. With fewer than three checks nobody can tell.
     """
     if not results.has_rows("curves"):
         return {}
@@ -145,7 +154,8 @@ def rising(results: Results) -> dict[tuple[str, str], str]:
         looks = checks.groupby("iteration").validation_accuracy.agg(mean).tolist()
         known = len(looks) >= 3
         gain = looks[-1] - looks[-1 - len(looks) // 3] if known else 0.0
-        found[cell, method] = STILL if gain > RISE else "" if known else "too few checks to tell"
+        words = STILL if gain > RISE else "" if known else "too few checks to tell"
+        found[cell, method] = words, int(runs.iteration.max())
     return found
 
 
@@ -251,7 +261,7 @@ def benchmark(results: Results) -> pd.DataFrame:
             line |= {"width": width, "norm": norm, "protocol": score["protocol"]}
             line |= {"ours": score["mean"], "ours_std": score["std_over_networks"]}
             line |= {"sets": score["sets"], "networks": score["networks"]}
-            line |= {"rising": cut_short.get((cell, method), "")}
+            line["rising"], line["iterations"] = cut_short.get((cell, method), ("", None))
             lines.append(line | compared(line, same))
         for other in known[
             known.ipc.isin(here.ipc) | (known.ipc.isna() & bool(len(here)))
