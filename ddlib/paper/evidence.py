@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddlib.paper import style
-from ddlib.paper.claims import distinct, in_words
-from ddlib.paper.results import Results
+from ddlib.paper.claims import distinct, in_words, part
+from ddlib.paper.results import NoRows, Results
 from ddlib.paper.style import Look, by_seed
 from ddlib.paper.tables import span
 
@@ -100,6 +100,43 @@ def claims(results: Results) -> Figure:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.grid(False)
+    return figure
+
+
+def convergence(results: Results) -> Figure:
+    """Whether a verdict hangs on when the outer loops stop: accuracy and AST's lead at each check.
+
+    Left: validation accuracy, mean and std over sets. Right: AST − another at the same seeds, with
+    95 % intervals; a mark's colour is the verdict that would have been read there.
+    """
+    rows = results.rows("curves")
+    rows = rows[(rows.study == "main") & (rows.cell == rows.cell.iloc[0])]
+    wide = {
+        method: 100 * by_seed(sets, "iteration", "validation_accuracy", "distil_seed")
+        for method, sets in rows.groupby("method", sort=False)
+    }
+    rivals = sorted(wide.keys() - {"AST"}, key=lambda name: -wide[name].iloc[-1].mean())[:2]
+    if "AST" not in wide or not rivals:
+        raise NoRows("no outer loops of AST and of another method on the first cell")
+    figure, axes = style.canvas(style.WIDE, 2.6, 1, 2, sharex=True)
+    for method, checks in wide.items():
+        style.band(axes[0], checks, method)
+    for rival in rivals:
+        leads = (wide["AST"] - wide[rival]).dropna(axis=1)
+        parts = [(at, part("", lead)) for at, lead in leads.iterrows()]
+        ends = [(one.effect - one.low, one.high - one.effect) for _, one in parts]
+        line, at = style.line_of(rival), leads.index
+        bars = np.nan_to_num(np.transpose(ends), posinf=0)
+        axes[1].errorbar(at, leads.mean(axis=1), yerr=bars, **line, label=f"AST − {rival}")
+        for x, one in parts:
+            verdict = style.LOOKS.get(one.verdict, style.PLAIN)
+            axes[1].plot([x], [one.effect], "o", color=verdict.color, markersize=6, zorder=3)
+    axes[1].axhline(0, color=style.BLACK, linewidth=0.8)
+    axes[0].set(ylabel="validation accuracy (%)", xlabel="outer iteration")
+    axes[1].set(ylabel="difference (points)", xlabel="outer iteration")
+    figure.suptitle(f"{rows.cell.iloc[0]}: n = {span(len(c.columns) for c in wide.values())} sets")
+    style.name_ends(axes[0])
+    axes[1].legend()
     return figure
 
 

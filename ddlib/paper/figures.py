@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ddlib.paper import style, tables
 from ddlib.paper.claims import UNBALANCED, distinct, first_cell
-from ddlib.paper.evidence import ablation, claims
+from ddlib.paper.evidence import ablation, claims, convergence
 from ddlib.paper.pictures import history, images, initialisation
 from ddlib.paper.results import NoRows, Results
 from ddlib.paper.style import by_seed
@@ -324,7 +324,7 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
             student,
             memory,
         ),
-        *(distillation, images, history, cross_architecture, ablation, start_epochs),
+        *(distillation, convergence, images, history, cross_architecture, ablation, start_epochs),
         *(following, claims, own),
     )
 }
