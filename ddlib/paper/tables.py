@@ -37,17 +37,20 @@ INTERACTIONS = {  # both, one alone, the other alone, neither
 }
 BENCHMARK = ("ipc", "width", "norm", "cell", "method")  # one line of it each
 COMPARED = (
-    *("data", "ipc", "method", "labels", "width", "norm", "protocol", "ours", "ours_std", "sets"),
     *(
-        "networks",
-        "iterations",
-        "rising",
-        "published",
-        "published_std",
-        "difference",
-        "verdict",
-        "source",
+        "data",
+        "ipc",
+        "method",
+        "labels",
+        "width",
+        "norm",
+        "protocol",
+        "ours",
+        "ours_std",
+        "at_lr_a",
     ),
+    *("sets", "networks", "iterations", "rising", "published", "published_std", "difference"),
+    *("verdict", "source"),
 )
 RISE, STILL = 0.005, "still rising"  # accuracy
 EFFORT = ["learned_lr", "iterations", "seconds", "megabytes"]
@@ -242,7 +245,8 @@ def benchmark(results: Results) -> pd.DataFrame:
     """Ours beside what others published on the same data at the same IPC, and a verdict per row.
 
     A verdict compares mean ± std over networks of either: they meet, or ours is above or below. It
-    is given where labels, width and norm are the same. Empty without such data.
+    is given where labels, width and norm are the same. `at_lr_a` is ours at the learned lr, as
+    MTT's code judges its sets. Empty without such data.
     """
     rows, others, lines = results.rows("main"), published_rows(), []
     if results.has_rows("cross_architecture"):
@@ -260,6 +264,7 @@ def benchmark(results: Results) -> pd.DataFrame:
             score = scored(runs)
             line |= {"width": width, "norm": norm, "protocol": score["protocol"]}
             line |= {"ours": score["mean"], "ours_std": score["std_over_networks"]}
+            line["at_lr_a"] = 100 * mean(distinct(runs, "lr_a").accuracy)
             line |= {"sets": score["sets"], "networks": score["networks"]}
             line["rising"], line["iterations"] = cut_short.get((cell, method), ("", None))
             lines.append(line | compared(line, same))
