@@ -97,6 +97,7 @@ def benchmark(paper: Paper) -> str:
     for column in ("ours", "published"):
         stds = table[f"{column}_std"].map(lambda std: "" if pd.isna(std) else f" ± {std:.1f}")
         lines[column] = table[column].map("{:.1f}".format).replace("nan", "") + stds
+    lines.insert(4, "at its own lr", table.at_lr_a.map("{:.1f}".format).replace("nan", ""))
     each = (table.networks / table.sets).map("{:.0f}".format)
     lines["sets × networks"] = (table.sets.map("{:.0f} × ".format) + each).replace("nan × nan", "")
     rising = table.rising.fillna("").map(lambda words: words and f", {words}")
