@@ -12,6 +12,7 @@ with momentum is more than ROUGH times that with SGD.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_lowercase
@@ -315,7 +316,8 @@ def measured(results: Results) -> Iterator[Part]:
         try:
             found = list(measure(results))
         except NoRows as lacking:
-            found = [part(f"not tested: {str(lacking).split(':')[0]}", ())]
+            words = re.sub(r"/\S*/(?=rows/)", "", str(lacking).split(",")[0])  # no machine's path
+            found = [part(f"not tested: {words}", ())]
         found = found or [part("no two methods of the profile differ in this", ())]
         parts = [
             replace(part, claim=f"{number}{ascii_lowercase[i]}")
