@@ -77,23 +77,26 @@ def benchmark(results: Results) -> Figure:
     panels = [*table.groupby("ipc")]
     if not panels:
         raise NoRows("no cell is on data with published accuracies")
-    most = max(len(lines) for _, lines in panels)
-    figure, axes = style.canvas(style.WIDE, 0.9 + 0.19 * most, 1, len(panels))
-    for ax, (ipc, lines) in zip(axes, panels, strict=False):
-        networks = lines.width.astype(str).where(lines.width != 128, "")
-        names = (lines.method + " " + networks.str.replace("^(?=.)", "w", regex=True)).str.strip()
-        places = {name: y for y, name in enumerate(dict.fromkeys(names))}
-        for name, line in zip(names, lines.itertuples(), strict=True):
-            look, y = style.LOOKS.get(line.method, style.PLAIN), places[name]
-            for x, std, fill in (
-                (line.published, line.published_std, "white"),
-                (line.ours, line.ours_std, look.color),
+    points: list[list[tuple]] = [[] for _ in panels]
+    for some, (_, lines) in zip(points, panels, strict=True):
+        for line in lines.itertuples():
+            look, ours = style.LOOKS.get(line.method, style.PLAIN), line.ours == line.ours
+            for x, std, width, fill in (
+                (line.published, line.published_std, 128 if ours else line.width, "white"),
+                (line.ours, line.ours_std, line.width, look.color),
             ):
-                shown = {"color": look.color, "markerfacecolor": fill, "markersize": 5}
-                ax.errorbar(x, y, xerr=std, fmt=look.marker, elinewidth=1, **shown)
+                name = line.method + f" w{width}" * (width != 128)
+                some += [(name, x, std, look, fill)] * (x == x)
+    most = max(len({name for name, *_ in some}) for some in points)
+    figure, axes = style.canvas(style.WIDE, 0.9 + 0.19 * most, 1, len(panels))
+    for ax, some, (ipc, lines) in zip(axes, points, panels, strict=True):
+        places = {name: y for y, name in enumerate(dict.fromkeys(name for name, *_ in some))}
+        for name, x, std, look, fill in some:
+            shown = {"color": look.color, "markerfacecolor": fill, "markersize": 5}
+            ax.errorbar(x, places[name], xerr=std, fmt=look.marker, elinewidth=1, **shown)
         ax.set_yticks([*places.values()], [*places])
         ax.set_ylim(len(places) - 0.4, -0.6)
-        ax.set_title(f"{lines.data.iloc[0]}, IPC {ipc}")
+        ax.set_title(f"{lines.data.iloc[0]}, IPC {ipc:.0f}")
     figure.supxlabel("test accuracy (%), mean ± std over networks; open: published, filled: ours")
     return figure
 
