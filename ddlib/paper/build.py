@@ -110,6 +110,7 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
     # the kernel of this Python, whatever others are installed
     search = [f"{sys.prefix}/share/jupyter", *os.environ.get("JUPYTER_PATH", "").split(os.pathsep)]
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, dict.fromkeys(search)))
+    os.environ["NO_READER"] = "1"  # for kernels: a run waits for no slider, some would for ever
     with whole(folder / notebook.name) as half:
         try:
             papermill.execute_notebook(

@@ -152,7 +152,10 @@ def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
     if study == "main":
         digests = kept.results.set_digests()
         lrs = dict(zip(digests[SET].itertuples(index=False, name=None), digests.lr, strict=True))
-        rows = [row for row in rows if row["protocol"] == "lr_a"]
+        # a published protocol judges the last images, with their lr
+        rows = [
+            r for r in rows if r["protocol"] == "lr_a" and r.get("evaluation", "ours") == "ours"
+        ]
     elif study == "curves":
         lrs = {}
         for of in main_sets(kept.profile):

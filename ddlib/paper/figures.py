@@ -240,6 +240,8 @@ def distillation(results: Results) -> Figure:
     rows = results.rows("curves")
     rows = rows[(rows.study == "main") & (rows.cell == rows.cell.iloc[0])]
     rows = rows[~rows.method.isin(WITHOUT_EXPERTS)]
+    if rows.empty:
+        raise NoRows("no outer loop on the first cell follows experts")
     figure, axes = style.canvas(style.WIDE, 2.4, 1, 3)
     columns = ("loss", "validation_accuracy", "lr")
     for method, sets in rows.groupby("method", sort=False):
