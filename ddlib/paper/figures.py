@@ -93,7 +93,8 @@ def benchmark(results: Results) -> Figure:
         places = {name: y for y, name in enumerate(dict.fromkeys(name for name, *_ in some))}
         for name, x, std, look, fill in some:
             shown = {"color": look.color, "markerfacecolor": fill, "markersize": 5}
-            ax.errorbar(x, places[name], xerr=std, fmt=look.marker, elinewidth=1, **shown)
+            y = places[name] + 0.28 * (fill == "white")  # below, so that neither hides the other
+            ax.errorbar(x, y, xerr=std, fmt=look.marker, elinewidth=1, **shown)
         ax.set_yticks([*places.values()], [*places])
         ax.set_ylim(len(places) - 0.4, -0.6)
         ax.set_title(f"{lines.data.iloc[0]}, IPC {ipc:.0f}")
