@@ -347,7 +347,7 @@ class Evaluation(OfSet):
 
     stage: ClassVar[str] = "rows"
     words: ClassVar[str] = "{s.network.architecture} on {s.of.title}"
-    later: ClassVar[tuple[str, ...]] = ("labels",)
+    later: ClassVar[tuple[str, ...]] = ("labels", "teacher")
     of: Distillation | Condensation | Selection
     network: Network
     protocol: Literal["ours", "dc", "dsa"] = "ours"  # of others: fills the fields of PROTOCOLS
@@ -362,6 +362,7 @@ class Evaluation(OfSet):
     looks: Count = 5  # evaluations along the way, for the best-of columns
     images: Literal["chosen", "last"] = "chosen"  # by the validation split, or of the last check
     labels: Literal["hard"] | None = None  # the classes, though the set has soft labels
+    teacher: AnyExpert | None = None  # its predictions, fixed and soft, replace the set's labels
     strategies: Strategies = EVERY_STRATEGY
 
     @model_validator(mode="before")
@@ -381,4 +382,9 @@ class Evaluation(OfSet):
     def _check(self) -> Self:
         in_order = list(self.lrs) == sorted(set(self.lrs))
         require(in_order, f"lrs = {list(self.lrs)}: expected each once, the smallest first")
+        words = "labels = 'hard' beside a teacher, whose labels are soft: leave one of them out"
+        require(self.labels is None or self.teacher is None, words)
         return self
+
+    def needs(self) -> list[Task]:
+        return [self.of, self.teacher] if self.teacher else [self.of]

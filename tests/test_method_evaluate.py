@@ -1,11 +1,16 @@
 """The learning rate that a set is judged with: chosen from one grid, which widens where it must."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import DATA, NET, ROWS, SET
 
-from ddlib.method.evaluate import MOST, WIDER, SyntheticSet, choose
+from ddlib.method.evaluate import FEW, MOST, WIDER, SyntheticSet, choose, evaluate
+from ddlib.method.functional import network
+from ddlib.runs import run
+from ddlib.runs.run import get
 from ddlib.settings import LRS
 
 
@@ -61,3 +66,16 @@ def test_the_last_images_are_those_that_the_outer_loop_left():
 def test_one_lr_is_no_choice():
     choice = choose((0.05,), 3, lambda lr, seed: pytest.fail("nothing is to be tried"))
     assert (choice.lr, choice.networks, choice.at_edge) == (0.05, 0, False)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_with_few_validation_images_the_learned_lr_is_kept(done, caplog, few):
+    real = run.images(DATA, done)
+    left = FEW - few
+    real = replace(real, x_val=real.x_val[:left], y_val=real.y_val[:left])
+    how = ROWS.model_copy(update={"networks": 1, "epochs": 1})
+    made = SyntheticSet.of(get(SET, done))
+    chosen, learned = evaluate(how, network(NET, real.shape, real.classes), made, real)
+    assert ((chosen["lr_networks"] == 0) == few) and learned["lr"] == made.lr
+    assert (f"{left} validation images are too few" in caplog.text) == few
+    assert not few or chosen["lr"] == made.lr

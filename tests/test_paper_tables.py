@@ -155,6 +155,30 @@ def test_hlr_is_of_hard_labels_where_a_set_has_soft_ones():
     assert both.loc["good"].lrs.tolist() == squashed(-0.025, -0.075)
 
 
+def test_soft_labels_of_one_expert_may_take_the_lead_over_random_away():
+    same = [network(m, s, True, 0.7 + 0.1 * s) for m in ("random", "good") for s in (0, 1)]
+    by_seed = scores.by_seed(pd.concat([HAND, pd.DataFrame(same).assign(labels="teacher")]))
+    assert by_seed.taught.tolist() == pytest.approx([0.7, 0.8] * 2)
+    assert by_seed.ior_taught.abs().max() < 1e-12 and (by_seed.loc["good"].ior > 0.3).all()
+    assert scores.by_seed(HAND).taught.isna().all()
+
+
+def test_the_matching_loss_is_ranked_beside_the_error_at_each_check(tmp_path):
+    losses = {"follows": [4, 2, 3, 1, 2, 0], "opposes": [0, 1, 2, 3, 4, 5], "short": [2, 1]}
+    curves = [
+        {"study": "main", "cell": "c", "method": m, "distil_seed": s, "iteration": i, "loss": x}
+        | {"validation_accuracy": 0.5 + 0.1 * i if i % 2 else np.nan}
+        for m, some in losses.items()
+        for s in (0, 1)
+        for i, x in enumerate(some)
+    ]
+    results = Results(tmp_path)
+    results.keep_rows("curves", pd.DataFrame(curves))
+    table = tables.tracking(results).set_index("method")
+    assert table.correlation.to_dict() == pytest.approx({"follows": 1, "opposes": -1})
+    assert (table.seeds == 2).all()
+
+
 def run(method, group, base, seed, accuracy):
     names = {"cell": "c", "method": method, "group": group, "base": base, "distil_seed": seed}
     names |= {"net_seed": 0, "protocol": "lr_chosen", "accuracy": accuracy}
@@ -176,22 +200,6 @@ def test_a_change_is_paired_with_its_own_base_by_seed(tmp_path):
     assert table.high["AST − ramp"] == pytest.approx(-4.8 + 2.776 * 0.1581 / 5**0.5, rel=1e-3)
     assert table.pairs["AST − ramp"] == 5 and table.accuracy["AST"] == "50.0 ± 15.8 (5 × 1)"
     assert table.difference[["AST", "MTT"]].isna().all()
-
-
-def test_an_interaction_is_what_is_left_of_the_sum(tmp_path):
-    methods = tables.INTERACTIONS["ramp and penalty"]
-    level, a, b = np.random.default_rng(0).uniform(0.1, 0.3, (3, 5))
-    extra = 0.04 + np.array([-1, 1, 0, 2, -2]) * 1e-4
-    values = (level + a + b + extra, level + a, level + b, level)
-    rows = [
-        run(method, "g", "AST", seed, accuracy[seed])
-        for method, accuracy in zip(methods, values, strict=True)
-        for seed in range(5)
-    ]
-    Results(tmp_path).keep_rows("ablation", pd.DataFrame(rows))
-    (line,) = tables.interactions(Results(tmp_path)).to_dict("records")
-    assert line["interaction"] == "ramp and penalty" and line["verdict"] == "they help each other"
-    assert line["points"] == pytest.approx(4) and line["low"] == pytest.approx(4, abs=0.05)
 
 
 def test_the_best_of_each_search_is_starred_with_ties_and_edges(tmp_path):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import ALL, DATA, EXPERT, NET, ROWS, SET, START
 
-from ddlib.base import InputError
+from ddlib.base import InputError, validated
 from ddlib.data.space import Space
+from ddlib.method.evaluate import SyntheticSet
 from ddlib.method.functional import network
 from ddlib.method.train import Diverged, accuracy
 from ddlib.runs import run, stages, store
@@ -179,6 +180,19 @@ def test_more_images_than_there_are_is_an_error(kind):
         run.check(wanted)
     run.check(Selection(data=DATA, method="real", ipc=120))
     run.check(Selection(data=DATA, method="noise", ipc=121))  # noise has no end
+
+
+def test_a_teacher_gives_the_labels_that_networks_learn_from(halfway):
+    settings = Evaluation(of=START, network=NET, networks=1, epochs=3, lrs=(0.01,), teacher=EXPERT)
+    start, path = get(START, halfway).tensors, get(EXPERT, halfway).tensors["path"]
+    net = network(NET, tuple(start["images"].shape[1:]), 10)
+    soft = net.logits(path[-1], start["images"]).softmax(1)
+    taught = SyntheticSet(start["images"], soft, 0.01)
+    (row,) = get(settings, halfway).record["rows"]
+    (other,) = stages.judge(settings, taught, run.images(DATA, halfway))
+    assert row == other and (soft.argmax(1) == start["labels"]).all() and soft.max() < 0.999
+    with pytest.raises(InputError, match="beside a teacher"):
+        validated(Evaluation, {**dict(settings), "labels": "hard"}, "evaluation")
 
 
 def test_a_network_that_diverges_scores_chance_and_says_so(halfway, caplog):

@@ -16,7 +16,7 @@ from ddlib.settings import Distillation, Distilled, Evaluation
 CELL = "digits-ipc1"
 SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
 GROUPS = {
-    "AST+ minus one": {"base": "AST+", "methods": ["AST+, long"]},
+    "mine minus one": {"base": "mine", "methods": ["mine, long"]},
     "coresets": {"base": "random", "methods": ["k-means"], "cell": "digits-ipc3", "seeds": 4},
 }
 
@@ -26,8 +26,8 @@ def given(tmp_path_factory):
     """The smoke profile with groups of its own, soft labels, and five seeds on its second cell."""
     fields = copy.deepcopy(SMOKE)
     fields["variants"] = {
-        "AST+": {"of": "AST", "balance": False},
-        "AST+, long": {"of": "AST+", "inner_steps": 5},
+        "mine": {"of": "AST", "balance": False},
+        "mine, long": {"of": "mine", "inner_steps": 5},
     }
     fields["ablation"] |= {"groups": ["AST minus one", "MTT plus one"], "more": GROUPS}
     fields["cells"]["digits-ipc3"]["seeds"] = 5
@@ -62,12 +62,12 @@ def test_groups_stand_beside_their_base_once(given):
     by_group = {}
     for run in runs:
         by_group.setdefault(run.place["group"], []).append(run.method)
-        assert (run.method == run.place["base"]) == (run.method in ("AST", "MTT", "AST+", "random"))
+        assert (run.method == run.place["base"]) == (run.method in ("AST", "MTT", "mine", "random"))
         assert run.settings.networks == given.ablation.networks
     assert by_group == {
         "AST minus one": ["AST", *MINUS],
         "MTT plus one": ["MTT", "MTT + inner momentum", "MTT, strong experts", *PLUS],
-        "AST+ minus one": ["AST+", "AST+, long"],
+        "mine minus one": ["mine", "mine, long"],
         "coresets": ["random", "k-means"],
     }
     seeds = {}
@@ -90,8 +90,10 @@ def test_scores_ask_for_hard_labels_where_a_set_has_soft_ones(given):
         if label["distil_seed"] == 0 and label["method"] != "full data":
             assert label["augmented"] == (settings.strategies != ())
             kinds.setdefault(label["method"], []).append(label["labels"])
-    assert kinds.pop("AST + soft labels") == ["own", "own", "hard"]
-    assert set(map(tuple, kinds.values())) == {("own", "own")}
+        assert (label["labels"] == "teacher") == (settings.teacher is not None)
+        assert settings.teacher in (None, *settings.needs()[1:])
+    assert kinds.pop("AST + soft labels") == ["own", "own", "teacher", "hard"]
+    assert set(map(tuple, kinds.values())) == {("own", "own", "teacher")}
 
 
 def test_every_expert_that_a_set_needs_is_in_the_study_of_experts(given):

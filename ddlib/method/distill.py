@@ -82,6 +82,11 @@ def window(settings: Distillation, t: int) -> tuple[int, int]:
     return first, min(early + (last - early) * t // settings.growth, last)
 
 
+def marks(iterations: int, number: int) -> set[int]:
+    """So many outer iterations, evenly spaced, the last at the end; all, where there are fewer."""
+    return {iterations * (i + 1) // number for i in range(number)} - {0}
+
+
 def distill(
     settings: Distillation,
     network: FunctionalNetwork,

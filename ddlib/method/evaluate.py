@@ -24,6 +24,7 @@ from ddlib.settings import Distillation, Evaluation, InputError, Recipe, generat
 SEARCH_SEED = 1000  # choosing the lr and scoring share no network
 WIDER = 3.0  # times an end of the grid: the next lr to try where that end is best
 MOST = 3  # such steps
+FEW = 50  # validation images, below which a learned lr is trusted more than a choice
 
 log = logging.getLogger("ddlib")
 
@@ -57,11 +58,6 @@ class SyntheticSet:
             images, lr = tensors["history"][-1], artefact.record["curve"][-1]["lr"]
             soft = None if soft is None else tensors["soft_history"][-1]
         return cls(images, tensors["labels"] if soft is None else soft.softmax(-1), float(lr))
-
-    @classmethod
-    def judged_by(cls, settings: Evaluation, artefact: Any) -> SyntheticSet:
-        """The stored set as these settings judge it."""
-        return cls.of(artefact, settings.labels == "hard", settings.images == "last")
 
     def check(self, shape: Sequence[int], classes: int) -> None:
         """Refuse what no network for images of that (c, h, w) and number of classes can learn.
@@ -191,12 +187,15 @@ def evaluate(
         done()
         return result
 
-    choice = choose(
-        settings.lrs, settings.search_networks, lambda lr, seed: judge(lr, seed).validation
-    )
-    protocols = {"lr_chosen": choice.lr}
-    if isinstance(settings.of, Distillation):
-        protocols["lr_a"] = synthetic.lr
+    lrs, learned = settings.lrs, isinstance(settings.of, Distillation)
+    if learned and len(lrs) > 1 and len(real.y_val) < FEW:
+        lrs = (synthetic.lr,)
+        words = (
+            "%d validation images are too few to choose a learning rate: the learned one is kept"
+        )
+        log.warning(words, len(real.y_val))
+    choice = choose(lrs, settings.search_networks, lambda lr, seed: judge(lr, seed).validation)
+    protocols = {"lr_chosen": choice.lr} | ({"lr_a": synthetic.lr} if learned else {})
     rows = []
     for protocol, lr in protocols.items():
         for seed in range(settings.networks):

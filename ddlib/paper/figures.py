@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ddlib.paper import style, tables
-from ddlib.paper.claims import UNBALANCED, distinct, first_cell
+from ddlib.paper.claims import distinct
 from ddlib.paper.evidence import ablation, claims, convergence
 from ddlib.paper.pictures import history, images, initialisation
 from ddlib.paper.results import NoRows, Results
@@ -261,76 +261,28 @@ def distillation(results: Results) -> Figure:
     return figure
 
 
-def contrast(
-    ax: Axes,
-    rows: pd.DataFrame,
-    columns: tuple[str, str],
-    methods: Sequence[str],
-    note: Callable[[pd.DataFrame], str] = lambda wide: "",
-) -> None:
-    """y against x, the two `columns`, for a method and for the same without a part.
-
-    `note` says something about the values (x down, seeds across) after each name.
-    """
-    for method in methods:
-        wide = by_seed(rows[rows.method == method], *columns, "distil_seed")
-        if len(wide):
-            style.band(ax, wide, method, method + note(wide))
-    ax.set_title(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {rows.distil_seed.nunique()}")
-    style.name_ends(ax)
-
-
-def start_epochs(results: Results) -> Figure:
-    """Whether the balanced loss evens out how hard the start epochs are, per window length."""
-    rows = results.rows("curves")
-    rows = first_cell(rows[rows.study == "ablation"])
-    every = rows.method.unique()
-    pairs = [(name, name + UNBALANCED) for name in every if name + UNBALANCED in every]
-    if not pairs:
-        raise NoRows("no method of the ablation was run with and without the balanced loss")
-    figure, axes = style.canvas(style.WIDE * 0.75, 2.4 * len(pairs), len(pairs))
-    for ax, pair in zip(axes, pairs, strict=True):
-        curves = rows[rows.method.isin(pair)]
-        late = curves[curves.iteration > curves.iteration.max() // 2]
-        contrast(ax, late, ("start", "loss"), pair, uneven)
-        ax.set_ylabel("matching loss, second half")
-    axes[-1].set_xlabel("start epoch s (at the names: std / mean over s)")
-    return figure
-
-
-def uneven(wide: pd.DataFrame) -> str:
-    """What stands after a name: std over mean over the start epochs, mean over seeds."""
-    return f": {(wide.std() / wide.mean()).mean():.2f}" if len(wide) > 1 else ""
-
-
 def following(results: Results) -> Figure:
     """How far a student left to itself strays from the expert that it follows."""
     rows = results.rows("following")
     figure, (ax,) = style.canvas(style.WIDE * 0.75, 2.4)
-    methods = ["AST", "AST − intermediate matching", "AST − weight perturbation"]
-    contrast(ax, rows, ("epoch", "error"), methods)
+    for method in ("AST", "AST − intermediate matching", "AST − weight perturbation"):
+        wide = by_seed(rows[rows.method == method], "epoch", "error", "distil_seed")
+        if len(wide):
+            style.band(ax, wide, method)
+    ax.set_title(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {rows.distil_seed.nunique()}")
     experts = rows.expert_seed.nunique()
     ax.set_xlabel(f"expert epoch (mean over experts, n = {experts})")
     ax.set_ylabel("relative distance to the expert")
+    style.name_ends(ax)
     return figure
 
 
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     figure.__name__: figure
     for figure in (
-        *(
-            main,
-            benchmark,
-            experts,
-            smoothness,
-            quality,
-            norms,
-            initialisation,
-            coresets,
-            student,
-            memory,
-        ),
-        *(distillation, convergence, images, history, cross_architecture, ablation, start_epochs),
+        *(main, benchmark, experts, smoothness, quality, norms, initialisation, coresets),
+        *(student, memory),
+        *(distillation, convergence, images, history, cross_architecture, ablation),
         *(following, claims, own),
     )
 }

@@ -10,6 +10,9 @@ real images by the same protocol::
                                          augmentation, d' without
 
 with w = g = 1/2. HLR trains on a set's images under their classes, IOR and d under its own labels.
+Beside them stands what becomes of the improvement over random where both sets carry the soft labels
+of one expert, which are fixed (arXiv 2604.18811).
+
 DD-Ranking scores the best checkpoint on test images, in percent; here it is the last epoch.
 """
 
@@ -44,6 +47,8 @@ def augmentation_robust(augmented: float, plain: float, weight: float = 0.5) -> 
 def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     """hlr, ior, ior_plain (without augmentation), lrs, ars of each (method, distil_seed).
 
+    `taught` is the accuracy under an expert's soft labels, `ior_taught` its lead over random's.
+
     `rows` are those of the study `scores`; a set is compared with the random images of its seed.
 
     Raises:
@@ -59,12 +64,15 @@ def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     rows, by = rows[rows.method != CEILING], ["method", "distil_seed"]
     own = rows[rows.labels == "own"].groupby([*by, "augmented"], sort=False).accuracy.agg(mean)
     sets = own.unstack("augmented")
-    random = sets.loc[RANDOM].reindex(sets.index.get_level_values("distil_seed"))
-    better = sets - random.to_numpy()
+    seeds = sets.index.get_level_values("distil_seed")
+    better = sets - sets.loc[RANDOM].reindex(seeds).to_numpy()
     hard = rows[rows.labels == "hard"].groupby(by).accuracy.agg(mean)
     hlr = full - hard.reindex(sets.index).fillna(sets[True])
+    taught = rows[rows.labels == "teacher"].groupby(by).accuracy.agg(mean).reindex(sets.index)
     scores = pd.DataFrame({"hlr": hlr, "ior": better[True], "ior_plain": better[False]})
     return scores.assign(
+        taught=taught,
+        ior_taught=taught - taught.loc[RANDOM].reindex(seeds).to_numpy(),
         lrs=[label_robust(*line) for line in zip(scores.ior, scores.hlr, strict=True)],
         ars=[augmentation_robust(*line) for line in zip(scores.ior, scores.ior_plain, strict=True)],
     )

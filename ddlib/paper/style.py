@@ -8,7 +8,7 @@ deviation, unless a figure says otherwise.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -210,15 +210,6 @@ def logarithmic(ax: Axes) -> None:
     ax.set_yscale("log")
     ax.set_ylim(np.nanmin(heights) / 1.2, np.nanmax(heights) * 1.2)
     plain_ticks(ax.yaxis)
-
-
-def key_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
-    """One key for all that any of these panels shows."""
-    shown = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
-    key = {label: handle for panel in shown for handle, label in panel}
-    if key:
-        place = {"loc": "outside lower center", "ncols": min(columns, len(key)), "handlelength": 3}
-        figure.legend(key.values(), key.keys(), **place)
 
 
 def same_picture(kept: bytes, made: bytes) -> str | None:

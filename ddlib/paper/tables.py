@@ -17,48 +17,17 @@ import pandas as pd
 from ddlib.paper import claims
 from ddlib.paper import scores as robust
 from ddlib.paper.claims import distinct, mean, std
+from ddlib.paper.curves import rising, tracking
 from ddlib.paper.results import Results
 from ddlib.runs.methods import CEILING
 
-INTERACTIONS = {  # both, one alone, the other alone, neither
-    "ramp and penalty": ("AST", "AST − penalty", "AST − ramp", "AST, unsmoothed experts"),
-    "warm-up and penalty": (
-        "AST, lr warm-up for the ramp",
-        "AST, momentum_warmup experts",
-        "AST − ramp",
-        "AST, unsmoothed experts",
-    ),
-    "balanced loss and inner momentum": (
-        "AST",
-        "AST − inner momentum",
-        "AST − balanced loss",
-        "AST − balanced loss, inner momentum",
-    ),
-}
 BENCHMARK = ("ipc", "width", "norm", "cell", "method")  # one line of it each
-COMPARED = (
-    *(
-        "data",
-        "ipc",
-        "method",
-        "labels",
-        "width",
-        "norm",
-        "protocol",
-        "ours",
-        "ours_std",
-        "at_lr_a",
-    ),
-    *("sets", "networks", "iterations", "rising", "published", "published_std", "difference"),
-    *("verdict", "source"),
-)
-RISE, STILL = 0.005, "still rising"  # accuracy
+COMPARED = [
+    *("data", "ipc", "method", "labels", "width", "norm", "protocol", "ours", "ours_std"),
+    *("at_lr_a", "sets", "networks", "iterations", "rising", "published", "published_std"),
+    *("difference", "verdict", "source"),
+]
 EFFORT = ["learned_lr", "iterations", "seconds", "megabytes"]
-INTERACTS = {
-    claims.SUPPORTED: "they help each other",
-    claims.NOT: "they stand in each other's way",
-    claims.OPEN: claims.OPEN,
-}
 
 
 def spread(rows: pd.DataFrame, column: str = "accuracy") -> str:
@@ -143,25 +112,6 @@ def main(results: Results) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def rising(results: Results) -> dict[tuple[str, str], tuple[str, int]]:
-    """By cell and method, whether the last third of an outer loop's checks gained; its iterations.
-
-    It is "still rising" where validation accuracy rose by more than RISE, in the mean over the
-    seeds. With fewer than three checks nobody can tell.
-    """
-    if not results.has_rows("curves"):
-        return {}
-    rows, found = results.rows("curves"), {}
-    for (cell, method), runs in groups(rows[rows.study == "main"], "cell", "method"):
-        checks = runs.dropna(subset="validation_accuracy")
-        looks = checks.groupby("iteration").validation_accuracy.agg(mean).tolist()
-        known = len(looks) >= 3
-        gain = looks[-1] - looks[-1 - len(looks) // 3] if known else 0.0
-        words = STILL if gain > RISE else "" if known else "too few checks to tell"
-        found[cell, method] = words, int(runs.iteration.max())
-    return found
-
-
 def effort(results: Results) -> dict[tuple[str, str], dict[str, float]]:
     """What sets of the main study took, by cell and method; nothing where no costs are kept."""
     table = costs(results) if results.has_rows("costs") else pd.DataFrame({"study": []})
@@ -196,6 +146,7 @@ def scores(results: Results) -> pd.DataFrame:
     for (method,), seeds in groups(robust.by_seed(rows).reset_index(), "method"):
         line = {"cell": rows.cell.iloc[0], "method": method, "seeds": len(seeds)}
         line |= {name: mean(seeds[name]) for name in ("hlr", "ior", "ior_plain")}
+        line |= {name: mean(seeds[name]) for name in ("taught", "ior_taught")}
         for name in ("lrs", "ars"):
             part = claims.part("", seeds[name])
             line |= {name: part.effect, f"{name}_low": part.low, f"{name}_high": part.high}
@@ -280,7 +231,7 @@ def benchmark(results: Results) -> pd.DataFrame:
                 }
                 line |= {"published_std": other.std, "source": other.source}
                 lines.append({"data": dataset} | line | {"verdict": "not run here"})
-    table = pd.DataFrame(lines, columns=[*COMPARED]).drop_duplicates()  # cells share a ceiling
+    table = pd.DataFrame(lines, columns=COMPARED).drop_duplicates()  # cells share a ceiling
     return table.sort_values(["data", "ipc"], kind="stable", ignore_index=True)
 
 
@@ -322,19 +273,6 @@ def ablation(results: Results) -> pd.DataFrame:
         line = {"cell": cell, "group": group, "base": base, "method": method} | scored(runs)
         lines.append(line | beside(rows[rows.cell == cell], method, base))
     return pd.DataFrame(lines)
-
-
-def interactions(results: Results) -> pd.DataFrame:
-    """Where two ingredients overlap: what one adds beside the other, less what it adds alone."""
-    rows, lines = claims.first_cell(results.rows("ablation")), []
-    for words, methods in INTERACTIONS.items():
-        both, one, other, neither = (100 * claims.accuracy(rows, method) for method in methods)
-        part = claims.part("", (both - one - other + neither).dropna())
-        if part.n:
-            verdict = INTERACTS[part.verdict]
-            lines.append((words, part.effect, part.low, part.high, part.n, verdict))
-    columns = ["interaction", "points", "low", "high", "pairs", "verdict"]
-    return pd.DataFrame(lines, columns=columns)
 
 
 def cross_architecture(results: Results) -> pd.DataFrame:
@@ -393,7 +331,7 @@ def is_number(text: str) -> bool:
 TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {
     table.__name__: table
     for table in (
-        *(main, summary, benchmark, smoothness, ablation, interactions),
-        *(cross_architecture, tuning, scores, costs, published),
+        *(main, summary, benchmark, smoothness, ablation),
+        *(cross_architecture, tuning, tracking, scores, costs, published),
     )
 } | {"claims": claims.table}

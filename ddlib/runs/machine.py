@@ -6,9 +6,11 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -73,12 +75,25 @@ def peak(run: Callable[[], object]) -> float:
     return memory("VmHWM") - base
 
 
+def measured(*given: Any) -> dict[str, str | float]:
+    """`outer_gradient` in a fresh process, whose peak memory is its own.
+
+    A heap that keeps what is freed, as those of tasks do, would hide what is live.
+    """
+    spawn = get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, mp_context=spawn, initializer=engine.watched) as pool,
+        engine.nameless(),
+    ):
+        return pool.submit(outer_gradient, *given).result()
+
+
 def outer_gradient(
     settings: Measurement, shape: tuple[int, int, int], classes: int
 ) -> dict[str, str | float]:
     """Megabytes above the base, and the median seconds of three more calls, on random images.
 
-    The adjoint keeps nothing of a step for the way back. Call it in a fresh process.
+    The adjoint keeps nothing of a step for the way back.
     """
     net, steps = network(settings.network, shape, classes), settings.inner_steps
     chance = generator(0, "measure")

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +19,7 @@ from ddlib.base import InputError, Task, key
 from ddlib.data import datasets, mtt_format
 from ddlib.data.datasets import Images
 from ddlib.method.condense import condense
-from ddlib.method.distill import State, Step, begin, distill
+from ddlib.method.distill import State, Step, begin, distill, marks
 from ddlib.method.evaluate import SyntheticSet, evaluate, score
 from ddlib.method.experts import Snapshot, convexified, imported, train_expert, trajectory
 from ddlib.method.functional import FunctionalNetwork, network
@@ -33,6 +30,7 @@ from ddlib.runs import engine, machine
 from ddlib.runs.checkpoint import Checkpoint
 from ddlib.runs.store import Artefact
 from ddlib.settings import (
+    AnyExpert,
     Condensation,
     Count,
     Data,
@@ -118,6 +116,11 @@ class Inputs:
         """The data's whitening, which travels with a set."""
         return {f"space.{name}": t for name, t in self.real.space.tensors().items()}
 
+    def logits(self, expert: AnyExpert, images: Tensor) -> Tensor:
+        """What an expert says of images at its end (n, K)."""
+        net, theta = self.network(expert.network), self[expert].tensors["path"][-1].to(images)
+        return torch.cat([net.logits(theta, x) for x in images.split(250)])
+
     def on_device(self, tensor: Tensor) -> Tensor:
         """A tensor brought to where the data set is."""
         return tensor.to(self.real.x_train.device)
@@ -193,8 +196,7 @@ class OuterLoop:
             # Soft labels start from the expert whose features pick the images of a study. DATM
             # averages all experts that are right.
             expert = settings.experts.at(settings.seed % settings.n_experts)
-            theta = inputs[expert].tensors["path"][-1].to(images)
-            soft = torch.cat([self.network.logits(theta, x) for x in images.split(250)])
+            soft = inputs.logits(expert, images)
         self.state = begin(settings, images, soft)
 
     def resume(self, past: dict[str, Any]) -> None:
@@ -236,11 +238,6 @@ class OuterLoop:
         soft = self.state.labels
         parts = {"history": self.state.kept.cpu()}
         return parts if soft is None else parts | {"soft_history": soft.cpu()}
-
-
-def marks(iterations: int, number: int) -> set[int]:
-    """So many outer iterations, evenly spaced, the last at the end; all, where there are fewer."""
-    return {iterations * (i + 1) // number for i in range(number)} - {0}
 
 
 def make_set(settings: Distilled, inputs: Inputs, keep: Checkpoint) -> Made:
@@ -294,9 +291,19 @@ def check(loop: OuterLoop) -> float:
     return score(how, loop.network, images, loop.inputs.real, seed, test=False).validation
 
 
+def judged(settings: Evaluation, artefact: Artefact, inputs: Inputs) -> SyntheticSet:
+    """A stored set as these settings judge it."""
+    hard, last = settings.labels == "hard", settings.images == "last"
+    synthetic = SyntheticSet.of(artefact, hard, last)
+    if settings.teacher is None:
+        return synthetic
+    said = inputs.logits(settings.teacher, inputs.on_device(synthetic.images))
+    return replace(synthetic, labels=said.softmax(1).cpu())
+
+
 def make_rows(settings: Evaluation, inputs: Inputs, keep: Checkpoint) -> Made:
     """Fresh networks on the set, one row each."""
-    synthetic = SyntheticSet.judged_by(settings, inputs[settings.of])
+    synthetic = judged(settings, inputs[settings.of], inputs)
     return {}, {"rows": judge(settings, synthetic, inputs.real)}
 
 
@@ -352,16 +359,9 @@ def make_film(settings: Film, inputs: Inputs, keep: Checkpoint) -> Made:
 
 
 def make_measurement(settings: Measurement, inputs: Inputs, keep: Checkpoint) -> Made:
-    """In a fresh process, whose peak memory is its own and whose heap is PyTorch's."""
+    """Nothing is kept but the record."""
     known = datasets.about(settings.data)
-    measure = partial(machine.outer_gradient, settings, known.shape, len(known.class_names))
-    # A heap that keeps what is freed, as tasks have, would hide what is live.
-    spawn = get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, mp_context=spawn, initializer=engine.watched) as pool,
-        engine.nameless(),
-    ):
-        return {}, pool.submit(measure).result()
+    return {}, machine.measured(settings, known.shape, len(known.class_names))
 
 
 MAKE: dict[type[Task], Callable[[Any, Inputs, Checkpoint], Made]] = {

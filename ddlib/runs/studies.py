@@ -151,8 +151,9 @@ def of_runs(study: str) -> Callable[[Profile], Iterator[Ask]]:
 def scores(profile: Profile) -> Iterator[Ask]:
     """What the robust scores of the main cell's methods are made of.
 
-    Each set, and random images of its size, judged with augmentation and without; sets with soft
-    labels also by their classes alone; the ceiling.
+    Each set, and random images of its size, judged with augmentation and without, and under the
+    soft labels of an expert, of the recipe whose features coresets use; sets with soft labels also
+    by their classes alone; the ceiling.
     """
     name = profile.main_cell
     cell = profile.cells[name]
@@ -167,6 +168,8 @@ def scores(profile: Profile) -> Iterator[Ask]:
                     {"strategies": (), "networks": networks},
                 ),
             ]
+            teacher = recipe(profile, cell, FEATURES, seed % profile.n_experts)
+            variants.append(({"augmented": True, "labels": "teacher"}, {"teacher": teacher}))
             if isinstance(of, Distilled) and of.labels:
                 variants.append(({"augmented": True, "labels": "hard"}, {"labels": "hard"}))
             for columns, changes in variants:
