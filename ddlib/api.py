@@ -91,12 +91,12 @@ def load_data(
 
 @verb
 def train_experts(
-    real: Images, n: int | None = None, recipe: str = "ast", **changes: Any
+    real: Images, n: int | None = None, recipe: str = "sgd", **changes: Any
 ) -> list[Artefact]:
     """Train n experts (default: the profile's number) on the training images.
 
     Each artefact holds the trajectory `path` theta*_0 ... theta*_E, (E + 1, P), and one row per
-    epoch in its record. `recipe` is one of the profile's: `ast`, `sgd` (MTT's), `momentum` ... On
+    epoch in its record. `recipe` is one of the profile's: `sgd` (MTT's), `momentum`, `ast` ... On
     a data set smaller than the profile's, batches are smaller and, where batches of 16 still give
     too few steps, epochs are more. On one that is ten times as large, two experts are enough, and
     they stop after the last epoch that a student follows.
@@ -169,12 +169,18 @@ def pick_images(
 
 @verb
 def distil(
-    experts: Sequence[Artefact], start: Artefact, method: str = "AST", seed: int = 0, **changes: Any
+    experts: Sequence[Artefact],
+    start: Artefact,
+    method: str = "AST+",
+    seed: int = 0,
+    **changes: Any,
 ) -> Artefact:
     """Distil synthetic images, from the images `start`, along the experts.
 
-    `method` names the switches and the tuned numbers: `AST`, `MTT`, `FTD`, `DATM` ... `DC`, `DSA`
-    and `DM` follow no experts. The artefact holds `images`, `labels`, and their `history` at each
+    `method` names the switches and the tuned numbers. The default, `AST+`, is what validation
+    favours: SGD experts, an inner loop with momentum, representative images to start from. Others
+    are `AST` (with experts of the recipe `ast`), `MTT`, `FTD`, `DATM` ... `DC`, `DSA` and `DM`
+    follow no experts. The artefact holds `images`, `labels`, and their `history` at each
     checkpoint evaluation; the learned `lr` and the `curve` are in its record.
 
     Raises:
@@ -206,7 +212,9 @@ def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any
     store = _store()
     if store.has(of) and _taught(store.load(of)) == _taught(synthetic):
         return pd.DataFrame(_make([settings])[0].record["rows"])
-    return pd.DataFrame(judge(settings, SyntheticSet.judged_by(settings, synthetic)))
+    teachers = {other: run.get(other, store) for other in settings.needs()[1:]}
+    inputs = stages.Inputs(run.images(of.data, store), teachers)
+    return pd.DataFrame(judge(settings, stages.judged(settings, synthetic, inputs)))
 
 
 @verb

@@ -19,22 +19,19 @@ from ddlib.base import InputError
 from ddlib.data import datasets
 from ddlib.files import Damaged
 from ddlib.interop import dataset
-from ddlib.runs import cost, run, stages, studies
+from ddlib.runs import cost, methods, run, stages
 from ddlib.runs.profile import profile
 from ddlib.runs.store import Store
 from ddlib.settings import Data
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-PAPERS = next(
-    each
-    for each in studies.main(profile("smoke"))
-    if (each.method, each.cell) == ("AST", "digits-ipc1")
-).settings
+CELL = profile("smoke"), "digits-ipc1"
+PAPERS = methods.evaluation(*CELL, methods.distillation(*CELL, "AST+", 0))
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """A store that holds what a paper under `smoke` asks for first of AST."""
+    """A store that holds what a paper under `smoke` asks for first of AST+."""
     store = Store(tmp_path_factory.mktemp("api"))
     run.ensure([PAPERS], store, workers=1)
     return store
@@ -130,7 +127,7 @@ def test_a_folder_of_ones_own(tmp_path):
             pixels = (100 * k + chance.integers(0, 100, (20, 24, 3))).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / f"train/{name}/{i}.png")
     real = load_data("folder", path=tmp_path, size=16)
-    experts = train_experts(real)
+    experts = train_experts(real, recipe="ast")
     made = distil(experts, pick_images(real, experts, ipc=2))
     settings, usual = experts[0].settings, profile("smoke").recipes["ast"]
     assert made.tensors["images"].shape == (4, 3, 16, 16) and settings["batch"] == api.SMALLEST

@@ -189,7 +189,7 @@ def test_the_blocks_of_the_pages_are_filled_from_what_is_kept(printed, tmp_path,
     asked = [of for of in studies.main(profile("smoke")) if of.cell == "digits-ipc1"]
     sizes = {of.settings.of.iterations for of in asked if of.method == "AST"}
     assert f"{sizes.pop()} outer iterations" in page and "training images" in page
-    table = pages.cells_table(pd.read_csv(pages.CELLS))
+    table = pages.cells_table()
     assert table in (tmp_path / "docs/cells.md").read_text() and "| CIFAR-10, 32 px" in table
     (tmp_path / "README.md").write_text("<!-- paper:start -->")
     with pytest.raises(InputError, match=r"lost its markers.*found no <!-- paper:end -->"):

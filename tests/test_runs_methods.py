@@ -30,8 +30,8 @@ OWN = {  # what a cell says of rivals beside their lrs
     "DATM": {"first_start": 1, "early_epochs": 2, "growth": 3, "start_epochs": 3},
 }
 VARIANTS = {
-    "AST+": {"of": "AST", "recipe": "momentum", "start": "real", "balance": False},
-    "AST+, long": {"of": "AST+", "inner_steps": 5},
+    "mine": {"of": "AST", "recipe": "momentum", "start": "real", "balance": False},
+    "mine, long": {"of": "mine", "inner_steps": 5},
 }
 
 
@@ -79,8 +79,8 @@ SWITCHES = {  # method -> another, and the fields in which they differ
     "AST − intermediate matching": ("AST", {"intermediate"}),
     "AST − weight perturbation": ("AST", {"perturbation"}),
     "AST − inner momentum": ("AST", {"momentum", "a0", "lr_lr"}),
-    "AST+": ("AST", {"experts", "start", "balance"}),
-    "AST+, long": ("AST+", {"inner_steps"}),
+    "mine": ("AST", {"experts", "start", "balance"}),
+    "mine, long": ("mine", {"inner_steps"}),
 }
 
 

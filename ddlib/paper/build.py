@@ -261,8 +261,9 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
     if missing:
         paper.results.keep_machine(machine.machine())
     title = f"{paper.profile.title}: {len(missing)} results to make, {len(chosen)} notebooks to run"
-    print(f"{title}, on {workers} cores", file=sys.stderr)
     work = sum(map(cost.seconds, missing)) + RUNNING * len(chosen)
+    took = clock(cost.pace() * work / workers)
+    print(f"{title}, on {workers} cores: about {took} here", file=sys.stderr)
     progress = Progress(paper.name, work, workers)
     run_notebook = partial(
         execute, folder=paper.results.folder / "notebooks", parameters=parameters

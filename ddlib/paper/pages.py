@@ -13,6 +13,7 @@ import pandas as pd
 from ddlib.base import InputError
 from ddlib.data import datasets
 from ddlib.files import write_whole
+from ddlib.paper.claims import UNTESTED
 from ddlib.paper.paper import Paper
 from ddlib.runs import plan, studies
 from ddlib.runs.profile import Profile
@@ -30,8 +31,9 @@ def readme() -> None:
     for block, profile in BLOCKS.items():
         if page_of(block):
             fill(block, text_of(block, Paper.printed(profile)))
-    if page_of("cells"):
-        fill("cells", cells_table(pd.read_csv(CELLS)))
+    for block, text in {"cells": cells_table, "verdicts": verdicts}.items():
+        if page_of(block):
+            fill(block, text())
 
 
 def cells() -> None:
@@ -39,7 +41,7 @@ def cells() -> None:
     predicted = plan.cells().to_csv(index=False, lineterminator="\n", float_format="%.4g")
     write_whole(CELLS, predicted.encode())
     if page_of("cells"):
-        fill("cells", cells_table(pd.read_csv(CELLS)))
+        fill("cells", cells_table())
 
 
 def page_of(block: str) -> Path | None:
@@ -161,8 +163,27 @@ def scale(profile: Profile) -> str:
     )
 
 
-def cells_table(rows: pd.DataFrame) -> str:
+def verdicts() -> str:
+    """The claims under every profile whose results are kept, side by side, and how large each is.
+
+    A claim that a profile has no rows for is left blank.
+    """
+    columns, scales = {}, []
+    for file in sorted(CELLS.parents[1].glob("*/tables/claims.csv")):
+        paper = Paper.printed(file.parents[1].name)
+        table = pd.read_csv(file, dtype={"claim": str})
+        whole = table[table.claim.str.isdigit()]
+        names = whole.claim + ". " + whole.statement.str.partition(" (decided by ")[0]
+        known = whole.verdict.where((whole.n > 0) | (whole.verdict != UNTESTED), "")
+        columns[paper.name] = pd.Series(known.to_numpy(), names)
+        scales.append(f"`{paper.name}`. {scale(paper.profile)}")
+    wide = pd.DataFrame(columns).fillna("").rename_axis("claim").reset_index()
+    return "\n\n".join([wide.to_markdown(index=False), *scales])
+
+
+def cells_table() -> str:
     """One line per data set; IPC 1 / 10 / 50 side by side."""
+    rows = pd.read_csv(CELLS)
     here = {
         "MNIST-M-5k": ("`laptop`", "yes, on two cores"),
         "FashionMNIST, whole": ("`fashion-published`, `fashion`", "yes, in hours"),

@@ -86,6 +86,10 @@ DISTILLED = {
     "MTT + inner momentum": Method("real", "sgd", {"momentum": INNER_MOMENTUM}),
     "MTT, strong experts": Method("real", "momentum", {"momentum": 0.0}),
     "AST": AST,
+    # ours, and the default of the six functions: what the validation split favours
+    "AST+": Method(
+        "representative", "sgd", {"momentum": INNER_MOMENTUM}, ("MTT + inner momentum",)
+    ),
 }
 # Published switches, which a cell's tuned numbers may change. What depends on the length of a run
 # (start window, decay of the average) is tuned per cell.
@@ -116,6 +120,8 @@ MINUS = {  # an ingredient of AST taken away
 CONTROLS = {  # AST with other experts
     "AST, unsmoothed experts": replace(AST, recipe="momentum"),
     "AST, SGD experts": replace(AST, recipe="sgd"),
+    "AST, straight rough experts": replace(AST.but(convex=True), recipe="momentum"),
+    "AST, straight SGD experts": replace(AST.but(convex=True), recipe="sgd"),
     "AST, lr-matched experts": replace(AST, recipe="momentum_lr_matched"),
     "AST, lr warm-up for the ramp": replace(AST, recipe="momentum_warmup_penalty"),
 }
