@@ -2,12 +2,15 @@
 
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
+
+from ddlib.settings import Distillation, Evaluation, Expert
 
 HOME = Path(__file__).parent.parent
 README = (HOME / "README.md").read_text()
@@ -17,7 +20,7 @@ CITED = yaml.safe_load((HOME / "CITATION.cff").read_text())
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
 BLOCKS = {
     "README.md": ("picture", "paper", "api"),
-    "docs/paper_cells.md": ("cells", "benchmark"),
+    "docs/paper_cells.md": ("cells", "benchmark", "verdicts"),
     "docs/speed_and_memory.md": ("bench",),
 }
 
@@ -54,6 +57,19 @@ def headings(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and MyST make them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_map_from_the_paper_names_functions_and_settings_that_there_are():
+    text = (HOME / "docs/from_the_paper.md").read_text()
+    named = re.findall(r"`(ddlib[\w.]+):(\w+)`", text)
+    for module, function in named:
+        assert callable(getattr(import_module(module), function, None)), f"{module}:{function}"
+    settings = {*Expert.model_fields, *Distillation.model_fields, *Evaluation.model_fields}
+    for row in re.findall(r"^\| .*`ddlib.*$", text, re.M):
+        column = 4 if row.count("|") == 7 else 3
+        for name in re.findall(r"`(\w+)[`:]", row.split("|")[column]):
+            assert name in settings, row
+    assert len(named) > 15
 
 
 def test_the_notebook_table_names_every_notebook():

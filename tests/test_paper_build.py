@@ -201,7 +201,7 @@ def test_the_blocks_of_the_pages_are_filled_from_what_is_kept(printed, tmp_path,
 
 def test_the_scale_is_that_of_the_profile():
     assert re.search(
-        r"`mnist_m_5k-ipc1`: 150 outer iterations, 4 experts of 8 epochs × 14 steps, a convnet of "
+        r"`mnist_m_5k-ipc1`: 300 outer iterations, 5 experts of 8 epochs × 14 steps, a convnet of "
         r"width 32, \d{4} training images, 5 distillation seeds",
         pages.scale(profile("laptop")),
     )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ddlib.paper import style, tables
 from ddlib.paper.claims import distinct
 from ddlib.paper.evidence import ablation, claims, convergence
-from ddlib.paper.pictures import history, images, initialisation
+from ddlib.paper.pictures import images, initialisation
 from ddlib.paper.results import NoRows, Results
 from ddlib.paper.style import by_seed
 from ddlib.paper.tables import in_reading_order, span
@@ -282,7 +282,7 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
     for figure in (
         *(main, benchmark, experts, smoothness, quality, norms, initialisation, coresets),
         *(student, memory),
-        *(distillation, convergence, images, history, cross_architecture, ablation),
+        *(distillation, convergence, images, cross_architecture, ablation),
         *(following, claims, own),
     )
 }

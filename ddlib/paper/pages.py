@@ -164,10 +164,7 @@ def scale(profile: Profile) -> str:
 
 
 def verdicts() -> str:
-    """The claims under every profile whose results are kept, side by side, and how large each is.
-
-    A claim that a profile has no rows for is left blank.
-    """
+    """The claims under every kept profile, side by side; blank: no rows. Then how large each is."""
     columns, scales = {}, []
     for file in sorted(CELLS.parents[1].glob("*/tables/claims.csv")):
         paper = Paper.printed(file.parents[1].name)

@@ -145,24 +145,6 @@ def images(results: Results) -> Figure:
     return sheet(np.concatenate([both, about_grey]), labels, rows)
 
 
-def history(results: Results) -> Figure:
-    """How the images change over the outer iterations.
-
-    An arrow marks those that were selected on the validation split.
-    """
-    distilled_set, first, labels = distilled(results)
-    curve, chosen = distilled_set.record["curve"], distilled_set.record.get("chosen_iteration")
-    evaluated = [row["iteration"] for row in curve if row.get("validation_accuracy") is not None]
-    rows = [f"→ {t}" if t == chosen else f"{t}" for t in (0, *evaluated)]
-    figure = sheet(
-        pixels(distilled_set, distilled_set.tensors["history"][:, first].flatten(0, 1)),
-        labels,
-        rows,
-    )
-    figure.axes[0].set_ylabel("outer iteration")
-    return figure
-
-
 def film(artefact: Artefact) -> bytes:
     """The frames of a film as a GIF that repeats: images under their classes, and the iteration.
 

@@ -33,7 +33,7 @@ from ddlib.settings import (
 )
 
 FEATURES = "momentum"  # the recipe of the experts whose features the coresets use
-INNER_MOMENTUM = 0.9
+FAST = {"momentum": 0.9}  # of the inner loop
 RANDOM, CEILING = "random", "full data"
 
 
@@ -78,18 +78,16 @@ MTT = Method("real", "sgd", {"momentum": 0.0}, ("MTT",))
 AST = Method(
     "representative",
     "ast",
-    {"momentum": INNER_MOMENTUM, "balance": True, "perturbation": 1.0, "intermediate": "equal"},
+    {**FAST, "balance": True, "perturbation": 1.0, "intermediate": "equal"},
     ("AST",),
 )
 DISTILLED = {
     "MTT": MTT,
-    "MTT + inner momentum": Method("real", "sgd", {"momentum": INNER_MOMENTUM}),
+    "MTT + inner momentum": Method("real", "sgd", FAST),
     "MTT, strong experts": Method("real", "momentum", {"momentum": 0.0}),
     "AST": AST,
     # ours, and the default of the six functions: what the validation split favours
-    "AST+": Method(
-        "representative", "sgd", {"momentum": INNER_MOMENTUM}, ("MTT + inner momentum",)
-    ),
+    "AST+": Method("representative", "sgd", FAST, ("MTT + inner momentum",)),
 }
 # Published switches, which a cell's tuned numbers may change. What depends on the length of a run
 # (start window, decay of the average) is tuned per cell.
