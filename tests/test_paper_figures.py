@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 
 from ddlib.paper import evidence, figures, style, tables
-from ddlib.paper.claims import UNBALANCED
 from ddlib.paper.results import Results
 from ddlib.paper.style import same_picture
 from ddlib.runs import methods, studies
@@ -101,14 +100,6 @@ def test_recipes_and_methods_differ_in_more_than_colour():
         assert not [(a, b) for a, b in combinations(looks, 2) if shape(looks[a]) == shape(looks[b])]
 
 
-def test_a_method_and_the_same_without_the_balanced_loss_have_two_looks():
-    groups = studies.groups(FULL).values()
-    names = {method for group in groups for method in (group.base, *group.methods)}
-    pairs = [(name, name + UNBALANCED) for name in names if name + UNBALANCED in names]
-    assert len(pairs) == 2
-    assert all(shape(style.LOOKS[a]) != shape(style.LOOKS[b]) for a, b in pairs)
-
-
 @pytest.mark.parametrize("rows", [1, 2])
 def test_names_at_the_ends_keep_apart_and_show_what_they_name(rows, styled):
     figure, axes = style.canvas(style.WIDE, 2.4 * rows, rows)
@@ -117,7 +108,7 @@ def test_names_at_the_ends_keep_apart_and_show_what_they_name(rows, styled):
     style.name_ends(axes[0])
     figure.draw_without_rendering()
     boxes = {text.get_text(): text.get_window_extent() for text in axes[0].texts if text.get_text()}
-    in_order = [name.replace("_", " ") for name in style.RECIPES]
+    in_order = [style.named(name) for name in style.RECIPES]
     assert [*boxes] == in_order, "in the order of the ends, from below"
     assert not [(a, b) for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])]
     right = axes[0].get_window_extent().x1

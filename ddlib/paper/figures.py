@@ -24,16 +24,11 @@ from ddlib.runs.methods import CEILING, CORESETS
 WITHOUT_EXPERTS = ("DC", "DSA", "DM")  # their loss is another quantity, and they learn no lr
 
 
-def rectangle(count: int) -> tuple[int, int]:
-    """Rows and columns for so many panels, at most three across."""
-    down = -(-count // 3)
-    return down, -(-count // down)
-
-
 def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
     """A panel per value of `by`: each method's mean, the mean of each seed, and their std."""
     rows, panels = distinct(rows), list(rows[by].unique())
-    down, across = rectangle(len(panels))
+    down = -(-len(panels) // 3)
+    across = -(-len(panels) // down)
     size = style.NARROW if across == 1 else style.WIDE, down * (0.75 + 0.19 * len(methods))
     figure, axes = style.canvas(*size, down, across, sharey=True, sharex=by != "cell")
     for ax, panel in zip(axes, panels, strict=False):

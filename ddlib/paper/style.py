@@ -54,32 +54,34 @@ METHODS = {
     "DM": Look(GREEN, "h", MIXED),
     "FTD": Look(SKY, "D", LONG),
     "TESLA": Look(SKY, "X", DOT),
+    "MCT": Look(SKY, "P", MIXED),
     "DATM": Look(PURPLE, "p", MIXED),
     "AST": Look(VERMILION),
     "AST+": Look(ORANGE, "*", LONG),
-    "AST − balanced loss": Look(PURPLE, "s", DASH),
     "AST − intermediate matching": Look(BLUE, "s", DASH),
     "AST − weight perturbation": Look(GREEN, "^", DOT),
-    "AST, T_max 6": Look(VERMILION),
-    "AST, T_max 6 − balanced loss": Look(PURPLE, "s", DASH),
 }
-RECIPES = {
+RECIPES = {  # in colour what AST is about; the rest is grey
     "sgd": Look(BLACK, "s", DASH),
-    "ftd": Look(BLACK, "D", DOT),
     "momentum": Look(BLUE, "v"),
-    "adam": Look(PURPLE, "^", MIXED),
     "momentum_ramp": Look(SKY, "P", LONG),
     "momentum_penalty": Look(GREEN, "D", DASH),
-    "momentum_penalty_published": Look(GREEN, "o", MIXED),
-    "momentum_penalty_per_pixel": Look(GREEN, "X", DOT),
     "ast": Look(VERMILION),
-    "ast_published": Look(VERMILION, "D", MIXED),
-    "momentum_lr_matched": Look(SILVER, "h", DASH),
-    "momentum_warmup_penalty": Look(ORANGE, "p", MIXED),
-    "momentum_warmup": Look(ORANGE, "d", DOT),
-    "ast_weak": Look(VERMILION, "<", DASH),
-    "ast_strong": Look(VERMILION, ">", LONG),
-    "ast_natural": Look(VERMILION, "*", DOT),
+}
+RECIPES |= {
+    name: Look(SILVER, *how)
+    for name, *how in (
+        *(("ftd", "D", DOT), ("adam", "^", MIXED), ("momentum_penalty_published", "o", MIXED)),
+        *(("momentum_penalty_per_pixel", "X", DOT), ("ast_published", "D", LONG)),
+        *(("momentum_lr_matched", "h", DASH), ("momentum_warmup_penalty", "p", MIXED)),
+        *(("momentum_warmup", "d", DOT), ("ast_weak", "<", DASH), ("ast_strong", ">", LONG)),
+        ("ast_natural", "*", DOT),
+    )
+}
+NAMES = {"sgd": "SGD", "ftd": "SGD made flat (FTD)", "adam": "Adam", "ast": "AST: ramp + penalty"}
+NAMES |= {
+    "ast_published": "AST, penalty as published",
+    "momentum_lr_matched": "momentum, smaller lr",
 }
 OTHERS = {
     **{"picked": Look(GREY, "D"), "distilled": Look(VERMILION)},  # sets of the user's own images
@@ -137,6 +139,11 @@ def by_seed(rows: pd.DataFrame, x: str, y: str, seed: str) -> pd.DataFrame:
     return rows.dropna(subset=y).pivot_table(index=x, columns=seed, values=y)
 
 
+def named(name: str) -> str:
+    """A recipe or a method as a reader knows it."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
 def line_of(name: str) -> dict[str, Any]:
     """The look of a line, as `Axes.plot` takes it."""
     look = LOOKS.get(name, PLAIN)
@@ -147,7 +154,7 @@ def band(ax: Axes, wide: pd.DataFrame, name: str, label: str | None = None) -> N
     """The mean over the columns against the index, and one std about it if there are several."""
     average, x, line = wide.mean(axis=1), wide.index, line_of(name)
     marks = {"markersize": 3.2, "markevery": max(1, len(x) // 6)}
-    ax.plot(x, average, **line, **marks, label=label or name.replace("_", " "))
+    ax.plot(x, average, **line, **marks, label=label or named(name))
     if wide.shape[1] > 1:
         std = wide.std(axis=1, ddof=1)
         ends = average - std, average + std
@@ -159,7 +166,7 @@ def cross(ax: Axes, x: float, y: float, bars: dict[str, float], name: str) -> No
     """The point of a recipe, and its standard deviations `xerr` and `yerr`."""
     look = LOOKS.get(name, PLAIN)
     ax.errorbar(x, y, **bars, fmt="none", ecolor=look.color, elinewidth=0.8, alpha=0.6)
-    ax.plot([x], [y], look.marker, color=look.color, markersize=5, label=name.replace("_", " "))
+    ax.plot([x], [y], look.marker, color=look.color, markersize=5, label=named(name))
 
 
 def spread_dots(ax: Axes, y: float, values: pd.Series, look: Look) -> None:
