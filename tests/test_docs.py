@@ -1,5 +1,7 @@
 """The README, the guide and the citation: short, complete, in agreement with the project."""
 
+import importlib.util
+import io
 import re
 import tomllib
 from importlib import import_module
@@ -10,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from ddlib.paper import style
 from ddlib.settings import Distillation, Evaluation, Expert
 
 HOME = Path(__file__).parent.parent
@@ -23,6 +26,21 @@ BLOCKS = {
     "docs/paper_cells.md": ("cells", "benchmark", "verdicts"),
     "docs/speed_and_memory.md": ("bench",),
 }
+
+
+def test_the_schematic_is_that_of_its_code():
+    """Its shapes and letters; the images in it are those of the kept set."""
+    spec = importlib.util.spec_from_file_location("schematic", HOME / "docs/schematic.py")
+    schematic = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(schematic)
+    with style.style():
+        content = io.StringIO()
+        schematic.draw().savefig(content, format="svg", metadata={"Date": None})
+    kept, made = (
+        re.sub(r'(base64,|id="image)[^"]*', "", text)
+        for text in (schematic.FILE.read_text(), content.getvalue())
+    )
+    assert kept == made and "<image" in kept
 
 
 def test_the_readme_is_short():

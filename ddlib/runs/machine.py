@@ -76,7 +76,7 @@ def peak(run: Callable[[], object]) -> float:
 
 
 def measured(*given: Any) -> dict[str, str | float]:
-    """`outer_gradient` in a fresh process: the heap of tasks, which keeps all, would hide its peak."""
+    """`outer_gradient` in a fresh process: the heap of tasks keeps all and would hide its peak."""
     spawn = get_context("spawn")
     with (
         ProcessPoolExecutor(1, mp_context=spawn, initializer=engine.watched) as pool,
