@@ -203,8 +203,8 @@ def selection(
     seen = recipe(profile, cell, experts, seed) if method in NEED_EXPERT else None
     if isinstance(seen, Imported):
         seen = seen.at(seed % profile.n_experts)
-    elif seen:  # the features are those of its end
-        seen = seen.model_copy(update={"until": None})
+    elif seen and seen.until:  # features are those of an end, which these experts do not reach
+        seen = recipe(profile, cell, FEATURES, seed).model_copy(update={"until": None})
     fields = {
         "data": cell.data,
         "method": method,
