@@ -169,11 +169,12 @@ def scores(profile: Profile) -> Iterator[Ask]:
                 ),
             ]
             teacher = recipe(profile, cell, FEATURES, seed % profile.n_experts)
-            variants.append(({"augmented": True, "labels": "teacher"}, {"teacher": teacher}))
+            changes = {"teacher": teacher, "networks": networks}
+            variants.append(({"augmented": True, "labels": "teacher"}, changes))
             if isinstance(of, Distilled) and of.labels:
                 variants.append(({"augmented": True, "labels": "hard"}, {"labels": "hard"}))
-            for columns, changes in variants:
-                judged = evaluation(profile, name, of, **changes)
+            for columns, how in variants:
+                judged = evaluation(profile, name, of, **how)
                 yield Run("scores", name, method, seed, judged).label(cell) | columns, judged
     for run in main(profile):
         if (run.cell, run.method) == (name, CEILING):
