@@ -43,7 +43,7 @@ def tracking(results: Results) -> pd.DataFrame:
         found = [correlation(run) for _, run in runs.groupby("distil_seed")]
         known = part("", found)
         if known.n:
-            ends = {"low": known.low, "high": known.high, "seeds": known.n}
+            ends = {"low": max(known.low, -1.0), "high": min(known.high, 1.0), "seeds": known.n}
             lines.append({"cell": cell, "method": method, "correlation": known.effect} | ends)
     return pd.DataFrame(lines, columns=["cell", "method", "correlation", "low", "high", "seeds"])
 
