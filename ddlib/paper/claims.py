@@ -288,9 +288,8 @@ def whole(results: Results) -> Iterator[Part]:
 @claim("Smoothing rough experts helps more than making them straight (MCT), a control of ours")
 def straight(results: Results) -> Iterator[Part]:
     """AST beside AST along straight lines, which need no smoothing."""
-    rows = first_cell(results.rows("ablation"))
-    for other in ("AST, straight rough experts", "AST, straight SGD experts"):
-        yield part(f"test accuracy, AST − {other}", paired(rows, "AST", other))
+    rows, other = first_cell(results.rows("ablation")), "AST, straight rough experts"
+    yield part(f"test accuracy, AST − {other}", paired(rows, "AST", other))
 
 
 def decide(parts: Sequence[Part]) -> Part:

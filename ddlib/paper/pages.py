@@ -123,8 +123,8 @@ def summary(paper: Paper) -> str:
             "for every method from the same grid. The "
             f"[main figure]({place}/figures/main.svg) shows the same.",
             (folder / "tables" / "summary.md").read_text("utf-8").strip(),
-            "The paper's seven claims at this scale. The part that decides each is named in "
-            f"brackets; [claims.md]({place}/claims.md) has all that was measured.",
+            "The paper's seven claims and a control of ours, at this scale. What decides each is "
+            f"named in brackets; [claims.md]({place}/claims.md) has all that was measured.",
             "\n".join(verdicts),
             scale(paper.profile),
         ]
