@@ -34,7 +34,7 @@ from ddlib.runs.profile import Profile
 from ddlib.runs.profile import profile as read_profile
 from ddlib.runs.store import Artefact, Store, place, store_folder, write
 from ddlib.runs.studies import STUDIES, Run
-from ddlib.settings import AnySet
+from ddlib.settings import AnySet, Distilled
 
 LARGE = 2 << 20  # bytes of images above which a set stays in the store
 TRAINED_ON = ("images", "labels", "soft")  # what a set's digest is of, beside its learned lr
@@ -171,7 +171,7 @@ class Paper:
     def keep_sets(self, methods: Iterable[str] | None = None) -> None:
         """Keep the sets of the main study, or of these methods of it, beside the rows.
 
-        The tensors are kept of seed 0, where they are not LARGE; of every set its digest.
+        The tensors are kept of some, as `keeps_tensors` says; of every set its digest.
         """
         # notebooks run side by side, and digests.csv is read before it is written
         with FileLock(self.store.root / "locks" / f"{self.name}-sets.lock"):
@@ -183,9 +183,9 @@ class Paper:
                 tensors, record = artefact.tensors, artefact.record
                 self.results.keep_set_digest(*place, set_digest(tensors), record["lr"])
                 if keeps_tensors(of):
-                    # the images on their way are drawn of one image per class only
-                    left_out = {"history"} if settings.ipc > 1 else set()
-                    kept = {n: t for n, t in tensors.items() if n not in left_out}
+                    kept = {n: t for n, t in tensors.items() if n != "history"}
+                    if settings.ipc == 1 and "history" in tensors:
+                        kept["history"] = tensors["history"][[0, -1]]  # the picture shows both ends
                     write(self.results.set_file(*place), settings, kept, record)
 
 
@@ -195,11 +195,12 @@ def main_sets(profile: Profile) -> list[Run]:
 
 
 def keeps_tensors(of: Run) -> bool:
-    """Whether the tensors of a run's set are kept beside its rows."""
+    """Whether a run's set is kept beside its rows: of seed 0, distilled or IPC 1, not LARGE."""
     settings: AnySet = of.settings.of
     known = datasets.about(settings.data)
     size = 4 * settings.ipc * len(known.class_names) * prod(known.shape)
-    return of.distil_seed == 0 and size <= LARGE
+    wanted = isinstance(settings, Distilled) or settings.ipc == 1
+    return of.distil_seed == 0 and wanted and size <= LARGE
 
 
 def set_digest(tensors: dict[str, Tensor]) -> str:
