@@ -19,7 +19,7 @@ from ddlib.__main__ import main
 from ddlib.base import InputError
 from ddlib.paper import build, figures, pages, tables
 from ddlib.paper.paper import LARGE, Paper, main_sets
-from ddlib.paper.results import Results
+from ddlib.paper.results import KINDS, Results
 from ddlib.runs import stages, studies
 from ddlib.runs.methods import CORESETS
 from ddlib.runs.profile import over, profile
@@ -75,7 +75,7 @@ def test_a_paper_leaves_every_table_figure_row_and_set_under_a_seal(printed):
         assert (results.folder / f"tables/{name}.csv").exists(), name
         assert (results.folder / f"tables/{name}.md").exists(), name
     for name in figures.FIGURES.keys() - {"benchmark"}:  # of digits nobody publishes numbers
-        for kind in ("svg", "png"):
+        for kind in KINDS:
             assert (results.folder / f"figures/{name}.{kind}").stat().st_size > 1000, name
     assert (results.folder / "figures/film.gif").read_bytes().startswith(b"GIF89a")
     assert all(len(results.rows(name)) for name in STUDIES if name != "tuning")

@@ -22,7 +22,7 @@ import pandas as pd
 from ddlib.base import InputError, Task, key
 from ddlib.paper import build, figures, pages, style, tables
 from ddlib.paper.paper import Paper, keeps_tensors, main_sets, name_of, set_digest
-from ddlib.paper.results import SEALS, SET, NoRows
+from ddlib.paper.results import KINDS, SEALS, SET, NoRows
 from ddlib.runs.stages import Film, Following
 from ddlib.runs.store import read
 from ddlib.runs.studies import STUDIES, Run
@@ -230,7 +230,7 @@ def redrawn(kept: Paper, fresh: Paper) -> Iterator[Verdict]:
     expected = {"figures/film.gif"}  # its frames are in the store alone
     for part, make, names, kinds in (
         ("tables", fresh.table, tables.TABLES, ("csv", "md")),
-        ("figures", fresh.figure, figures.FIGURES, ("png", "svg")),
+        ("figures", fresh.figure, figures.FIGURES, tuple(KINDS)),
     ):
         for name in names:
             paths = [f"{part}/{name}.{kind}" for kind in kinds]
@@ -256,8 +256,10 @@ def made_fault(
         old, new = ((paper.results.folder / path).read_bytes() for paper in (kept, fresh))
         if path.endswith(".png"):
             fault = style.same_picture(old, new)
-        else:  # an SVG must be there; what it shows is compared in the PNG beside it
-            fault = None if path.endswith(".svg") else parting(old.decode(), new.decode())
+        elif path.endswith((".svg", ".pdf")):  # what it shows is compared in the PNG beside it
+            fault = None
+        else:
+            fault = parting(old.decode(), new.decode())
         if fault:
             return f"{path} is not what the rows give: {fault}"
     return None

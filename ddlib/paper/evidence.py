@@ -26,7 +26,7 @@ def ablation(results: Results) -> Figure:
     for (cell, group, base), runs in changed.groupby(["cell", "group", "base"], sort=False):
         wide = 100 * by_seed(rows[rows.cell == cell], "distil_seed", "accuracy", "method")
         lost = {name: (wide[name] - wide[base]).dropna() for name in runs.method.unique()}
-        place = "" if cell == first else f" on {cell}"
+        place = "" if cell == first else f" on {style.named(cell)}"
         seeds = f"(n = {span(map(len, lost.values()))})".replace(" ", "\N{NO-BREAK SPACE}")
         heading = textwrap.wrap(f"{group}: against {base}{place} {seeds}", 46)
         blocks.append((heading, base, lost))
@@ -37,7 +37,7 @@ def ablation(results: Results) -> Figure:
     for ax, column in zip(axes, columns, strict=True):
         changes(ax, [block for block, _ in column])
         ax.set_ylim(tall - 0.7, -0.6)
-    figure.suptitle(f"{first}: differences at the same seed, mean ± std over n seeds")
+    figure.suptitle(f"{style.named(first)}: differences at the same seed, mean ± std over n seeds")
     return figure
 
 
@@ -134,9 +134,10 @@ def convergence(results: Results) -> Figure:
     axes[1].axhline(0, color=style.BLACK, linewidth=0.8)
     axes[0].set(ylabel="validation accuracy (%)", xlabel="outer iteration")
     axes[1].set(ylabel="difference (points)", xlabel="outer iteration")
-    figure.suptitle(f"{rows.cell.iloc[0]}: n = {span(len(c.columns) for c in wide.values())} sets")
+    sets = span(len(checks.columns) for checks in wide.values())
+    axes[0].set_title(f"{style.named(rows.cell.iloc[0])}: n = {sets} sets")
     style.name_ends(axes[0])
-    axes[1].legend()
+    axes[1].legend(loc="lower center", bbox_to_anchor=(0.5, 1))  # above, off the lines
     return figure
 
 

@@ -43,12 +43,12 @@ def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
             above(ax, ceiling, f"{CEILING} {ceiling:.1f}", "right")
         sets = span(scored.groupby("method").distil_seed.nunique())
         networks = span(scored.groupby(["method", "distil_seed"]).net_seed.nunique())
-        title = f"{panel}\nn = {sets} × {networks} (sets × networks)"
+        title = f"{style.named(panel)}\nn = {sets} × {networks} (sets × networks)"
         ax.set_title(title, pad=6 if np.isnan(ceiling) else 14)
         ax.tick_params(labelbottom=True)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_yticks(range(len(methods)), [*map(style.named, methods)])
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
     figure.supxlabel("test accuracy (%), mean ± std over sets")
     return figure
@@ -114,10 +114,10 @@ def cross_architecture(results: Results) -> Figure:
     rows = results.rows("cross_architecture")
     methods = list(rows.method.unique())
     if rows.cell.nunique() > 1:
-        panel = rows.architecture + ", " + rows.cell
+        panel = rows.architecture + ", " + rows.cell.map(style.named)
         return dots(rows.assign(panel=panel), "panel", methods)
     figure = dots(rows, "architecture", methods)
-    figure.suptitle(rows.cell.iloc[0])
+    figure.suptitle(style.named(rows.cell.iloc[0]))
     return figure
 
 
@@ -128,13 +128,20 @@ def first_data(rows: pd.DataFrame) -> pd.DataFrame:
 
 def of_experts(rows: pd.DataFrame) -> str:
     """A title: the data, and how many experts each line is of."""
-    return f"{rows.data.iloc[0]}: mean ± std over experts, n = {rows.expert_seed.nunique()}"
+    name, n = style.named(rows.data.iloc[0]), rows.expert_seed.nunique()
+    return f"{name}: mean ± std over experts, n = {n}"
 
 
 def of_recipes(ax: Axes, rows: pd.DataFrame, column: str, scale: float = 1.0) -> None:
-    """A quantity of the experts by epoch, one line per recipe."""
+    """A quantity of the experts by epoch, one line per recipe; those without a colour thin."""
+    label = "other recipes"
     for recipe, experts in rows.groupby("recipe", sort=False):
-        style.band(ax, scale * by_seed(experts, "epoch", column, "expert_seed"), recipe)
+        wide = scale * by_seed(experts, "epoch", column, "expert_seed")
+        if style.LOOKS.get(recipe, style.PLAIN).color == style.SILVER:
+            style.thin(ax, wide, label)
+            label = "_others"  # they have one name together
+        else:
+            style.band(ax, wide, recipe)
     ax.set_xlabel("epoch")
 
 
@@ -184,7 +191,7 @@ def quality(results: Results) -> Figure:
         style.cross(ax, x.mean(), y.mean(), bars, recipe)
     count = span(rows.groupby("recipe").size())
     ax.set_xlabel(f"mean step length: mean ± std over experts, n = {count}")
-    ax.set(ylabel="final test accuracy (%)", title=rows.data.iloc[0])
+    ax.set(ylabel="final test accuracy (%)", title=style.named(rows.data.iloc[0]))
     style.name_ends(ax)
     return figure
 
@@ -251,7 +258,7 @@ def distillation(results: Results) -> Figure:
         ax.set(xlabel="outer iteration", title=title)
     style.logarithmic(axes[2])
     sets = span(rows.groupby("method").distil_seed.nunique())
-    figure.suptitle(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {sets}")
+    figure.suptitle(f"{style.named(rows.cell.iloc[0])}: mean ± std over sets, n = {sets}")
     style.name_ends(axes[2])
     return figure
 
@@ -264,7 +271,8 @@ def following(results: Results) -> Figure:
         wide = by_seed(rows[rows.method == method], "epoch", "error", "distil_seed")
         if len(wide):
             style.band(ax, wide, method)
-    ax.set_title(f"{rows.cell.iloc[0]}: mean ± std over sets, n = {rows.distil_seed.nunique()}")
+    name, sets = style.named(rows.cell.iloc[0]), rows.distil_seed.nunique()
+    ax.set_title(f"{name}: mean ± std over sets, n = {sets}")
     experts = rows.expert_seed.nunique()
     ax.set_xlabel(f"expert epoch (mean over experts, n = {experts})")
     ax.set_ylabel("relative distance to the expert")

@@ -158,15 +158,17 @@ class Paper:
         return table
 
     def figure(self, name: str) -> Figure:
-        """A figure, from rows and kept sets alone; also kept as figures/<name>.svg and .png."""
+        """A figure, from rows and kept sets alone; also kept as figures/<name>.svg, .pdf, .png."""
         with style.style():
             figure = figures.FIGURES[name](self.results)
             self.results.keep_figure(name, figure)
         return figure
 
     def film(self) -> bytes:
-        """A set's images on their way, as a GIF; also kept as figures/film.gif."""
-        return self.results.keep_film(pictures.film(self.get(studies.film(self.profile))))
+        """A set's images from their start to the check that was kept; also as figures/film.gif."""
+        film = studies.film(self.profile)
+        chosen = self.get(film.of).record["chosen_iteration"]
+        return self.results.keep_film(pictures.film(self.get(film), chosen))
 
     def keep_sets(self, methods: Iterable[str] | None = None) -> None:
         """Keep the sets of the main study, or of these methods of it, beside the rows.

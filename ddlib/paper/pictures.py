@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 
 import numpy as np
 import pandas as pd
@@ -145,13 +146,15 @@ def images(results: Results) -> Figure:
     return sheet(np.concatenate([both, about_grey]), labels, rows)
 
 
-def film(artefact: Artefact) -> bytes:
+def film(artefact: Artefact, until: int | None = None) -> bytes:
     """The frames of a film as a GIF that repeats: images under their classes, and the iteration.
 
+    The last frame is that of the outer iteration `until`, or the last there is.
     All frames share one palette, the colours that serve all of them best: a pixel is near to what
     it was, not equal.
     """
-    frames, labels = artefact.tensors["frames"], artefact.tensors["labels"].tolist()
+    rows = [row for row in artefact.record["rows"] if row["iteration"] <= (until or inf)]
+    frames, labels = artefact.tensors["frames"][: len(rows)], artefact.tensors["labels"].tolist()
     (n, k), (h, w) = frames.shape[:2], frames.shape[3:]  # frames (n, k, c, h, w), labels (k,)
     levels = (255 * pixels(artefact, frames.flatten(0, 1))).round().astype(np.uint8)
     colours = np.broadcast_to(levels.reshape(n, k, h, w, -1), (n, k, h, w, 3))
@@ -164,7 +167,6 @@ def film(artefact: Artefact) -> bytes:
     pages = np.full((n, top + tall + 18, k * wide - 3), white, np.uint8)
     for j in range(k):
         pages[:, top : top + tall, j * wide : j * wide + scale * w] = tiles[:, :, j]
-    rows = artefact.record["rows"]
     shown = [Image.fromarray(page) for page in pages]
     for page, row in zip(shown, rows, strict=True):
         page.putpalette(palette[:768])

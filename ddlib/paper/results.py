@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ddlib.runs.store import Artefact, read, write_whole
 from ddlib.settings import InputError
@@ -22,6 +23,11 @@ SEALS = "SHA256SUMS"
 UNFINISHED = re.compile(r"^\.half-|\.failed\.ipynb$")  # files of a run that failed, or goes on
 SET = ["cell", "method", "distil_seed"]  # the columns that name a distilled set
 DIGESTS = [*SET, "sha256", "lr"]
+KINDS: dict[str, dict] = {  # of a kept figure, and what would tell when or by whom it was written
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
 
 
 class NoRows(InputError):
@@ -110,10 +116,13 @@ class Results:
         self._write("claims.md", text)
 
     def keep_figure(self, name: str, figure: Figure) -> None:
-        """figures/<name>.svg and .png, the same bytes from the same rows."""
-        for kind, about in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        """figures/<name>.svg, .pdf and .png, the same bytes from the same rows."""
+        for kind, about in KINDS.items():
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata=about)
+            figure.savefig(buffer, format=kind, dpi=300, bbox_inches="tight", metadata=about)
+            if kind == "png":  # 256 colours: a third of the bytes, and the eye sees no difference
+                picture = Image.open(buffer).convert("RGB").quantize(dither=Image.Dither.NONE)
+                picture.save(buffer := io.BytesIO(), kind, optimize=True, dpi=(300, 300))
             write_whole(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())
 
     def keep_film(self, content: bytes) -> bytes:

@@ -82,6 +82,8 @@ NAMES = {"sgd": "SGD", "ftd": "SGD made flat (FTD)", "adam": "Adam", "ast": "AST
 NAMES |= {
     "ast_published": "AST, penalty as published",
     "momentum_lr_matched": "momentum, smaller lr",
+    **{"mnist_m_5k": "MNIST-M-5k", "mnist_5k": "MNIST-5k", "fashion_mnist": "FashionMNIST"},
+    **{"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"},
 }
 OTHERS = {
     **{"picked": Look(GREY, "D"), "distilled": Look(VERMILION)},  # sets of the user's own images
@@ -104,7 +106,8 @@ STYLE: dict[str, dict[str, Any]] = {
     "grid": {"color": "#e4e4e4", "linewidth": 0.6},
     "lines": {"linewidth": 1.3, "markersize": 4},
     "figure": {"dpi": 120, "titlesize": 8.5, "labelsize": 8},
-    "svg": {"hashsalt": "ddlib", "fonttype": "path"},
+    "svg": {"hashsalt": "ddlib", "fonttype": "none"},  # letters stay letters, as in the PDF
+    "pdf": {"fonttype": 42},
     "text": {"parse_math": False},  # a class may be called $x^$
 }
 
@@ -140,8 +143,10 @@ def by_seed(rows: pd.DataFrame, x: str, y: str, seed: str) -> pd.DataFrame:
 
 
 def named(name: str) -> str:
-    """A recipe or a method as a reader knows it."""
-    return NAMES.get(name, name.replace("_", " "))
+    """A recipe, a method, a data set or a cell as a reader knows it."""
+    data, cell, ipc = name.partition("-ipc")
+    words = NAMES.get(data, data.replace("_", " "))
+    return f"{words}, IPC {ipc.replace('-', ', ')}" if cell else words
 
 
 def line_of(name: str) -> dict[str, Any]:
@@ -150,11 +155,16 @@ def line_of(name: str) -> dict[str, Any]:
     return {"color": look.color, "linestyle": look.line, "marker": look.marker}
 
 
-def band(ax: Axes, wide: pd.DataFrame, name: str, label: str | None = None) -> None:
+def thin(ax: Axes, wide: pd.DataFrame, label: str) -> None:
+    """The mean over the columns as a thin grey line, behind the others."""
+    ax.plot(wide.index, wide.mean(axis=1), color=SILVER, linewidth=0.7, zorder=1.5, label=label)
+
+
+def band(ax: Axes, wide: pd.DataFrame, name: str) -> None:
     """The mean over the columns against the index, and one std about it if there are several."""
     average, x, line = wide.mean(axis=1), wide.index, line_of(name)
     marks = {"markersize": 3.2, "markevery": max(1, len(x) // 6)}
-    ax.plot(x, average, **line, **marks, label=label or named(name))
+    ax.plot(x, average, **line, **marks, label=named(name))
     if wide.shape[1] > 1:
         std = wide.std(axis=1, ddof=1)
         ends = average - std, average + std

@@ -19,7 +19,7 @@ from ddlib.paper import scores as robust
 from ddlib.paper.claims import distinct, mean, std
 from ddlib.paper.curves import rising, tracking
 from ddlib.paper.results import Results
-from ddlib.runs.methods import CEILING
+from ddlib.runs.methods import CEILING, CORESETS
 
 BENCHMARK = ("ipc", "width", "norm", "cell", "method")  # one line of it each
 COMPARED = [
@@ -58,10 +58,12 @@ def groups(rows: pd.DataFrame, *by: str) -> list[tuple[tuple, pd.DataFrame]]:
 
 
 def in_reading_order(rows: pd.DataFrame) -> list[str]:
-    """The methods as the cell with most of them lists them, then those that it lacks."""
+    """Coresets, then the methods as the cell with most of them lists them, then the ceiling."""
     cells = [list(of_cell.method.unique()) for _, of_cell in rows.groupby("cell", sort=False)]
     longest_first = sorted(cells, key=len, reverse=True)
-    return list(dict.fromkeys(method for methods in longest_first for method in methods))
+    listed = dict.fromkeys(method for methods in longest_first for method in methods)
+    ends = {method: i - len(CORESETS) for i, method in enumerate(CORESETS)} | {CEILING: 1}
+    return sorted(listed, key=lambda method: ends.get(method, 0))
 
 
 def scored(runs: pd.DataFrame) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any
 
 from ddlib.base import InputError, Task
@@ -217,9 +218,9 @@ def followings(profile: Profile) -> Iterator[Ask]:
 
 
 def film(profile: Profile) -> Film:
-    """AST's images at the first seed on the main cell, on their way."""
+    """AST's images at the first seed on the main cell, on their way; each check has its frame."""
     of: Any = distillation(profile, profile.main_cell, "AST", 0)
-    return Film(of=of)
+    return Film(of=of, frames=of.checks * ceil(50 / of.checks))
 
 
 def filmed(profile: Profile) -> Iterator[Ask]:
