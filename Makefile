@@ -8,7 +8,7 @@ BIN := .venv/bin
 DDLIB := $(BIN)/python -m ddlib
 export STORE RESULTS WORKERS MEMORY ENGINE DEVICE GPU_SHARE RAY_ADDRESS CHECKPOINT TRACK
 
-.PHONY: paper figures readme book verify tune run status gc test soak bench lab lock clean
+.PHONY: paper figures readme book article verify tune run status gc test soak bench lab lock clean
 
 paper: .venv/ready          ## run every notebook; make whatever is missing on the way
 	$(DDLIB) paper "$(PROFILE)"
@@ -21,6 +21,9 @@ readme: .venv/ready         ## fill the blocks of numbers in README.md and docs/
 
 book: .venv/ready           ## docs, executed notebooks, tables, figures and reference: build/book/index.html
 	$(DDLIB) book "$(PROFILE)"
+
+article: .venv/ready        ## the notebooks' prose, figures, tables and claims as one PDF: build/article.pdf
+	$(DDLIB) book "$(PROFILE)" --article
 
 verify: .venv/ready         ## whether what is kept holds, and a sample comes out again; QUICK=1 makes none
 	$(DDLIB) verify "$(PROFILE)" $(if $(filter-out 0,$(QUICK)),--quick)

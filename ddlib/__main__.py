@@ -40,7 +40,8 @@ def _plan(options: Options) -> None:
 
 
 def _book(options: Options) -> None:
-    print(f"Open {_call('paper.book:make')(options)}")
+    made = "article" if options.article else "make"
+    print(f"Open {_call(f'paper.book:{made}')(options)}")
 
 
 def _verify(options: Options) -> int:
@@ -144,7 +145,11 @@ COMMANDS: dict[str, tuple[str, list[Argument], Callable[[Options], Any]]] = {
     ),
     "figures": ("draw tables and figures again", [PROFILE], _call("paper.build:figures")),
     "readme": ("put the tables into the README and the guide", [], _call("paper.pages:readme", "")),
-    "book": ("make a static site of the executed notebooks and the reference", [PROFILE], _book),
+    "book": (
+        "make a static site of the executed notebooks and the reference",
+        [PROFILE, _arg("--article", "a PDF of the notebooks without code", action="store_true")],
+        _book,
+    ),
     "tune": ("run the search behind the tuned settings", [PROFILE], _call("paper.build:tune")),
     "plan": ("predict what a profile costs; `plan cells`: all of the paper", [PROFILE], _plan),
     "status": ("show what the store holds for a profile", [PROFILE], _call("runs.status:status")),

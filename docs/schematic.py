@@ -51,7 +51,8 @@ def draw():
     bow = np.stack([start[0] + turn * (end - start)[0], start[1] + turn * (end - start)[1]], 1)
     bow[:, 1] -= 0.35 * np.sin(np.pi * turn)
     ax.plot(*bow.T, ".-", color=red, markersize=5, zorder=3)
-    ax.text(bow[-1][0] + 0.12, bow[-1][1] - 0.14, r"$\theta_N$", color=red, parse_math=True, **words)
+    at = bow[-1] + [0.12, -0.14]
+    ax.text(*at, r"$\theta_N$", color=red, parse_math=True, **words)
     arrow(ax, bow[-1], EXPERT[3], style.BLACK, head="<|-|>", line=":")
     ax.text(3.35, 1.3, "4  matching loss:\n    how far from the target?", **words)
     ax.text(0.0, 2.3, "1  an expert learns from the real images", color=blue, **words)

@@ -6,12 +6,14 @@ Without Chromium, or what drives it, the tests in a browser are skipped.
 import contextlib
 import io
 import re
+import shutil
 from urllib.parse import unquote, urldefrag
 
 import nbformat
 import pytest
 
 from ddlib.__main__ import main
+from ddlib.base import InputError
 from ddlib.paper import book, build, figures
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # Sphinx's own
@@ -166,3 +168,20 @@ def shim(folder):
     file.write_text('#!/bin/sh\necho "No module named sphinx" >&2\nexit 1\n')
     file.chmod(0o755)
     return str(file)
+
+
+def test_the_article_is_a_pdf_that_shows_the_notebooks_without_their_code(
+    printed, tmp_path, monkeypatch
+):
+    if not any(map(shutil.which, book.BROWSERS)):
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    monkeypatch.setenv("STORE", str(printed / "store"))
+    monkeypatch.setenv("RESULTS", str(printed / "results"))
+    file = book.article("smoke", tmp_path / "article.pdf")
+    assert file.read_bytes().startswith(b"%PDF") and file.stat().st_size > 100_000
+    page = (tmp_path / "article/article.html").read_text()
+    assert "00 · What is dataset distillation" in page and "Parameters" not in page
+    assert "import torch" not in page and page.count("<img") > len(figures.FIGURES)
+    monkeypatch.setattr(book, "BROWSERS", ("no-browser",))
+    with pytest.raises(InputError, match="found none of no-browser, expected a browser"):
+        book.article("smoke", tmp_path / "article.pdf")

@@ -21,11 +21,15 @@ from ddlib.paper.results import Results
 from ddlib.runs.store import HOME
 
 BOOK = HOME / "build" / "book"
+ARTICLE = HOME / "build" / "article.pdf"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # which can print without a window
 FIGURE = re.compile(r'paper\.figure\("(\w+)"\)\s*$')  # a cell that ends in a figure of the paper
 
 
-def make(profile: str = "laptop", folder: Path = BOOK) -> Path:
+def make(profile: str = "laptop", folder: Path = BOOK, *options: str) -> Path:
     """`make book`: the book of what is kept under a profile; its first page.
+
+    `options` are Sphinx's; those of `article` show no code.
 
     Raises:
         InputError: Sphinx is not installed, or the paper was not made under that profile.
@@ -41,7 +45,8 @@ def make(profile: str = "laptop", folder: Path = BOOK) -> Path:
     shutil.rmtree(sources, ignore_errors=True)
     shutil.copytree(HOME / "docs", sources)
     lay(sources, paper.results, executed)
-    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(sources), str(folder)]
+    builder = options or ("-b", "html", "--tag", "book")
+    command = [sys.executable, "-m", "sphinx", "-q", *builder, str(sources), str(folder)]
     shutil.rmtree(folder, ignore_errors=True)
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     sys.stderr.write(done.stderr)
@@ -49,6 +54,29 @@ def make(profile: str = "laptop", folder: Path = BOOK) -> Path:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise InputError(f"Sphinx could not make the book: {last}; pip install 'ddlib[book]'")
     return folder / "index.html"
+
+
+def article(profile: str = "laptop", file: Path = ARTICLE) -> Path:
+    """`make article`: the book's notebooks without code, its figures, tables and claims as a PDF.
+
+    Raises:
+        InputError: there is no Chromium, which prints the pages; and as `make`.
+    """
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise InputError(
+            f"found none of {', '.join(BROWSERS)}, expected a browser that prints the article: "
+            "install Chromium (apt-get install chromium), or read the book (make book)"
+        )
+    options = ("-b", "singlehtml", "--tag", "article", "-D", "root_doc=article")
+    page = make(profile, file.parent / "article", *options).with_name("article.html")
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    command = [browser, *quiet, f"--print-to-pdf={file}", page.as_uri()]
+    file.unlink(missing_ok=True)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if not file.exists():
+        raise InputError(f"{browser} printed nothing: {done.stderr.strip()[-300:]}")
+    return file
 
 
 def lay(sources: Path, results: Results, executed: list[Path]) -> None:
@@ -61,6 +89,8 @@ def lay(sources: Path, results: Results, executed: list[Path]) -> None:
     (sources / "notebooks").mkdir(exist_ok=True)
     for file in executed:
         notebook = prepared(nbformat.read(file, as_version=4), results.folder / "figures")
+        first = notebook.cells[0]
+        first.source = first.source.replace("# ", f"# {file.name[:2]} · ", 1)
         (sources / "notebooks" / file.name).write_text(nbformat.writes(notebook), "utf-8")
 
 
