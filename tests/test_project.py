@@ -20,12 +20,26 @@ from ddlib.paper.results import NoRows, Results
 
 HOME = Path(__file__).parent.parent
 LAPTOP = Results(HOME / "results/laptop")
+DEPOSIT = ".zenodo.json"
 
 
 def test_environment_is_the_conda_face_of_pyproject():
     wanted = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["dependencies"]
     listed = yaml.safe_load((HOME / "environment.yml").read_text())["dependencies"][-1]["pip"]
     assert listed == [*wanted, "--editable ."]
+
+
+def test_who_cites_deposits_or_indexes_reads_one_version_date_and_text():
+    project = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
+    cite = yaml.safe_load((HOME / "CITATION.cff").read_text())
+    meta, deposit = (json.loads((HOME / name).read_text()) for name in ("codemeta.json", DEPOSIT))
+    assert project["version"] == cite["version"] == meta["version"] == deposit["version"]
+    assert cite["date-released"] == meta["dateModified"]
+    assert f"## {cite['version']}" in (HOME / "CHANGELOG.md").read_text()
+    assert cite["abstract"].strip() == meta["description"] == deposit["description"]
+    assert cite["keywords"] == meta["keywords"] == deposit["keywords"] == project["keywords"]
+    notebooks = len([*(HOME / "notebooks").glob("*.ipynb")])
+    assert notebooks == 15 and "fifteen notebooks" in cite["abstract"]
 
 
 def test_the_container_recipe_is_sound():
