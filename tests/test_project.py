@@ -35,7 +35,7 @@ def test_who_cites_deposits_or_indexes_reads_one_version_date_and_text():
     meta, deposit = (json.loads((HOME / name).read_text()) for name in ("codemeta.json", DEPOSIT))
     assert project["version"] == cite["version"] == meta["version"] == deposit["version"]
     assert cite["date-released"] == meta["dateModified"]
-    assert f"## {cite['version']}" in (HOME / "CHANGELOG.md").read_text()
+    assert f"## [{cite['version']}]" in (HOME / "CHANGELOG.md").read_text()
     assert cite["abstract"].strip() == meta["description"] == deposit["description"]
     assert cite["keywords"] == meta["keywords"] == deposit["keywords"] == project["keywords"]
     notebooks = len([*(HOME / "notebooks").glob("*.ipynb")])
