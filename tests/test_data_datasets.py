@@ -59,7 +59,7 @@ def test_sets_are_balanced_disjoint_and_in_their_space(name, folder):
     )
     assert images.x_train.dtype == torch.float32 and images.y_train.dtype == torch.int64
     assert "flip" not in images.strategies
-    assert data.per_class(Data(name=name)) == COUNTS[name][0]
+    assert data.about(Data(name=name)).per_class == COUNTS[name][0]
     for part, each in zip(data.PARTS, COUNTS[name], strict=True):
         x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
         assert len(x) == len(y) and y.bincount().tolist() == [each] * 10
@@ -155,7 +155,7 @@ def test_other_images_than_the_published_are_refused(tmp_path, monkeypatch):
 
 
 def test_unknown_name_is_refused():
-    for ask in (data.load, data.per_class):
+    for ask in (data.load, data.about):
         with pytest.raises(
             InputError,
             match=r"'mnist_6k' is unknown: expected one of digits, mnist_5k, mnist_m_5k, cifar10, cifar100, mnist, .*imagesquawk or folder",  # noqa: E501
@@ -349,8 +349,8 @@ def test_catalogue_names():
         names
     )  # the archive numbers them in this order
     assert (
-        data.per_class(Data(name="cifar10")) == 4500
-        and data.per_class(Data(name="cifar100")) == 450
+        data.about(Data(name="cifar10")).per_class == 4500
+        and data.about(Data(name="cifar100")).per_class == 450
     )
     for name, known in data.SETS.items():
         assert (

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from ddlib.data import imagenet
 from ddlib.data.image_folder import PARTS, Found
-from ddlib.settings import InputError, generator
+from ddlib.settings import EVERY_STRATEGY, InputError, generator
 
 # columns of a photograph, as fractions of its width
 BANDS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
-UNFLIPPED = ("color", "crop", "cutout", "scale", "rotate")  # a mirrored digit is another sign
-EVERY = ("color", "crop", "cutout", "flip", "scale", "rotate")
+EVERY = EVERY_STRATEGY
+UNFLIPPED = tuple(s for s in EVERY if s != "flip")  # a mirrored digit is another sign
 PHOTOGRAPHS = (
     "astronaut chelsea coffee hubble_deep_field immunohistochemistry retina rocket "
     "stereo_motorcycle"
@@ -139,23 +139,21 @@ def draw_places(
     return places
 
 
-def _cifar(kind: str, seed: int, folder: Path) -> Raw:
+def _cifar(name: str, seed: int, folder: Path) -> Raw:
     """The official archive, as torchvision reads and checks it."""
     from torchvision import datasets
 
-    reader, where = getattr(datasets, kind), folder / "data"
+    reader, where = getattr(datasets, TORCHVISION[name]), folder / "data"
     try:
         train, test = reader(where, train=True), reader(where, train=False)
     except RuntimeError as error:
         raise InputError(
-            f"data '{kind.lower()}' was not found whole in {where}: expected the folder "
+            f"data '{name}' was not found whole in {where}: expected the folder "
             f"{reader.base_folder} of {reader.url} (md5 {reader.tgz_md5}) there. "
-            f"Unpack the archive there, {_fetch(kind.lower())}"
+            f"Unpack the archive there, {_fetch(name)}"
         ) from error
-    (x, y), (x_test, y_test) = (
-        (torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets, dtype=torch.uint8))
-        for s in (train, test)
-    )
+    x, x_test = (torch.from_numpy(some.data).permute(0, 3, 1, 2) for some in (train, test))
+    y, y_test = (torch.tensor(some.targets, dtype=torch.uint8) for some in (train, test))
     return _with_validation(x, y, x_test, y_test, seed)
 
 
@@ -199,20 +197,20 @@ def unpacked(file: Path) -> bytes | None:
 
 def _idx(name: str, seed: int, folder: Path) -> Raw:
     """The four official files, packed or not, by whomever."""
-    home, faults = raw_folder(name, folder), []
+    home = raw_folder(name, folder)
     contents = [unpacked(home / f"{file}-ubyte") for file in IDX_FILES]
-    for file, expected, content in zip(IDX_FILES, IDX[name], contents, strict=True):
-        found = hashlib.sha256(content).hexdigest() if content else "nothing that can be read"
-        if found != expected:
-            faults.append(
-                f"  {file}-ubyte (or .gz): found {found}, expected sha256 {expected}, unpacked"
-            )
+    found = [hashlib.sha256(c).hexdigest() if c else "nothing that can be read" for c in contents]
+    faults = "".join(
+        f"  {file}-ubyte (or .gz): found {this}, expected sha256 {other}, unpacked\n"
+        for file, this, other in zip(IDX_FILES, found, IDX[name], strict=True)
+        if this != other
+    )
     if faults:
         raise InputError(
-            f"data '{name}' was not found whole in {home}:\n" + "\n".join(faults) + "\n"
+            f"data '{name}' was not found whole in {home}:\n{faults}"
             f"Put the official files there, {_fetch(name)}"
         )
-    x, y, x_test, y_test = (_idx_tensor(content) for content in contents if content)
+    x, y, x_test, y_test = (_idx_tensor(content) for content in contents)
     return _with_validation(x.unsqueeze(1), y, x_test.unsqueeze(1), y_test, seed)
 
 
@@ -280,10 +278,10 @@ SETS: dict[str, Set] = {
     ),
     # not cached: an archive is read, and checked, each time
     "cifar10": Set(
-        partial(_cifar, "CIFAR10"), tuple(OBJECTS.split()), COLOUR, 4500, EVERY, KRIZHEVSKY
+        partial(_cifar, "cifar10"), tuple(OBJECTS.split()), COLOUR, 4500, EVERY, KRIZHEVSKY
     ),
     "cifar100": Set(
-        partial(_cifar, "CIFAR100"), tuple(MORE_OBJECTS.split()), COLOUR, 450, EVERY, KRIZHEVSKY
+        partial(_cifar, "cifar100"), tuple(MORE_OBJECTS.split()), COLOUR, 450, EVERY, KRIZHEVSKY
     ),
     "mnist": Set(partial(_idx, "mnist"), DIGITS, GREY, 4879, UNFLIPPED, FULL_MNIST, "cc-by-sa-3.0"),
     "fashion_mnist": Set(
@@ -291,7 +289,7 @@ SETS: dict[str, Set] = {
     ),
     "tiny_imagenet": Set(
         None,
-        tuple(imagenet.TINY),
+        tuple(map(str, range(imagenet.TINY))),
         (3, 64, 64),
         450,
         EVERY,

@@ -108,40 +108,29 @@ def about(settings: Data) -> Set:
     return entry
 
 
-def per_class(settings: Data) -> int:
-    """Training images per class."""
-    return about(settings).per_class
-
-
-def copy(settings: Data, folder: Path) -> Path | None:
-    """Where `load` keeps what it made of them; None for sets that are made anew each time.
-
-    Raises:
-        InputError: it would be made of files that are not there.
-    """
-    settings, home = identify(settings), folder / "data"
-    entry = about(settings)
-    if entry.cached:
-        return home / f"{settings.name}-{settings.seed}.safetensors"
-    if entry.find:
-        parts = _parts(entry.find(folder), settings.seed)
-        return _entered(settings, _stem(settings, parts, entry.shape[1]), home)
-    return None
-
-
 @lru_cache(maxsize=4)
 def _load(settings: Data, folder: Path) -> Images:
-    entry = about(settings)
-    space, tensors = (_from_files if entry.find else _in_memory)(entry, settings, folder)
+    entry, home = about(settings), folder / "data"
+    if entry.find:
+        space, tensors = _from_files(entry, settings, folder)
+    else:
+        raw = _made(entry, settings, folder)
+        if settings.name in TORCHVISION:  # an archive of 50 000 images and more
+            file = _entered(settings, f"{settings.name}-{digest(raw)[:16]}", home)
+            space, tensors = _mapped(file, lambda: raw, settings)
+        else:
+            space = _space(raw["x_train"], settings, home)
+            enter = {"x": space.enter, "y": Tensor.long}
+            tensors = {name: enter[name[0]](t) for name, t in raw.items()}
     names = entry.words(folder) if entry.words else entry.class_names
     return Images(settings, **tensors, space=space, class_names=names, strategies=entry.strategies)
 
 
-def _in_memory(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
-    """The space, and images and labels as `Images` names them."""
+def _made(entry: Set, settings: Data, folder: Path) -> Raw:
+    """Pixels and labels as the entry makes them, or as they are kept where that is quicker."""
     expected = entry.sha256 if settings.seed == 0 else None
 
-    def made() -> Raw:
+    def make() -> Raw:
         raw = entry.make(settings.seed, folder)
         if expected and (sha256 := digest(raw)) != expected:
             raise InputError(
@@ -151,28 +140,21 @@ def _in_memory(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[st
             )
         return raw
 
-    def write(file: Path) -> None:
-        write_parts(file, entire(made()))
-
-    home = folder / "data"
-    raw = _kept(copy(settings, folder), write, expected) if entry.cached else made()
-    if settings.name in TORCHVISION:  # an archive of 50 000 images and more
-        file = _entered(settings, f"{settings.name}-{digest(raw)[:16]}", home)
-        return _mapped(file, lambda: raw, settings)
-    space = _space(raw["x_train"], settings, home)
-    enter = {"x": space.enter, "y": Tensor.long}
-    return space, {name: enter[name[0]](t) for name, t in raw.items()}
+    if not entry.cached:
+        return make()
+    file = folder / "data" / f"{settings.name}-{settings.seed}.safetensors"
+    return _kept(file, lambda file: write_parts(file, entire(make())), expected)
 
 
 def _from_files(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
-    """The same of image files, which become a file of pixels.
+    """The space, and the images in it as `Images` names them, of image files.
 
-    When that in the space is there, the file of pixels is needed no more.
+    They become a file of pixels. When that in the space is there, it is needed no more.
     """
     home, side, own = folder / "data", entry.shape[1], settings.path is not None
     files = entry.find(folder)
     parts = _parts(files, settings.seed)
-    stem = _stem(settings, parts, side)
+    stem = f"{settings.name}-{image_folder.stem(parts, side, own)}"
 
     def pack(file: Path) -> None:
         image_folder.pack(file, parts, side, f"decoding {settings.title}", own)
@@ -204,10 +186,8 @@ def _mapped(
         write_parts(file, tensors)
 
     tensors = _kept(file, enter)
-    prefix = "space."
-    space = {name: t for name, t in tensors.items() if name.startswith(prefix)}
-    images = {name: t for name, t in tensors.items() if name not in space}
-    return Space.from_tensors({k.removeprefix(prefix): t for k, t in space.items()}), images
+    space = {name: tensors.pop(name) for name in list(tensors) if name.startswith("space.")}
+    return Space.from_tensors({k.removeprefix("space."): t for k, t in space.items()}), tensors
 
 
 def _warn(entry: Set, settings: Data, files: Found, parts: image_folder.Parts) -> None:
@@ -226,10 +206,6 @@ def _warn(entry: Set, settings: Data, files: Found, parts: image_folder.Parts) -
     log.warning(text, title, len(sizes), train, val, test, step)
     if odd := image_folder.left_out(Path(settings.path)):
         log.warning("%s: left out %s; read are %s of each class", title, odd, ", ".join(PICTURES))
-
-
-def _stem(settings: Data, parts: image_folder.Parts, side: int) -> str:
-    return f"{settings.name}-{image_folder.stem(parts, side, settings.path is not None)}"
 
 
 def _entered(settings: Data, stem: str, home: Path) -> Path:

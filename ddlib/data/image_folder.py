@@ -27,18 +27,14 @@ from ddlib.files import write_parts
 from ddlib.progress import Progress
 
 PARTS = ("train", "val", "test")
-ALIASES = {  # of the parts' folders, in capitals too
-    **{"train": "train", "training": "train"},
-    **{"val": "val", "valid": "val", "validation": "val", "dev": "val"},
-    **{"test": "test", "testing": "test"},
-}
+ALIASES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+ALIASES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")  # all in capitals, too
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # endings, in capitals too
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # that are decoded
 LONGEST = 100  # times the shorter side: a longer image would be blown up beyond any memory
 MOST = 100_000_000  # pixels
-DECODING = (
-    3  # part of the key of a folder of one's own: raise it when its images come out otherwise
-)
+# part of the key of a folder of one's own: raise it when its images come out otherwise
+DECODING = 3
 SECONDS = 0.005  # to decode an image, about
 BATCH = 100  # images decoded between two reports of progress
 
@@ -110,15 +106,9 @@ def listing(folder: Path) -> str:
     """16 hexadecimal digits that name a folder's images by relative path and content.
 
     Raises:
-        InputError: there are none.
+        InputError: it is no folder to learn from.
     """
-    homes = [home for part in parts_in(folder).values() for home in sorted(part.glob("*/"))]
-    files = [file for home in homes if home.name[0] != "." for file in pictures(home, deep=True)]
-    if not files:
-        raise InputError(
-            f"no images in {folder.absolute()}: expected <class>/* or train/<class>/*, "
-            f"with names that end in {', '.join(PICTURES)}; correct `path`"
-        )
+    files = [file for part in own(folder).values() for some in part for file in some]
     return _hash(
         [DECODING, [(file.relative_to(folder).as_posix(), content(file)) for file in files]]
     )
@@ -171,14 +161,13 @@ def own_classes(folder: Path) -> tuple[str, ...]:
 
 def own(folder: Path) -> Found:
     """The images of a folder of one's own, those in folders inside a class's folder, too."""
-    names, same = own_classes(folder), "the same classes in every part"
-    files = {}
-    for part, home in parts_in(folder).items():
+    names, parts, same = own_classes(folder), parts_in(folder), "the same classes in every part"
+    for home in parts.values():
         if more := set(_folders(home)) - set(names):
             raise InputError(
                 f"{home} holds {few(sorted(more))}, which train does not: expected {same}"
             )
-        files[part] = by_class(home, names, same, deep=True)
+    files = {part: by_class(home, names, same, deep=True) for part, home in parts.items()}
     least = 1 + len(PARTS) - len(files)  # one image for each part that is cut from train
     counts = {part: (least if part == "train" else 1, None) for part in files}
     endings = ", ".join(PICTURES)
