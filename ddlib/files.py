@@ -144,7 +144,8 @@ def write_new(files: dict[Path, bytes], force: bool = False) -> list[Path]:
     Raises:
         InputError: one is there, and is not the same; nothing was written.
     """
-    others = [f for f, c in files.items() if os.path.lexists(f) and not _holds(f, c)]
+    there = {file: content for file, content in files.items() if os.path.lexists(file)}
+    others = [f for f, content in there.items() if not (f.is_file() and f.read_bytes() == content)]
     if others and not force:
         raise InputError(
             f"{others[0]} is there already and holds something else ({len(others)} of "
@@ -154,11 +155,6 @@ def write_new(files: dict[Path, bytes], force: bool = False) -> list[Path]:
     for file, content in files.items():
         write_whole(file, content)
     return list(files)
-
-
-def _holds(file: Path, content: bytes) -> bool:
-    same = file.is_file() and file.stat().st_size == len(content)
-    return same and file.read_bytes() == content
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -172,15 +168,13 @@ def sweep(folder: Path, remove: bool = True) -> list[Path]:
 
     Only those that an hour has not touched: a process that still writes one touches it all along.
     """
-    halves = [*sorted(folder.glob(".half-*")), *sorted(folder.glob("*/.half-*"))]
     ended = []
-    for half in halves:
-        with suppress(OSError):  # finished, or swept by another process
+    for half in sorted([*folder.glob(".half-*"), *folder.glob("*/.half-*")]):
+        with suppress(OSError):  # finished, or swept by another process, or another user's
             if time.time() - half.stat().st_mtime > ABANDONED:
                 ended.append(half)
-    for half in ended if remove else ():
-        with suppress(OSError):  # another user's
-            half.unlink(missing_ok=True)
+                if remove:
+                    half.unlink()
     return ended
 
 
@@ -268,16 +262,17 @@ def opened(file: Path) -> Iterator[Any]:
         with safe_open(str(file), "pt") as archive:
             yield archive
     except FileNotFoundError:
-        advice = "check the path, or make it by asking for its table"
-        raise Absent(f"no file {file}: {advice}") from None
+        raise Absent(
+            f"no file {file}: check the path, or make it by asking for its table"
+        ) from None
     except OSError as error:
         raise InputError(
             f"{file} cannot be read ({error.strerror or error}): "
             "expected a file, and the right to read it"
         ) from error
+    except InputError:
+        raise
     except (SafetensorError, ValueError, RuntimeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise Damaged(file, str(error) if file.stat().st_size else "it is empty") from error
 
 
@@ -285,11 +280,8 @@ def set_aside(root: Path, error: Damaged) -> None:
     """Move a damaged file of the store at `root` to its folder `damaged`, and say so."""
     file, home = error.file, root / "damaged"
     home.mkdir(parents=True, exist_ok=True)
-    for i in count():
-        there = home / f"{file.parent.name}-{file.stem}{f'-{i}' if i else ''}{file.suffix}"
-        with suppress(FileExistsError):
-            there.open("x").close()  # the name is ours now, and nothing is overwritten
-            break
+    names = (f"{file.parent.name}-{file.stem}{f'-{i}' if i else ''}{file.suffix}" for i in count())
+    there = next(place for name in names if not (place := home / name).exists())
     os.replace(file, there)
     warning = f"warning: {file} is damaged: {error.fault}; it is set aside as {there}"
     print(f"{warning} and made again", file=sys.stderr, flush=True)

@@ -55,6 +55,11 @@ class Set:
     find: Callable[[Path], Found] | None = None  # the image files
     words: Callable[[Path], tuple[str, ...]] | None = None  # class names that the archive holds
 
+    @property
+    def n_train(self) -> int:
+        """The number of training images."""
+        return self.per_class * len(self.class_names)
+
 
 def split(y: Tensor, counts: dict[str, int], seed: int) -> dict[str, Tensor]:
     """Indices of `counts[part]` images of each class per part, none twice, in order."""
