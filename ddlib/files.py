@@ -76,6 +76,12 @@ def digest(tensors: dict[str, Tensor], header: str = "") -> str:
     return total.hexdigest()
 
 
+def stamp(file: Path) -> tuple[Path, int, int, int]:
+    """A file with its size and times of change: while that is the same, so is its content."""
+    about = file.stat()
+    return file, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
 @contextmanager
 def whole(file: Path, size: int = 0) -> Iterator[IO[bytes]]:
     """A file to write into that gets its name when all is written, or leaves nothing.

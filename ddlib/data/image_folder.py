@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddlib.base import InputError, printable
-from ddlib.files import write_parts
+from ddlib.files import stamp, write_parts
 from ddlib.progress import Progress
 
 PARTS = ("train", "val", "test")
@@ -109,19 +109,13 @@ def listing(folder: Path) -> str:
         InputError: it is no folder to learn from.
     """
     files = [file for part in own(folder).values() for some in part for file in some]
-    return _hash(
-        [DECODING, [(file.relative_to(folder).as_posix(), content(file)) for file in files]]
-    )
-
-
-def content(file: Path) -> str:
-    """The sha256 of a file's bytes, read again when its size or time of change has changed."""
-    about = file.stat()
-    return _content(file, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    names = [(file.relative_to(folder).as_posix(), content(*stamp(file))) for file in files]
+    return _hash([DECODING, names])
 
 
 @lru_cache(maxsize=1 << 20)
-def _content(file: Path, *stamp: int) -> str:
+def content(file: Path, *stamp: int) -> str:
+    """The sha256 of the bytes of a file with this `files.stamp`."""
     with file.open("rb") as bytes_of:
         return hashlib.file_digest(bytes_of, "sha256").hexdigest()
 
@@ -285,7 +279,9 @@ def stem(parts: Parts, side: int, upright: bool = False) -> str:
     """
 
     def about(file: Path) -> tuple:
-        return (content(file),) if upright else (file.stat().st_size, file.stat().st_mtime_ns)
+        return (
+            (content(*stamp(file)),) if upright else (file.stat().st_size, file.stat().st_mtime_ns)
+        )
 
     files = {
         part: [

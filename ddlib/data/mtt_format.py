@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddlib.files import opened, write_new
+from ddlib.files import opened, stamp, write_new
 from ddlib.settings import Imported, InputError
 
 PER_FILE = 10  # trajectories per file that is written, as MTT does
@@ -40,7 +40,7 @@ EXPECTED = (
 )
 
 Shapes = Mapping[str, Sequence[int]]  # the network's parameters in order, by name
-_sound: set[tuple[Path, int, int]] = set()  # files that proved to be: path, size, time of change
+_sound: set[tuple] = set()  # stamps of files that proved to be
 
 
 def identify(settings: Imported) -> Imported:
@@ -79,21 +79,17 @@ def fingerprint(buffer: Path) -> str:
 
     A `.pt` archive ends with a list of the checksums of all that it holds.
     """
-    known = [(file, *_stamp(file)) for file in buffer_files(buffer)]
-    text = json.dumps([(file.name, size, _ending(file, size, time)) for file, size, time in known])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    known = [
+        (file.name, file.stat().st_size, _ending(*stamp(file))) for file in buffer_files(buffer)
+    ]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1024)
-def _ending(file: Path, size: int, changed: int) -> str:
+def _ending(file: Path, size: int, *times: int) -> str:
     with file.open("rb") as content:
         content.seek(max(0, size - ENDING))
         return hashlib.sha256(content.read(ENDING)).hexdigest()
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    about = file.stat()
-    return about.st_size, about.st_mtime_ns
 
 
 def prove(*files: Path) -> None:
@@ -107,8 +103,8 @@ def prove(*files: Path) -> None:
             raise InputError(f"no file {file}: check the path")
         if not file.is_file():
             raise InputError(f"{file} is no plain file: name a .pt file; {EXPECTED}")
-    stamps = {file: (file, *_stamp(file)) for file in files if not is_safetensors(file)}
-    new = [file for file, stamp in stamps.items() if stamp not in _sound]
+    stamps = {file: stamp(file) for file in files if not is_safetensors(file)}
+    new = [file for file in stamps if stamps[file] not in _sound]
     if not new:
         return
     # -P: the modules beside the script hide none of the same name
@@ -218,9 +214,8 @@ def check_buffer(file: Path, tree: Any, shapes: Shapes, epochs: int) -> None:
 
 
 @lru_cache(maxsize=64)
-def _counted(
-    file: Path, stamp: tuple[int, int], shapes: tuple[tuple[str, tuple], ...], epochs: int
-) -> int:
+def _counted(about: tuple, shapes: tuple[tuple[str, tuple], ...], epochs: int) -> int:
+    file, *_ = about
     tree = read_foreign(file)
     check_buffer(file, tree, dict(shapes), epochs)
     return len(tree)
@@ -235,7 +230,7 @@ def count(buffer: Path | str, shapes: Shapes, epochs: int) -> list[tuple[Path, i
     files = buffer_files(Path(buffer))
     prove(*files)
     same = tuple((name, tuple(shape)) for name, shape in shapes.items())
-    return [(file, _counted(file, _stamp(file), same, epochs)) for file in files]
+    return [(file, _counted(stamp(file), same, epochs)) for file in files]
 
 
 def trajectory(
