@@ -30,10 +30,8 @@ from ddlib.settings import EVERY_STRATEGY, InputError, generator
 BANDS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
 EVERY = EVERY_STRATEGY
 UNFLIPPED = tuple(s for s in EVERY if s != "flip")  # a mirrored digit is another sign
-PHOTOGRAPHS = (
-    "astronaut chelsea coffee hubble_deep_field immunohistochemistry retina rocket "
-    "stereo_motorcycle"
-)
+PHOTOGRAPHS = "astronaut chelsea coffee hubble_deep_field immunohistochemistry retina rocket"
+PHOTOGRAPHS += " stereo_motorcycle"
 NO_DOWNLOAD = "or choose digits, mnist_5k or mnist_m_5k, which need no download"
 
 Raw = dict[str, Tensor]  # x_train, y_train, x_val, ...: uint8 pixels (n, c, h, w), labels (n,)
@@ -86,9 +84,8 @@ def _digits(seed: int, folder: Path) -> Raw:
     scans = load_digits()  # levels 0 ... 16
     x = F.interpolate(torch.from_numpy(scans.images).unsqueeze(1), size=16, mode="bilinear")
     y = torch.from_numpy(scans.target)
-    return _cut(
-        (x * 255 / 16).round().byte(), y.byte(), {"train": 120, "val": 20, "test": 34}, seed
-    )
+    levels = (x * 255 / 16).round().byte()
+    return _cut(levels, y.byte(), {"train": 120, "val": 20, "test": 34}, seed)
 
 
 def _mnist(seed: int, folder: Path) -> Raw:
@@ -101,18 +98,12 @@ def _mnist(seed: int, folder: Path) -> Raw:
 def _mnist_m(seed: int, folder: Path) -> Raw:
     """|photo - digit|, the digits and their split those of `mnist_5k` under the same seed."""
     raw, photos = _mnist(seed, folder), photographs()
+    sizes = [(p.shape[1], p.shape[2]) for p in photos]
     for part in PARTS:
         digit = F.pad(raw[f"x_{part}"], (2, 2, 2, 2)).short()  # (n, 1, 32, 32)
-        places = draw_places(
-            [(p.shape[1], p.shape[2]) for p in photos],
-            part,
-            len(digit),
-            generator(seed, "patches", part),
-        )
-        patch = torch.stack(
-            [photos[i][:, top : top + 32, left : left + 32] for i, top, left in places]
-        ).short()
-        raw[f"x_{part}"] = (patch - digit).abs().byte()  # (n, 3, 32, 32)
+        places = draw_places(sizes, part, len(digit), generator(seed, "patches", part))
+        some = [photos[i][:, top : top + 32, left : left + 32] for i, top, left in places]
+        raw[f"x_{part}"] = (torch.stack(some).short() - digit).abs().byte()  # (n, 3, 32, 32)
     return raw
 
 
@@ -123,10 +114,8 @@ def photographs() -> list[Tensor]:
 
     shots = [getattr(data, name)() for name in PHOTOGRAPHS.split()]
     shots = [s[0] if isinstance(s, tuple) else s for s in shots]  # of the stereo pair, the left one
-    return [
-        torch.from_numpy(np.ascontiguousarray(s.transpose(2, 0, 1)))
-        for s in shots + load_sample_images().images
-    ]
+    shots += load_sample_images().images
+    return [torch.from_numpy(np.ascontiguousarray(s.transpose(2, 0, 1))) for s in shots]
 
 
 def draw_places(
@@ -134,10 +123,9 @@ def draw_places(
 ) -> list[tuple[int, int, int]]:
     """n draws of (photograph, top, left), each patch wholly inside the columns of `part`."""
     which = torch.randint(len(sizes), (n,), generator=gen).tolist()
+    shares = torch.rand(n, 2, generator=gen, dtype=torch.float64).tolist()
     places = []
-    for i, (u, v) in zip(
-        which, torch.rand(n, 2, generator=gen, dtype=torch.float64).tolist(), strict=True
-    ):
+    for i, (u, v) in zip(which, shares, strict=True):
         height, width = sizes[i]
         first, end = (int(width * edge) for edge in BANDS[part])
         places.append((i, int(u * (height - side + 1)), first + int(v * (end - first - side + 1))))

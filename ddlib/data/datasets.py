@@ -66,11 +66,7 @@ class Images:
 
 
 def identify(settings: Data) -> Data:
-    """The same settings, with the `contents` of a folder of one's own as it is now filled in.
-
-    Raises:
-        InputError: the folder holds no images.
-    """
+    """The same settings, with the `contents` of a folder of one's own as it is now filled in."""
     if settings.path is None or settings.contents is not None:
         return settings
     return settings.model_copy(update={"contents": image_folder.listing(Path(settings.path))})
@@ -156,11 +152,10 @@ def _from_files(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[s
     parts = _parts(files, settings.seed)
     stem = f"{settings.name}-{image_folder.stem(parts, side, own)}"
 
-    def pack(file: Path) -> None:
-        image_folder.pack(file, parts, side, f"decoding {settings.title}", own)
-
     def pixels() -> Raw:
         _warn(entry, settings, files, parts)
+        title = f"decoding {settings.title}"
+        pack = partial(image_folder.pack, parts=parts, side=side, title=title, upright=own)
         return _kept(home / f"{stem}.safetensors", pack)
 
     return _mapped(_entered(settings, stem, home), pixels, settings)
@@ -194,8 +189,7 @@ def _warn(entry: Set, settings: Data, files: Found, parts: image_folder.Parts) -
     """Log what a user may not expect of these files."""
     title, sizes = settings.title, [len(some) for some in files["train"]]
     if len(set(sizes)) > 1:
-        pairs = zip(entry.class_names, sizes, strict=True)
-        counts = ", ".join(f"{name}: {n}" for name, n in pairs)
+        counts = ", ".join(map("{}: {}".format, entry.class_names, sizes))
         text = "%s has classes of unequal size (%s): %d images of each are used"
         log.warning(text, title, counts, min(sizes))
     if settings.path is None:
@@ -263,11 +257,11 @@ def _space(x: Tensor, settings: Data, home: Path) -> Space:
     given = _mtt(settings) if settings.space else None
     if not settings.zca:
         return fit_space(x, False, given=given)
-    file = home / f"{'mtt-' if given else ''}zca-{digest({'x': x})[:16]}.safetensors"
 
     def fit(file: Path) -> None:
         write_parts(file, entire(fit_space(x, True, given=given).tensors()))
 
+    file = home / f"{'mtt-' if given else ''}zca-{digest({'x': x})[:16]}.safetensors"
     return Space.from_tensors(_kept(file, fit))
 
 
@@ -279,13 +273,13 @@ def _mtt(settings: Data) -> Space:
     channels = about(settings).shape[0]
     if settings.zca:
         return Space(torch.zeros(channels), torch.ones(channels))
-    if (known := MTT.get(settings.name)) is None:
+    if settings.name not in MTT:
         raise InputError(
             f"MTT's code has no means and deviations for data '{settings.name}', expected one of "
             f"{', '.join(MTT)}: leave `data.space` out (--whitening none), or set `zca: true` "
             "beside it (--whitening mtt-zca)"
         )
-    return Space(*map(torch.tensor, known))
+    return Space(*map(torch.tensor, MTT[settings.name]))
 
 
 def _kept(

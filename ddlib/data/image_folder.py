@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -32,7 +31,6 @@ ALIASES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")  # all in
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # endings, in capitals too
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # that are decoded
 LONGEST = 100  # times the shorter side: a longer image would be blown up beyond any memory
-MOST = 100_000_000  # pixels
 # part of the key of a folder of one's own: raise it when its images come out otherwise
 DECODING = 3
 SECONDS = 0.005  # to decode an image, about
@@ -87,11 +85,7 @@ def _images(home: Path) -> list[Path]:
 
 
 def pictures(folder: Path, deep: bool = False) -> list[Path]:
-    """The images that lie in `folder` itself, by name, or if `deep` in its folders, too.
-
-    Raises:
-        InputError: one is a link to nothing, a pipe or a device.
-    """
+    """The images that lie in `folder` itself, by name, or if `deep` in its folders, too."""
     files = _images(folder)
     for inner in _folders(folder) if deep else ():
         files += pictures(folder / inner, deep)
@@ -103,11 +97,7 @@ def pictures(folder: Path, deep: bool = False) -> list[Path]:
 
 
 def listing(folder: Path) -> str:
-    """16 hexadecimal digits that name a folder's images by relative path and content.
-
-    Raises:
-        InputError: it is no folder to learn from.
-    """
+    """16 hexadecimal digits that name a folder's images by relative path and content."""
     files = [file for part in own(folder).values() for some in part for file in some]
     names = [(file.relative_to(folder).as_posix(), content(*stamp(file))) for file in files]
     return _hash([DECODING, names])
@@ -171,22 +161,18 @@ def own(folder: Path) -> Found:
 
 def left_out(folder: Path) -> str:
     """What in a folder of one's own is not read: files by ending, and whole folders by name."""
-    parts, odd = parts_in(folder), Counter[str]()
-    for home in {folder, *parts.values()}:
-        taken = {path.name for path in parts.values()} if home not in parts.values() else None
-        for place in home.iterdir():
-            if place.name.startswith("."):
-                continue
-            if not place.is_dir():
-                odd[f"{place.suffix.lower() or 'no ending'} right in {printable(home.name)}/"] += 1
-            elif taken is None:
-                for _inner, _, files in os.walk(place):
-                    for file in files:
-                        suffix = Path(file).suffix.lower()
-                        if suffix not in PICTURES and not file.startswith("."):
-                            odd[suffix or "no ending"] += 1
-            elif place.name not in taken:
-                odd[f"folder '{printable(place.name)}'"] += 1
+    homes, odd = {*parts_in(folder).values()}, Counter[str]()
+    for place, inner, files in os.walk(folder):
+        home = Path(place)
+        inner[:] = [name for name in inner if name[0] != "."]
+        if home == folder and folder not in homes:
+            odd.update(f"folder '{printable(n)}'" for n in inner if home / n not in homes)
+            inner[:] = [name for name in inner if home / name in homes]
+        outside = f" right in {printable(home.name)}/" if home in {folder, *homes} else ""
+        for file in files:
+            suffix = Path(file).suffix.lower()
+            if file[0] != "." and (outside or suffix not in PICTURES):
+                odd[(suffix or "no ending") + outside] += 1
     return ", ".join(f"{n} {what}" for what, n in sorted(odd.items()))
 
 
@@ -211,16 +197,13 @@ def counted(
 ) -> Found:
     """The same files, if every class has as many as `counts` says: fewest and most, per part."""
     for part, (least, most) in counts.items():
-        wrong = [
-            f"{name}: {len(some)}"
-            for name, some in zip(names, files[part], strict=True)
-            if len(some) < least or (most and len(some) > most)
-        ]
+        pairs = zip(names, map(len, files[part]), strict=True)
+        wrong = [f"{name}: {n}" for name, n in pairs if n < least or (most and n > most)]
         if wrong:
-            span = f"{least} to {most}" if most and most > least else f"{least}"
+            span = f"{least}" if most == least else f"{least} to {most}" if most else f"{least}+"
             raise InputError(
-                f"{part} images in {home}: {few(wrong)}, but {span if most else f'{least}+'} "
-                f"of each class are expected; {advice}"
+                f"{part} images in {home}: {few(wrong)}, but {span} of each class are expected; "
+                f"{advice}"
             )
     return files
 
@@ -235,17 +218,12 @@ def decode(file: Path, side: int, upright: bool = False) -> Tensor:
 
     `upright`: as a viewer shows it, turned as its EXIF note says and on white where it is
     transparent; else as its pixels are stored, as others read archives. (MTT stretches both sides.)
-
-    Raises:
-        InputError: it cannot be read.
     """
     from torchvision.transforms import functional as F
 
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
-            raise ValueError("it is no plain file")
         with Image.open(file, formats=FORMATS) as opened:
-            if max(opened.size) > LONGEST * min(opened.size) or opened.width * opened.height > MOST:
+            if max(opened.size) > LONGEST * min(opened.size):
                 raise ValueError(f"{opened.width} x {opened.height} pixels are no picture")
             image: Image.Image = _turned(opened) if upright else opened
             if image.mode.startswith("I;16"):  # Pillow would cut its 65 536 levels off at 255
@@ -279,15 +257,14 @@ def stem(parts: Parts, side: int, upright: bool = False) -> str:
     """
 
     def about(file: Path) -> tuple:
-        return (
-            (content(*stamp(file)),) if upright else (file.stat().st_size, file.stat().st_mtime_ns)
-        )
+        _, size, changed, _ = known = stamp(file)
+        return (content(*known),) if upright else (size, changed)
 
     files = {
         part: [
-            (*file.parts[-4:], *about(file), k) for file, k in zip(files, y.tolist(), strict=True)
+            (*file.parts[-4:], *about(file), k) for file, k in zip(some, y.tolist(), strict=True)
         ]
-        for part, (files, y) in parts.items()
+        for part, (some, y) in parts.items()
     }
     return _hash([side, files, *[DECODING] * upright])
 

@@ -44,28 +44,18 @@ _sound: set[tuple] = set()  # stamps of files that proved to be
 
 
 def identify(settings: Imported) -> Imported:
-    """The same settings, with the buffer's `contents` as they are now filled in.
-
-    Raises:
-        InputError: there is no such buffer.
-    """
+    """The same settings, with the buffer's `contents` as they are now filled in."""
     if settings.contents is not None:
         return settings
     return settings.model_copy(update={"contents": fingerprint(Path(settings.buffer))})
 
 
 def buffer_files(path: Path) -> list[Path]:
-    """The files of a buffer: `path` itself, or the replay_buffer_<n>.pt in it, by number.
-
-    Raises:
-        InputError: there are none.
-    """
+    """The files of a buffer: `path` itself, or the replay_buffer_<n>.pt in it, by number."""
     if path.is_file():
         return [path]
-    matches = [
-        (re.fullmatch(r"replay_buffer_([0-9]+)\.pt", file.name), file) for file in path.glob("*")
-    ]
-    numbered = [(int(match[1]), file) for match, file in matches if match]
+    name = re.compile(r"replay_buffer_([0-9]+)\.pt")
+    numbered = [(int(n[1]), file) for file in path.glob("*") if (n := name.fullmatch(file.name))]
     if not numbered:
         raise InputError(
             f"no buffer {path.absolute()}: expected a replay_buffer_<n>.pt, or the folder of "
@@ -149,10 +139,7 @@ def is_safetensors(file: Path) -> bool:
 def read_foreign(file: Path) -> Any:
     """What a `.pt` or `.safetensors` file holds, its tensors mapped: copy what you keep.
 
-    Their numbers are not checked yet: see `checksums`.
-
-    Raises:
-        InputError: as `prove`.
+    Refused as by `prove`. The numbers are not checked yet: see `checksums`.
     """
     prove(file)
     if is_safetensors(file):
@@ -222,11 +209,7 @@ def _counted(about: tuple, shapes: tuple[tuple[str, tuple], ...], epochs: int) -
 
 
 def count(buffer: Path | str, shapes: Shapes, epochs: int) -> list[tuple[Path, int]]:
-    """How many trajectories of this network each file of a buffer holds; no number is read.
-
-    Raises:
-        InputError: a file that is not sound, or does not fit.
-    """
+    """How many trajectories of this network each file of a buffer holds; no number is read."""
     files = buffer_files(Path(buffer))
     prove(*files)
     same = tuple((name, tuple(shape)) for name, shape in shapes.items())
@@ -269,11 +252,7 @@ def trajectory(
 def write_buffer(
     folder: Path, paths: Iterable[Tensor], shapes: Shapes, force: bool = False
 ) -> list[Path]:
-    """Write trajectories (E + 1, P) as replay_buffer_0.pt ..., ten per file, for `trajectory`.
-
-    Raises:
-        InputError: a file of that name holds something else, unless `force`.
-    """
+    """Write trajectories (E + 1, P) as replay_buffer_0.pt ..., ten per file; see `write_new`."""
     sizes = [prod(shape) for shape in shapes.values()]
 
     def parameters(theta: Tensor) -> list[Tensor]:
@@ -337,20 +316,12 @@ def _labels(y: Tensor) -> Tensor:
 
 
 def write_set(
-    folder: Path,
-    images: Tensor,
-    labels: Tensor,
-    lr: float,
-    form: str = "mtt",
-    force: bool = False,
+    folder: Path, images: Tensor, labels: Tensor, lr: float, form: str = "mtt", force: bool = False
 ) -> list[Path]:
     """images_best.pt, labels_best.pt (hard, or logits) and lr_best.pt (one number), as MTT's.
 
     In the form of DD-Ranking images.pt, class after class, for it takes hard labels to lie so,
-    labels.pt, and lr.pt, a plain number.
-
-    Raises:
-        InputError: a file of that name holds something else, unless `force`.
+    labels.pt, and lr.pt, a plain number. See `write_new`.
     """
     order, ending = torch.arange(len(labels)), "_best"
     number: Any = torch.tensor(lr, dtype=torch.float64)

@@ -86,11 +86,7 @@ def limit_memory(size: int) -> None:
 
 
 def examine(file: Path) -> None:
-    """Load a file.
-
-    Raises:
-        Unsound: it is not harmless, or not sound.
-    """
+    """Load a file; what makes it harmful or damaged is raised as Unsound."""
     try:
         size = numbers(file)
         check(torch.load(str(file), map_location="cpu", weights_only=True, mmap=True), size)
