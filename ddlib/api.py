@@ -119,9 +119,8 @@ def train_experts(
         usually = min(2, usually)
     fields |= {"batch": batch, **epochs, **changes}
     seeds = range(usually if n is None else n)
-    experts = _make(
-        [validated(Expert, fields | {"seed": seed}, f"recipe {recipe}") for seed in seeds]
-    )
+    wanted = [validated(Expert, fields | {"seed": seed}, f"recipe {recipe}") for seed in seeds]
+    experts = _make(wanted)
     ends = [expert.record["rows"][-1]["validation_accuracy"] for expert in experts]
     if ends and fmean(ends) < NEAR / real.classes:
         log.warning(

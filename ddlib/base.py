@@ -35,9 +35,7 @@ Architecture = Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap",
 
 def printable(text: str) -> str:
     """The text with control characters and broken encodings escaped: a name may hold anything."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text.replace("\r", "\\r")
-    )
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 class InputError(ValueError):
@@ -56,9 +54,8 @@ def own_torch() -> Iterator[None]:
     """
     flushes = not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).any()
     onednn: Any = torch.backends.mkldnn
-    settings: list[
-        tuple[Callable[[Any], Any], Any, Any]
-    ] = [  # what sets it, as it is, as it is here
+    # what sets it, as it is, as it is to be
+    states: list[tuple[Callable[[Any], Any], Any, Any]] = [
         (torch.set_default_dtype, torch.get_default_dtype(), torch.float32),
         (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"),
         (torch.set_num_threads, torch.get_num_threads(), 1),
@@ -73,7 +70,7 @@ def own_torch() -> Iterator[None]:
             stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        for change, before, ours in settings:
+        for change, before, ours in states:
             stack.callback(change, before)
             change(ours)
         yield
@@ -143,9 +140,8 @@ class Data(Settings):
                 "leave them out, or set `name: folder`"
             )
         if self.name == "folder" and not {"path", "size"} <= set(given):
-            yield (
-                "data 'folder' needs `path`, where the images are, and `size`, their side in pixels"
-            )
+            where = "`path`, where the images are, and `size`, their side in pixels"
+            yield f"data 'folder' needs {where}"
 
     @property
     def title(self) -> str:

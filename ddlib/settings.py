@@ -174,9 +174,8 @@ class Distillation(OuterLoop):
     """Trajectory matching: the outer loop, its student, and the experts that it follows."""
 
     words: ClassVar[str] = "distilling ipc {s.ipc}, seed {s.seed}, of {s.data.title}"
-    later: ClassVar[tuple[str, ...]] = (
-        *("first_start", "early_epochs", "growth", "ema", "labels", "lr_labels", "convex"),
-    )
+    later: ClassVar[tuple[str, ...]] = ("first_start", "early_epochs", "growth", "convex")
+    later += ("ema", "labels", "lr_labels")
     experts: AnyExpert  # their recipe, or their buffer; expert i has seed i
     n_experts: Few = 100
     start: Selection

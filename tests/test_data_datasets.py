@@ -75,7 +75,7 @@ def test_sets_are_balanced_disjoint_and_in_their_space(name, folder):
 def test_a_seed_fixes_every_byte(name, folder):
     make = data.SETS[name].make
     first = data.digest(make(0, folder))
-    assert first == data.digest(make(0, folder)) == data.SETS[name].sha256
+    assert first == data.digest(make(0, folder)) == data.MADE[name]
     assert first != data.digest(make(1, folder))
 
 
@@ -120,8 +120,9 @@ def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(
         data.SETS,
         "digits",
-        replace(data.SETS["digits"], cached=True, make=lambda *_: made.append(1) or raw),
+        replace(data.SETS["digits"], make=lambda *_: made.append(1) or raw),
     )
+    monkeypatch.setattr(data, "KEPT", ("digits",))
     settings = Data(name="digits", seed=5)
     first = data.load(settings, tmp_path)
     path = tmp_path / "data" / "digits-5.safetensors"
@@ -147,8 +148,8 @@ def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
 
 
 def test_other_images_than_the_published_are_refused(tmp_path, monkeypatch):
-    true = data.SETS["digits"].sha256
-    monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], sha256="0" * 64))
+    true = data.MADE["digits"]
+    monkeypatch.setitem(data.MADE, "digits", "0" * 64)
     with pytest.raises(InputError, match=f"has sha256 {true}, expected {'0' * 64}"):
         data.load(Data(name="digits"), tmp_path)
     data.load(Data(name="digits", seed=1), tmp_path)  # a seed of one's own has no published images
@@ -420,8 +421,9 @@ def test_the_space_is_measured_on_training_images_only(zca, tmp_path, monkeypatc
         monkeypatch.setitem(
             data.SETS,
             "digits",
-            replace(data.SETS["digits"], make=lambda *_, some=some: some, sha256=None),
+            replace(data.SETS["digits"], make=lambda *_, some=some: some),
         )
+        monkeypatch.delitem(data.MADE, "digits", raising=False)
         data._load.cache_clear()
         found.append(
             data.load(Data(name="digits", zca=zca), tmp_path / str(i))

@@ -48,8 +48,6 @@ class Set:
     strategies: tuple[str, ...]
     source: str
     licence: str = "unknown"  # as Hugging Face's dataset cards name it
-    cached: bool = False  # those that take longer to make than to read
-    sha256: str | None = None  # of what seed 0 makes
     find: Callable[[Path], Found] | None = None  # the image files
     words: Callable[[Path], tuple[str, ...]] | None = None  # class names that the archive holds
 
@@ -254,22 +252,16 @@ IMAGENET = "ImageNet ILSVRC2012 (Russakovsky et al., 2015), image-net.org, for r
 STANFORD = "Tiny ImageNet (Stanford CS231n), from ImageNet, for research alone"
 KRIZHEVSKY = "Krizhevsky (2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+KEPT = ("mnist_5k", "mnist_m_5k")  # made of a wheel, which takes longer than to read a file
 MADE = {  # sha256 of what seed 0 makes
     "digits": "1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5",
     "mnist_5k": "82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c",
     "mnist_m_5k": "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652",
 }
 SETS: dict[str, Set] = {
-    "digits": Set(
-        _digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, "cc-by-4.0", sha256=MADE["digits"]
-    ),
-    "mnist_5k": Set(
-        _mnist, DIGITS, GREY, 350, UNFLIPPED, MNIST, "cc-by-sa-3.0", True, MADE["mnist_5k"]
-    ),
-    "mnist_m_5k": Set(
-        _mnist_m, DIGITS, COLOUR, 350, UNFLIPPED, MNIST_M, "other", True, MADE["mnist_m_5k"]
-    ),
-    # not cached: an archive is read, and checked, each time
+    "digits": Set(_digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, "cc-by-4.0"),
+    "mnist_5k": Set(_mnist, DIGITS, GREY, 350, UNFLIPPED, MNIST, "cc-by-sa-3.0"),
+    "mnist_m_5k": Set(_mnist_m, DIGITS, COLOUR, 350, UNFLIPPED, MNIST_M, "other"),
     "cifar10": Set(
         partial(_cifar, "cifar10"), tuple(OBJECTS.split()), COLOUR, 4500, EVERY, KRIZHEVSKY
     ),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddlib.base import own_torch
 from ddlib.data import image_folder
-from ddlib.data.catalogue import EVERY, MTT, SETS, TORCHVISION, Raw, Set, split
+from ddlib.data.catalogue import EVERY, KEPT, MADE, MTT, SETS, TORCHVISION, Raw, Set, split
 from ddlib.data.image_folder import PARTS, PICTURES, Found
 from ddlib.data.space import Space, fit_space
 from ddlib.files import Parts, digest, entire, kept, read_parts, write_parts
@@ -124,7 +124,7 @@ def _load(settings: Data, folder: Path) -> Images:
 
 def _made(entry: Set, settings: Data, folder: Path) -> Raw:
     """Pixels and labels as the entry makes them, or as they are kept where that is quicker."""
-    expected = entry.sha256 if settings.seed == 0 else None
+    expected = MADE.get(settings.name) if settings.seed == 0 else None
 
     def make() -> Raw:
         raw = entry.make(settings.seed, folder)
@@ -136,7 +136,7 @@ def _made(entry: Set, settings: Data, folder: Path) -> Raw:
             )
         return raw
 
-    if not entry.cached:
+    if settings.name not in KEPT:
         return make()
     file = folder / "data" / f"{settings.name}-{settings.seed}.safetensors"
     return _kept(file, lambda file: write_parts(file, entire(make())), expected)

@@ -260,12 +260,10 @@ def stem(parts: Parts, side: int, upright: bool = False) -> str:
         _, size, changed, _ = known = stamp(file)
         return (content(*known),) if upright else (size, changed)
 
-    files = {
-        part: [
-            (*file.parts[-4:], *about(file), k) for file, k in zip(some, y.tolist(), strict=True)
-        ]
-        for part, (some, y) in parts.items()
-    }
+    files = {}
+    for part, (some, y) in parts.items():
+        pairs = zip(some, y.tolist(), strict=True)
+        files[part] = [(*file.parts[-4:], *about(file), k) for file, k in pairs]
     return _hash([side, files, *[DECODING] * upright])
 
 

@@ -69,9 +69,8 @@ def fingerprint(buffer: Path) -> str:
 
     A `.pt` archive ends with a list of the checksums of all that it holds.
     """
-    known = [
-        (file.name, file.stat().st_size, _ending(*stamp(file))) for file in buffer_files(buffer)
-    ]
+    files = buffer_files(buffer)
+    known = [(file.name, file.stat().st_size, _ending(*stamp(file))) for file in files]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
