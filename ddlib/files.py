@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -200,22 +200,21 @@ def layout(tensors: dict[str, Tensor], notes: dict[str, str]) -> tuple[list[str]
     return order, len(text).to_bytes(8, "little") + text
 
 
-def entire(tensors: dict[str, Tensor]) -> dict[str, Parts]:
-    """Each tensor as one part."""
-    return {name: (t.dtype, tuple(t.shape), [t]) for name, t in tensors.items()}
-
-
-def write_parts(file: Path, tensors: dict[str, Parts]) -> None:
+def write_parts(file: Path, tensors: Mapping[str, Tensor | Parts]) -> None:
     """Write tensors that may be larger than memory, part by part, with their digest."""
+    parts = {
+        name: (t.dtype, tuple(t.shape), [t]) if isinstance(t, Tensor) else t
+        for name, t in tensors.items()
+    }
     shapes = {
         name: torch.empty(shape, dtype=dtype, device="meta")
-        for name, (dtype, shape, _) in tensors.items()
+        for name, (dtype, shape, _) in parts.items()
     }
     order, start = layout(shapes, {"sha256": "0" * 64})
     with whole(file, len(start) + sum(t.nbytes for t in shapes.values())) as out:
         out.write(start)
         for name in order:
-            for part in tensors[name][2]:
+            for part in parts[name][2]:
                 out.write(part.contiguous().numpy().data)
         out.flush()
         sha256 = digest(load_file(out.name))

@@ -7,7 +7,8 @@ or of a folder of one's own; image files are decoded once and mapped into memory
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from ddlib.data import image_folder
 from ddlib.data.catalogue import EVERY, KEPT, MADE, MTT, SETS, TORCHVISION, Raw, Set, split
 from ddlib.data.image_folder import PARTS, PICTURES, Found
 from ddlib.data.space import Space, fit_space
-from ddlib.files import Parts, digest, entire, kept, read_parts, write_parts
+from ddlib.files import digest, kept, read_parts, write_parts
+from ddlib.progress import Progress
 from ddlib.settings import Data, InputError
 
 FOLDER = Path("store")  # where nobody says otherwise
@@ -139,7 +141,7 @@ def _made(entry: Set, settings: Data, folder: Path) -> Raw:
     if settings.name not in KEPT:
         return make()
     file = folder / "data" / f"{settings.name}-{settings.seed}.safetensors"
-    return _kept(file, lambda file: write_parts(file, entire(make())), expected)
+    return _kept(file, make, expected)
 
 
 def _from_files(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
@@ -154,9 +156,10 @@ def _from_files(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[s
 
     def pixels() -> Raw:
         _warn(entry, settings, files, parts)
-        title = f"decoding {settings.title}"
-        pack = partial(image_folder.pack, parts=parts, side=side, title=title, upright=own)
-        return _kept(home / f"{stem}.safetensors", pack)
+        work = image_folder.SECONDS * sum(len(some) for some, _ in parts.values())
+        with closing(Progress(f"decoding {settings.title}", work)) as progress:
+            decoded = partial(image_folder.decoded, parts, side, progress, own)
+            return _kept(home / f"{stem}.safetensors", decoded)
 
     return _mapped(_entered(settings, stem, home), pixels, settings)
 
@@ -170,15 +173,16 @@ def _mapped(
     processes.
     """
 
-    def enter(file: Path) -> None:
+    def enter() -> dict[str, Any]:
         raw = pixels()
         space = _space(raw["x_train"], settings, file.parent)
-        tensors: dict[str, Parts] = entire({f"y_{part}": raw[f"y_{part}"].long() for part in PARTS})
-        tensors |= entire({f"space.{name}": t for name, t in space.tensors().items()})
-        for name in (f"x_{part}" for part in PARTS):
-            shape = tuple(raw[name].shape)
-            tensors[name] = (torch.float32, shape, map(space.enter, raw[name].split(500)))
-        write_parts(file, tensors)
+        tensors: dict[str, Any] = {f"space.{k}": t for k, t in space.tensors().items()}
+        for part in PARTS:
+            x, y = raw[f"x_{part}"], raw[f"y_{part}"]
+            entered = map(space.enter, x.split(500))
+            tensors[f"x_{part}"] = (torch.float32, tuple(x.shape), entered)
+            tensors[f"y_{part}"] = y.long()
+        return tensors
 
     tensors = _kept(file, enter)
     space = {name: tensors.pop(name) for name in list(tensors) if name.startswith("space.")}
@@ -257,12 +261,8 @@ def _space(x: Tensor, settings: Data, home: Path) -> Space:
     given = _mtt(settings) if settings.space else None
     if not settings.zca:
         return fit_space(x, False, given=given)
-
-    def fit(file: Path) -> None:
-        write_parts(file, entire(fit_space(x, True, given=given).tensors()))
-
     file = home / f"{'mtt-' if given else ''}zca-{digest({'x': x})[:16]}.safetensors"
-    return Space.from_tensors(_kept(file, fit))
+    return Space.from_tensors(_kept(file, lambda: fit_space(x, True, given=given).tensors()))
 
 
 def _mtt(settings: Data) -> Space:
@@ -283,8 +283,12 @@ def _mtt(settings: Data) -> Space:
 
 
 def _kept(
-    file: Path, make: Callable[[Path], None], expected: str | None = None
+    file: Path, make: Callable[[], Mapping[str, Any]], expected: str | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of `file` in a store's `data`, mapped; `make` writes it if it is not sound."""
+    """The tensors of `file` in a store's `data`, mapped; what `make` returns if it is not sound."""
+
+    def write() -> None:
+        write_parts(file, make())
+
     load = partial(read_parts, expected=expected)
-    return kept(file.parent.parent, file, f"data {file.stem}", load, partial(make, file))
+    return kept(file.parent.parent, file, f"data {file.stem}", load, write)

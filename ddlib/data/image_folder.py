@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddlib.base import InputError, printable
-from ddlib.files import stamp, write_parts
+from ddlib.files import stamp
 from ddlib.progress import Progress
 
 PARTS = ("train", "val", "test")
@@ -251,7 +251,7 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def stem(parts: Parts, side: int, upright: bool = False) -> str:
-    """16 hexadecimal digits that name what `pack` makes of these files, by name and content.
+    """16 hexadecimal digits that name what `decoded` makes of these files, by name and content.
 
     An archive's files are many: their size and time of change stand for the content.
     """
@@ -267,9 +267,8 @@ def stem(parts: Parts, side: int, upright: bool = False) -> str:
     return _hash([side, files, *[DECODING] * upright])
 
 
-def pack(file: Path, parts: Parts, side: int, title: str, upright: bool = False) -> None:
-    """Decode all images into `file`: x_<part> (n, 3, side, side) uint8 and y_<part> (n,) int64."""
-    progress = Progress(title, SECONDS * sum(len(files) for files, _ in parts.values()))
+def decoded(parts: Parts, side: int, progress: Progress, upright: bool = False) -> dict[str, Any]:
+    """x_<part> (n, 3, side, side) uint8 and y_<part> (n,) int64, decoded as they are written."""
 
     def pixels(part: str, files: list[Path]) -> Iterator[Tensor]:
         for i in range(0, len(files), BATCH):
@@ -277,11 +276,8 @@ def pack(file: Path, parts: Parts, side: int, title: str, upright: bool = False)
             yield some
             progress.advance(SECONDS * len(some), part)
 
-    tensors: dict[str, Any] = {}
-    for part, (files, y) in parts.items():
-        tensors[f"y_{part}"] = (torch.int64, tuple(y.shape), [y])
-        tensors[f"x_{part}"] = (torch.uint8, (len(files), 3, side, side), pixels(part, files))
-    try:
-        write_parts(file, tensors)
-    finally:
-        progress.close()
+    tensors: dict[str, Any] = {f"y_{part}": y for part, (_, y) in parts.items()}
+    for part, (files, _) in parts.items():
+        shape = (len(files), 3, side, side)
+        tensors[f"x_{part}"] = (torch.uint8, shape, pixels(part, files))
+    return tensors

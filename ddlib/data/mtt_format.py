@@ -286,7 +286,8 @@ def read_set(file: Path, labels: Path | None = None) -> dict[str, Any]:
     for each in (file, *others.values()):
         checksums(each)
     tree = read_foreign(file)
-    found = dict(tree) if isinstance(tree, dict) else {"images": tree}
+    inside = tree if isinstance(tree, dict) else {"images": tree}
+    found = {what: inside[what] for what in ("images", "labels", "lr") if what in inside}
     for what, other in others.items():
         if what not in found or other == labels:
             found[what] = read_foreign(other)
