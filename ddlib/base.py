@@ -176,11 +176,7 @@ class Network(Settings):
 
 
 def key(settings: Settings) -> str:
-    """16 hexadecimal digits that name `settings`, in whatever order they were written.
-
-    Raises:
-        InputError: they name a folder or a buffer whose contents were not identified yet.
-    """
+    """16 hexadecimal digits that name `settings`, in whatever order they were written."""
     fields = settings.model_dump()
     if place := _unidentified(fields):
         raise InputError(
@@ -209,11 +205,7 @@ def generator(*names: int | str) -> torch.Generator:
 
 
 def validated(kind: type[Model], fields: Any, where: str) -> Model:
-    """`kind` from plain fields, or one InputError that lists every fault.
-
-    Raises:
-        InputError: unknown keys, wrong types, values out of range or that do not go together.
-    """
+    """`kind` from plain fields, or one InputError that lists every fault."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

@@ -145,11 +145,7 @@ def trouble(error: OSError) -> str:
 
 
 def write_new(files: dict[Path, bytes], force: bool = False) -> list[Path]:
-    """Write files, all or none where one is there already with other content.
-
-    Raises:
-        InputError: one is there, and is not the same; nothing was written.
-    """
+    """Write files; none where one is there already with other content, unless `force`."""
     there = {file: content for file, content in files.items() if os.path.lexists(file)}
     others = [f for f, content in there.items() if not (f.is_file() and f.read_bytes() == content)]
     if others and not force:
@@ -226,15 +222,13 @@ def read_parts(file: Path, expected: str | None = None) -> dict[str, Tensor]:
     """What `write_parts` wrote, mapped: it need not fit memory.
 
     Raises:
-        Absent: there is no such file.
-        Damaged: its digest is not the one in its header, or not the expected one.
+        Absent, Damaged: as `unpack`; or its digest is not that of its header, or the expected one.
     """
     tensors, notes = unpack(file)
     sha256, noted = digest(tensors), notes.get("sha256", "nothing")
-    if sha256 != noted:
-        raise Damaged(file, f"its content hashes to {sha256[:12]}, its header says {noted[:12]}")
-    if sha256 != (expected or sha256):
-        raise Damaged(file, f"its content hashes to {sha256[:12]}, expected {expected[:12]}")
+    for wanted, whose in ((noted, "its header says"), (expected or sha256, "expected")):
+        if sha256 != wanted:
+            raise Damaged(file, f"its content hashes to {sha256[:12]}, {whose} {wanted[:12]}")
     return tensors
 
 

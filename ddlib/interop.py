@@ -88,10 +88,9 @@ def _over_networks(accuracies: Iterable[float]) -> str:
 
 def _is_ours(file: Path) -> bool:
     """Whether a file is an artefact of this library, whatever it is called."""
-    if not file.is_file() or not mtt_format.is_safetensors(file):
-        return False
-    with opened(file) as content:
+    with suppress(InputError), opened(file) as content:
         return "ddlib" in (content.metadata() or {})
+    return False
 
 
 def _read_ours(file: Path, about: About) -> tuple[AnySet, Network, SyntheticSet]:
@@ -160,9 +159,7 @@ def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticS
         synthetic.check(known.shape, classes)
         y = synthetic.labels
         if y.dim() == 1 and (bare := sorted(set(range(classes)) - set(y.tolist()))):
-            raise InputError(
-                f"no image of classes {bare}, expected one of each at least: complete it"
-            )
+            raise InputError(f"no image of classes {bare}: expected one of each at least")
     size = {"width": 128, "depth": 3 if side <= 32 else 4 if side <= 64 else 5}  # as is usual
     size |= {k: v for k in size if (v := getattr(about, k)) is not None}
     network = validated(Network, size, "the network of --width and --depth")

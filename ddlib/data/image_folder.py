@@ -44,9 +44,6 @@ def parts_in(folder: Path) -> dict[str, Path]:
     """Where the parts of a folder of one's own lie; all of it trains if none has a folder.
 
     A part holds folders of classes. So a class of images alone may be called train.
-
-    Raises:
-        InputError: there is no such folder, two folders of a part, or parts and none to train on.
     """
     if not folder.is_dir():
         raise InputError(
@@ -115,11 +112,7 @@ def _hash(content: list) -> str:
 
 
 def own_classes(folder: Path) -> tuple[str, ...]:
-    """The classes of a folder of one's own, by name.
-
-    Raises:
-        InputError: fewer than two, a name that is no text, or folders that look like unnamed parts.
-    """
+    """The classes of a folder of one's own, by name."""
     train = parts_in(folder)["train"]
     names = _folders(train)
     if len(names) < 2:

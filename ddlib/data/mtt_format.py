@@ -113,19 +113,14 @@ def prove(*files: Path) -> None:
         output, status = (expired.stdout or b"").decode(), -signal.SIGXCPU
     lines = output.splitlines()
     for file, line in zip(new, [*lines, ""], strict=False):
-        if line != "sound":
-            raise InputError(f"{file} {_fault(line, status)}; {EXPECTED}")
-        _sound.add(stamps[file])
-
-
-def _fault(line: str, status: int) -> str:
-    """What is wrong with a file, by the child's last words or the way it ended."""
-    if status == 3:
-        return line
-    if -status in (signal.SIGXCPU, signal.SIGKILL):
-        return f"is not read within {SECONDS} s, so it was stopped"
-    name = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return f"crashes the process that reads it ({name})"
+        if line == "sound":
+            _sound.add(stamps[file])
+            continue
+        name = signal.Signals(-status).name if status < 0 else f"status {status}"
+        fault = line if status == 3 else f"crashes the process that reads it ({name})"
+        if -status in (signal.SIGXCPU, signal.SIGKILL):
+            fault = f"is not read within {SECONDS} s, so it was stopped"
+        raise InputError(f"{file} {fault}; {EXPECTED}")
 
 
 def is_safetensors(file: Path) -> bool:
