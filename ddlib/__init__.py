@@ -23,27 +23,10 @@ To read the method in one sitting, open the modules of `ddlib.method` in this or
     distill     the outer loop
     evaluate    fresh networks trained on the distilled images
 
-A few words that a newcomer needs (docs/glossary.md has all of them):
-
-    IPC            synthetic images per class
-    theta          all parameters of a network as one vector
-    expert         a network trained on the real images; its trajectory is one theta per epoch
-    student        a network trained on the synthetic images, from a snapshot of an expert
-    inner loop     the student's N steps with learning rate a
-    outer loop     steps on the synthetic images and on a that reduce the matching loss
-    matching loss  the squared distance of the student's end from the expert's snapshot, over that
-                   of the student's start
-    recipe         how experts are trained
-    coreset        real images used as they are
-    cell           one data set at one IPC
-    profile        a YAML file with the cells, methods and studies of a paper
-    study          the results behind a table or a figure
-    store          the folder of results, one file per result, named by a hash of its settings
-    row            the result of one network, one expert epoch or one outer iteration
+docs/glossary.md explains the words that stand for something: IPC, theta, expert, recipe, cell ...
 """
 
 import os
 
-os.environ.setdefault(
-    "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
-)  # its AMX kernels of bfloat16 give a gradient penalty's gradient off by a third
+# oneDNN's AMX kernels of bfloat16 give a gradient penalty's gradient off by a third
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")

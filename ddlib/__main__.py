@@ -14,76 +14,63 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-Options = argparse.Namespace
 Argument = tuple[str, dict[str, Any]]  # what argparse's `add_argument` takes
 
 
-def _call(place: str, names: str = "profile") -> Callable[[Options], Any]:
-    """Call `module:function` with the options of these names.
+def _call(place: str, *values: Any) -> Any:
+    """Call `module:function`.
 
     It is imported when it is called: torch takes seconds, and `--help` should not wait for it.
     """
     module, function = place.split(":")
-
-    def run(options: Options) -> Any:
-        values = [getattr(options, name) for name in names.split()]
-        return getattr(import_module(f"ddlib.{module}"), function)(*values)
-
-    return run
+    return getattr(import_module(f"ddlib.{module}"), function)(*values)
 
 
-def _plan(options: Options) -> None:
-    if options.profile == "cells":
-        _call("paper.pages:cells", "")(options)
-    else:
-        _call("runs.plan:report")(options)
+def _plan(profile: str) -> None:
+    _call("paper.pages:cells") if profile == "cells" else _call("runs.plan:report", profile)
 
 
-def _book(options: Options) -> None:
-    made = "article" if options.article else "make"
-    print(f"Open {_call(f'paper.book:{made}')(options)}")
+def _book(profile: str, article: bool) -> None:
+    print(f"Open {_call('paper.book:article' if article else 'paper.book:make', profile)}")
 
 
-def _verify(options: Options) -> int:
-    return 0 if _call("paper.verify:verify", "profile quick")(options) else 1
-
-
-def _evaluate(options: Options) -> None:
+def _evaluate(file: Path, networks: int, epochs: int, *about: Any) -> None:
     from ddlib import interop
 
-    about = {name: getattr(options, name) for name in interop.About._fields}
-    interop.evaluate_file(options.file, options.networks, options.epochs, interop.About(**about))
+    interop.evaluate_file(file, networks, epochs, interop.About(*about))
 
 
-def _fetch(options: Options) -> None:
+def _fetch(name: str) -> None:
     from ddlib.data.fetch import fetch
     from ddlib.runs.store import store_folder
 
-    real = fetch(options.name, store_folder())
+    real = fetch(name, store_folder())
     train, val, test = (len(y) for y in (real.y_train, real.y_val, real.y_test))
     print(
-        f"{options.name} is in {store_folder() / 'data'}: of {real.classes} classes {train} images "
+        f"{name} is in {store_folder() / 'data'}: of {real.classes} classes {train} images "
         f"train, {val} validate and {test} test"
     )
 
 
-def _export(options: Options) -> None:
-    if options.what == "experts":
-        _call("interop:export_experts", "profile recipe to cell force")(options)
+def _export(  # all that the command takes
+    what: str, to: Path, form: str, force: bool, profile: str, recipe: str, cell: str | None
+) -> None:
+    if what == "experts":
+        _call("interop:export_experts", profile, recipe, to, cell, force)
     else:
-        _call("interop:export_set", "what to form force")(options)
+        _call("interop:export_set", what, to, form, force)
 
 
-def _show(options: Options) -> None:
+def _show(profile: str, method: str, cell: str | None) -> None:
     from ddlib.base import InputError, Task
     from ddlib.runs import methods
-    from ddlib.runs.profile import profile
+    from ddlib.runs.profile import profile as read
 
-    chosen = profile(options.profile)
-    cell = options.cell or chosen.main_cell
+    chosen = read(profile)
+    cell = cell or chosen.main_cell
     if cell not in chosen.cells:
         raise InputError(f"no cell '{cell}': expected one of {', '.join(chosen.cells)}")
-    for name, value, origin in methods.origins(chosen, cell, options.method):
+    for name, value, origin in methods.origins(chosen, cell, method):
         print(f"{name:18} {value.title if isinstance(value, Task) else value!s:48} {origin}")
 
 
@@ -137,33 +124,31 @@ EXPORT = [
     _arg("--recipe", "of the experts; default: sgd", default="sgd"),
     CELL,
 ]
-COMMANDS: dict[str, tuple[str, list[Argument], Callable[[Options], Any]]] = {
-    "paper": (
-        "run every notebook; make what is missing",
-        PAPER,
-        _call("paper.build:paper", "profile parameters notebook"),
-    ),
-    "figures": ("draw tables and figures again", [PROFILE], _call("paper.build:figures")),
-    "readme": ("put the tables into the README and the guide", [], _call("paper.pages:readme", "")),
+# What a command does, its arguments, and the function that takes their values in this order; where
+# that returns False the exit status is 1.
+COMMANDS: dict[str, tuple[str, list[Argument], str | Callable[..., Any]]] = {
+    "paper": ("run every notebook; make what is missing", PAPER, "paper.build:paper"),
+    "figures": ("draw tables and figures again", [PROFILE], "paper.build:figures"),
+    "readme": ("put the tables into the README and the guide", [], "paper.pages:readme"),
     "book": (
         "make a static site of the executed notebooks and the reference",
         [PROFILE, _arg("--article", "a PDF of the notebooks without code", action="store_true")],
         _book,
     ),
-    "tune": ("run the search behind the tuned settings", [PROFILE], _call("paper.build:tune")),
+    "tune": ("run the search behind the tuned settings", [PROFILE], "paper.build:tune"),
     "plan": ("predict what a profile costs; `plan cells`: all of the paper", [PROFILE], _plan),
-    "status": ("show what the store holds for a profile", [PROFILE], _call("runs.status:status")),
+    "status": ("show what the store holds for a profile", [PROFILE], "runs.status:status"),
     "verify": (
         "check kept results and make a sample anew; status 1 if anything differs",
         [PROFILE, _arg("--quick", "make no sample anew", action="store_true")],
-        _verify,
+        "paper.verify:verify",
     ),
     "run": (
         "make the results of a study, without notebooks",
         [STUDY, OF_PROFILE],
-        _call("paper.build:run", "study profile"),
+        "paper.build:run",
     ),
-    "gc": ("remove what no profile needs", GC, _call("runs.status:gc", "profile yes")),
+    "gc": ("remove what no profile needs", GC, "runs.status:gc"),
     "fetch": (
         "bring a data set that has to be downloaded into the store",
         [_arg("name", "for example fashion_mnist")],
@@ -197,7 +182,9 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=words, description=words)
         for argument, more in takes:
             command.add_argument(argument, **more)
-    options = parser.parse_args(arguments)
+    options = vars(parser.parse_args(arguments))
+    _, takes, does = COMMANDS[options["command"]]
+    values = [options[name.removeprefix("--")] for name, _ in takes]
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a notebook's
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -209,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         with suppress(ValueError):  # not in the main thread
             signal.signal(stop, _interrupt)
     try:
-        return COMMANDS[options.command][2](options) or 0
+        return int((_call(does, *values) if isinstance(does, str) else does(*values)) is False)
     except BrokenPipeError:  # what reads the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

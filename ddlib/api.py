@@ -14,7 +14,7 @@ from functools import wraps
 from math import ceil
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
 import torch
@@ -51,25 +51,24 @@ NEAR = 1.5  # times chance: an expert that is not better than this has learned n
 log = logging.getLogger("ddlib")
 
 
-Verb = TypeVar("Verb", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def verb(do: Verb) -> Verb:
+def verb(do: Callable[P, T]) -> Callable[P, T]:
     """One of the six functions: works whatever PyTorch is set to; its faults are InputErrors."""
 
     @wraps(do)
-    def done(*given: Any, **named: Any) -> Any:
+    def done(*given: P.args, **named: P.kwargs) -> T:
         try:
             with own_torch():
                 return do(*given, **named)
-        except InputError:
-            raise
         except OSError as error:
             raise InputError(trouble(error)) from error
         except ValidationError as error:
             raise InputError(f"{do.__name__}: {error}") from None
 
-    return cast(Verb, done)
+    return done
 
 
 @verb
@@ -107,7 +106,8 @@ def train_experts(
     scaled, cell = _profile_for(_data(real))
     fields = methods.recipe(scaled, scaled.cells[cell], recipe).model_dump()
     usual = profile(PROFILE)
-    n_here, n_there = _n_train(real.settings), _n_train(usual.cells[usual.main_cell].data)
+    main = usual.cells[usual.main_cell].data
+    n_here, n_there = datasets.about(real.settings).n_train, datasets.about(main).n_train
     batch = min(fields["batch"], max(SMALLEST, int(fields["batch"] * n_here / n_there)))
     longer = max(1, round(ceil(n_there / fields["batch"]) / ceil(n_here / batch)))
     epochs = {name: fields[name] * longer for name in ("epochs", "ramp_epochs")}
@@ -119,9 +119,8 @@ def train_experts(
         usually = min(2, usually)
     fields |= {"batch": batch, **epochs, **changes}
     seeds = range(usually if n is None else n)
-    experts = _make(
-        [validated(Expert, fields | {"seed": seed}, f"recipe {recipe}") for seed in seeds]
-    )
+    wanted = [validated(Expert, fields | {"seed": seed}, f"recipe {recipe}") for seed in seeds]
+    experts = _make(wanted)
     ends = [expert.record["rows"][-1]["validation_accuracy"] for expert in experts]
     if ends and fmean(ends) < NEAR / real.classes:
         log.warning(
@@ -290,12 +289,6 @@ def _data(real: Images) -> Data:
     if not isinstance(real, Images):
         raise InputError(f"a {type(real).__name__} was given, expected what load_data returns")
     return real.settings
-
-
-def _n_train(data: Data) -> int:
-    """The number of training images."""
-    known = datasets.about(data)
-    return known.per_class * len(known.class_names)
 
 
 def _recipe_of(experts: Sequence[Artefact]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -34,9 +35,7 @@ Architecture = Literal["convnet", "alexnet", "vgg11", "resnet18", "resnet18_ap",
 
 def printable(text: str) -> str:
     """The text with control characters and broken encodings escaped: a name may hold anything."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text.replace("\r", "\\r")
-    )
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 class InputError(ValueError):
@@ -53,27 +52,27 @@ def own_torch() -> Iterator[None]:
     That is float32 in full precision on one thread, the CPU as default device, no autocast, and
     gradients. What was set before is set again at the end.
     """
-    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    flushes = not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).any()
+    onednn: Any = torch.backends.mkldnn
+    # what sets it, as it is, as it is to be
+    states: list[tuple[Callable[[Any], Any], Any, Any]] = [
+        (torch.set_default_dtype, torch.get_default_dtype(), torch.float32),
+        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"),
+        (torch.set_num_threads, torch.get_num_threads(), 1),
+        (torch.set_flush_denormal, flushes, False),
+        (partial(setattr, onednn, "enabled"), onednn.enabled, True),
+    ]
     with ExitStack() as stack:
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
-        onednn: Any = torch.backends.mkldnn
-        stack.callback(setattr, onednn, "enabled", onednn.enabled)
-        flushes = not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).any()
-        stack.callback(torch.set_flush_denormal, flushes)
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.callback(torch.set_default_dtype, dtype)
-        stack.callback(torch.set_float32_matmul_precision, precision)
-        torch.set_default_dtype(torch.float32)
-        torch.set_float32_matmul_precision("highest")
-        torch.set_num_threads(1)
-        onednn.enabled = True
-        torch.set_flush_denormal(False)
+        for change, before, ours in states:
+            stack.callback(change, before)
+            change(ours)
         yield
 
 
@@ -87,6 +86,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     stage: ClassVar[str] = ""  # the store's folder for its results; empty: no stage of its own
     later: ClassVar[tuple[str, ...]] = ()
+
+    def faults(self) -> Iterator[str]:
+        """What does not go together, as messages."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for fault in self.faults():
+            raise ValueError(fault)
+        return self
 
     @model_serializer(mode="wrap")
     def _without_blanks(self, fields: Handler) -> dict[str, Any]:
@@ -123,20 +132,16 @@ class Data(Settings):
     contents: str | None = None  # names its images; filled by `data.datasets.identify`
     space: Literal["mtt"] | None = None  # the space of MTT's code; None: ours
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        folder = {"path": self.path, "size": self.size, "contents": self.contents}
-        given = [name for name, value in folder.items() if value is not None]
-        require(
-            self.name == "folder" or not given,
-            f"{' and '.join(given)} given with data '{self.name}', but only 'folder' has them: "
-            "leave them out, or set `name: folder`",
-        )
-        require(
-            self.name != "folder" or {"path", "size"} <= set(given),
-            "data 'folder' needs `path`, where the images are, and `size`, their side in pixels",
-        )
-        return self
+    def faults(self) -> Iterator[str]:
+        given = [k for k in ("path", "size", "contents") if getattr(self, k) is not None]
+        if given and self.name != "folder":
+            yield (
+                f"{' and '.join(given)} given with data '{self.name}', but only 'folder' has them: "
+                "leave them out, or set `name: folder`"
+            )
+        if self.name == "folder" and not {"path", "size"} <= set(given):
+            where = "`path`, where the images are, and `size`, their side in pixels"
+            yield f"data 'folder' needs {where}"
 
     @property
     def title(self) -> str:
@@ -162,22 +167,16 @@ class Network(Settings):
     norm: Literal["instance", "group", "batch", "none"] = "instance"
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: automatic mixed precision
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        fixed = self.architecture in ("alexnet", "vit")
-        fault = f"norm = {self.norm}, but {self.architecture} has norms of its own, or none"
-        require(self.norm == "instance" or not fixed, f"{fault}: leave `norm` out")
-        fault = f"norm = group with width = {self.width}: expected a width that is a multiple of 4"
-        require(self.norm != "group" or self.width % 4 == 0, fault)
-        return self
+    def faults(self) -> Iterator[str]:
+        if self.norm != "instance" and self.architecture in ("alexnet", "vit"):
+            own = f"{self.architecture} has norms of its own, or none"
+            yield f"norm = {self.norm}, but {own}: leave `norm` out"
+        if self.norm == "group" and self.width % 4:
+            yield f"norm = group with width = {self.width}: expected a multiple of 4 for the width"
 
 
 def key(settings: Settings) -> str:
-    """16 hexadecimal digits that name `settings`, in whatever order they were written.
-
-    Raises:
-        InputError: they name a folder or a buffer whose contents were not identified yet.
-    """
+    """16 hexadecimal digits that name `settings`, in whatever order they were written."""
     fields = settings.model_dump()
     if place := _unidentified(fields):
         raise InputError(
@@ -205,18 +204,8 @@ def generator(*names: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def require(holds: bool, fault: str) -> None:
-    """Refuse settings that do not go together."""
-    if not holds:
-        raise ValueError(fault)
-
-
 def validated(kind: type[Model], fields: Any, where: str) -> Model:
-    """`kind` from plain fields, or one InputError that lists every fault.
-
-    Raises:
-        InputError: unknown keys, wrong types, values out of range or that do not go together.
-    """
+    """`kind` from plain fields, or one InputError that lists every fault."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -228,9 +217,8 @@ def _explained(error: ValidationError, where: str, kind: type[BaseModel]) -> Inp
     lines = []
     for e in error.errors():
         place = ".".join(str(p) for p in e["loc"]) or "settings"
-        found = (
-            "" if e["type"] in ("missing", "value_error") else f" (found {repr(e['input'])[:200]})"
-        )
+        bare = e["type"] in ("missing", "value_error")
+        found = "" if bare else f" (found {repr(e['input'])[:200]})"
         advice = e["msg"].removeprefix("Value error, ")
         if e["type"] == "extra_forbidden":
             expected = ", ".join(_keys_at(kind, e["loc"]))
@@ -250,9 +238,8 @@ def _models(annotation: Any) -> set[type[BaseModel]]:
 def _keys_at(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
     """The keys that may stand beside the last of `place`, a path into `kind`."""
     models = {kind}
-    for step in place[
-        :-1
-    ]:  # a step that names no field is a key of a mapping, or a form of a union
+    # a step that names no field is a key of a mapping, or a form of a union
+    for step in place[:-1]:
         fields = [model.model_fields[step] for model in models if step in model.model_fields]
         models = {model for field in fields for model in _models(field.annotation)} or models
     return sorted({name for model in models for name in model.model_fields})

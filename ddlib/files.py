@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -74,6 +74,12 @@ def digest(tensors: dict[str, Tensor], header: str = "") -> str:
         total.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
         total.update(t.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def stamp(file: Path) -> tuple[Path, int, int, int]:
+    """A file with its size and times of change: while that is the same, so is its content."""
+    about = file.stat()
+    return file, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 @contextmanager
@@ -139,12 +145,9 @@ def trouble(error: OSError) -> str:
 
 
 def write_new(files: dict[Path, bytes], force: bool = False) -> list[Path]:
-    """Write files, all or none where one is there already with other content.
-
-    Raises:
-        InputError: one is there, and is not the same; nothing was written.
-    """
-    others = [f for f, c in files.items() if os.path.lexists(f) and not _holds(f, c)]
+    """Write files; none where one is there already with other content, unless `force`."""
+    there = {file: content for file, content in files.items() if os.path.lexists(file)}
+    others = [f for f, content in there.items() if not (f.is_file() and f.read_bytes() == content)]
     if others and not force:
         raise InputError(
             f"{others[0]} is there already and holds something else ({len(others)} of "
@@ -154,11 +157,6 @@ def write_new(files: dict[Path, bytes], force: bool = False) -> list[Path]:
     for file, content in files.items():
         write_whole(file, content)
     return list(files)
-
-
-def _holds(file: Path, content: bytes) -> bool:
-    same = file.is_file() and file.stat().st_size == len(content)
-    return same and file.read_bytes() == content
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -172,15 +170,13 @@ def sweep(folder: Path, remove: bool = True) -> list[Path]:
 
     Only those that an hour has not touched: a process that still writes one touches it all along.
     """
-    halves = [*sorted(folder.glob(".half-*")), *sorted(folder.glob("*/.half-*"))]
     ended = []
-    for half in halves:
-        with suppress(OSError):  # finished, or swept by another process
+    for half in sorted([*folder.glob(".half-*"), *folder.glob("*/.half-*")]):
+        with suppress(OSError):  # finished, or swept by another process, or another user's
             if time.time() - half.stat().st_mtime > ABANDONED:
                 ended.append(half)
-    for half in ended if remove else ():
-        with suppress(OSError):  # another user's
-            half.unlink(missing_ok=True)
+                if remove:
+                    half.unlink()
     return ended
 
 
@@ -200,22 +196,21 @@ def layout(tensors: dict[str, Tensor], notes: dict[str, str]) -> tuple[list[str]
     return order, len(text).to_bytes(8, "little") + text
 
 
-def entire(tensors: dict[str, Tensor]) -> dict[str, Parts]:
-    """Each tensor as one part."""
-    return {name: (t.dtype, tuple(t.shape), [t]) for name, t in tensors.items()}
-
-
-def write_parts(file: Path, tensors: dict[str, Parts]) -> None:
+def write_parts(file: Path, tensors: Mapping[str, Tensor | Parts]) -> None:
     """Write tensors that may be larger than memory, part by part, with their digest."""
+    parts = {
+        name: (t.dtype, tuple(t.shape), [t]) if isinstance(t, Tensor) else t
+        for name, t in tensors.items()
+    }
     shapes = {
         name: torch.empty(shape, dtype=dtype, device="meta")
-        for name, (dtype, shape, _) in tensors.items()
+        for name, (dtype, shape, _) in parts.items()
     }
     order, start = layout(shapes, {"sha256": "0" * 64})
     with whole(file, len(start) + sum(t.nbytes for t in shapes.values())) as out:
         out.write(start)
         for name in order:
-            for part in tensors[name][2]:
+            for part in parts[name][2]:
                 out.write(part.contiguous().numpy().data)
         out.flush()
         sha256 = digest(load_file(out.name))
@@ -227,15 +222,13 @@ def read_parts(file: Path, expected: str | None = None) -> dict[str, Tensor]:
     """What `write_parts` wrote, mapped: it need not fit memory.
 
     Raises:
-        Absent: there is no such file.
-        Damaged: its digest is not the one in its header, or not the expected one.
+        Absent, Damaged: as `unpack`; or its digest is not that of its header, or the expected one.
     """
     tensors, notes = unpack(file)
     sha256, noted = digest(tensors), notes.get("sha256", "nothing")
-    if sha256 != noted:
-        raise Damaged(file, f"its content hashes to {sha256[:12]}, its header says {noted[:12]}")
-    if sha256 != (expected or sha256):
-        raise Damaged(file, f"its content hashes to {sha256[:12]}, expected {expected[:12]}")
+    for wanted, whose in ((noted, "its header says"), (expected or sha256, "expected")):
+        if sha256 != wanted:
+            raise Damaged(file, f"its content hashes to {sha256[:12]}, {whose} {wanted[:12]}")
     return tensors
 
 
@@ -268,16 +261,17 @@ def opened(file: Path) -> Iterator[Any]:
         with safe_open(str(file), "pt") as archive:
             yield archive
     except FileNotFoundError:
-        advice = "check the path, or make it by asking for its table"
-        raise Absent(f"no file {file}: {advice}") from None
+        raise Absent(
+            f"no file {file}: check the path, or make it by asking for its table"
+        ) from None
     except OSError as error:
         raise InputError(
             f"{file} cannot be read ({error.strerror or error}): "
             "expected a file, and the right to read it"
         ) from error
+    except InputError:
+        raise
     except (SafetensorError, ValueError, RuntimeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise Damaged(file, str(error) if file.stat().st_size else "it is empty") from error
 
 
@@ -285,11 +279,8 @@ def set_aside(root: Path, error: Damaged) -> None:
     """Move a damaged file of the store at `root` to its folder `damaged`, and say so."""
     file, home = error.file, root / "damaged"
     home.mkdir(parents=True, exist_ok=True)
-    for i in count():
-        there = home / f"{file.parent.name}-{file.stem}{f'-{i}' if i else ''}{file.suffix}"
-        with suppress(FileExistsError):
-            there.open("x").close()  # the name is ours now, and nothing is overwritten
-            break
+    names = (f"{file.parent.name}-{file.stem}{f'-{i}' if i else ''}{file.suffix}" for i in count())
+    there = next(place for name in names if not (place := home / name).exists())
     os.replace(file, there)
     warning = f"warning: {file} is damaged: {error.fault}; it is set aside as {there}"
     print(f"{warning} and made again", file=sys.stderr, flush=True)

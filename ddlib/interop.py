@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from ddlib.api import judge
 from ddlib.base import InputError, validated
-from ddlib.data import datasets, mtt_format, mtt_sets
+from ddlib.data import datasets, mtt_format
 from ddlib.files import Damaged, opened, write_new
 from ddlib.method.evaluate import SyntheticSet
 from ddlib.paper import pictures, style
@@ -40,8 +40,8 @@ NEEDED = {
     "data": f"--data NAME, what the images were distilled from ({', '.join(datasets.SETS)})",
     "whitening": "--whitening WORD, their space: none, zca (ours), mtt, mtt-zca (MTT's code)",
     "lr": "--lr NUMBER, the learning rate to train with (there is no lr_*.pt beside the images)",
+    "labels": "--labels FILE, the images' classes (there is no labels_*.pt beside them)",
 }
-DEPTHS = {32: 3, 64: 4}  # pixels per side up to which a ConvNet of that depth is usual; above: 5
 
 
 class About(NamedTuple):
@@ -88,12 +88,9 @@ def _over_networks(accuracies: Iterable[float]) -> str:
 
 def _is_ours(file: Path) -> bool:
     """Whether a file is an artefact of this library, whatever it is called."""
-    if not file.is_file():
-        return file.suffix == ".safetensors"
-    if not mtt_format.is_safetensors(file):
-        return False
-    with opened(file) as content:
+    with suppress(InputError), opened(file) as content:
         return "ddlib" in (content.metadata() or {})
+    return False
 
 
 def _read_ours(file: Path, about: About) -> tuple[AnySet, Network, SyntheticSet]:
@@ -110,16 +107,23 @@ def _read_set(file: Path) -> tuple[Artefact, Any]:
     if not isinstance(made, AnySet):
         expected = "expected a set with images, labels and lr: name a file of results/*/sets, or"
         raise InputError(f"{file} holds {made.title}, {expected} one that you saved")
-    try:
+    with _workable(file):
         shape, classes = _shape(artefact, made)
         for hard in (False, True):
             SyntheticSet.of(artefact, hard).check(shape, classes)
         for shown in (pictures.unclipped(artefact), *tensors.get("history", ())):
             if shown.shape != tensors["images"].shape:
                 raise InputError(f"its space or its history has the shape {tuple(shown.shape)}")
-    except (InputError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise InputError(f"{file} is no set to work with: {error}") from None
     return artefact, made
+
+
+@contextmanager
+def _workable(file: Path) -> Iterator[None]:
+    """Whatever fails inside is a fault of the set in `file`."""
+    try:
+        yield
+    except (ValueError, RuntimeError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise InputError(f"{file} is no set to work with: {error}") from None
 
 
 def _shape(artefact: Artefact, made: AnySet) -> tuple[tuple[int, ...], int]:
@@ -139,25 +143,29 @@ def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticS
             f"{file} cannot say which folder its images were made of: evaluate the .safetensors "
             "file that it was exported from"
         )
-    lacking = [NEEDED[name] for name in ("data", "whitening") if getattr(about, name) is None]
-    if about.lr is None and not mtt_sets.has_lr(file):
-        lacking.append(NEEDED["lr"])
-    if lacking:
+    found = mtt_format.read_set(file, about.labels)
+    said = {name for name, value in about._asdict().items() if value is not None}
+    if lacking := [text for name, text in NEEDED.items() if name not in said | found.keys()]:
         raise InputError(f"{file} does not say how to judge it: add " + "; ".join(lacking))
     fields = {"name": about.data, **WHITENING[about.whitening]}
     data = validated(Data, fields, "--data and --whitening")
     known = datasets.about(data)
     classes, side = len(known.class_names), known.shape[1]
-    most = classes * known.per_class  # as many as train a network in full
-    stored = mtt_sets.read_set(file, about.labels, known.shape, classes, most)
-    lr = stored.lr if about.lr is None else mtt_sets.positive(about.lr, "--lr")
-    depth = next((depth for largest, depth in DEPTHS.items() if side <= largest), 5)
-    size = {"width": 128, "depth": depth}
+    with _workable(file):
+        lr = float(found["lr"] if about.lr is None else about.lr)
+        if not 0 < lr < float("inf"):
+            raise InputError(f"lr is {lr}, expected a positive number: give it with --lr")
+        synthetic = SyntheticSet(found["images"], found["labels"], lr)
+        synthetic.check(known.shape, classes)
+        y = synthetic.labels
+        if y.dim() == 1 and (bare := sorted(set(range(classes)) - set(y.tolist()))):
+            raise InputError(f"no image of classes {bare}: expected one of each at least")
+    size = {"width": 128, "depth": 3 if side <= 32 else 4 if side <= 64 else 5}  # as is usual
     size |= {k: v for k in size if (v := getattr(about, k)) is not None}
     network = validated(Network, size, "the network of --width and --depth")
     # No settings of ours made these images; those of as many random ones stand for them.
-    of = Selection(data=data, method="noise", ipc=-(-len(stored.images) // classes))
-    return of, network, SyntheticSet(stored.images, stored.labels, lr)
+    of = Selection(data=data, method="noise", ipc=-(-len(synthetic.images) // classes))
+    return of, network, synthetic
 
 
 def export_set(file: Path | str, folder: Path, form: str = "mtt", force: bool = False) -> None:
@@ -178,7 +186,7 @@ def export_set(file: Path | str, folder: Path, form: str = "mtt", force: bool = 
     whitening = next(w for w, f in WHITENING.items() if {"zca": False, "space": None} | f == space)
     labels = artefact.tensors["soft" if "soft" in artefact.tensors else "labels"]
     images, lr = artefact.tensors["images"], artefact.record["lr"]
-    files = mtt_sets.write_set(folder, images, labels, lr, form, force)
+    files = mtt_format.write_set(folder, images, labels, lr, form, force)
     print(", ".join(map(str, files)))
     if form == "ddranking":
         print("DD-Ranking normalises images as MTT's code does (`data: {space: mtt}`).")
@@ -213,33 +221,31 @@ def _loss(artefact: Artefact) -> str:
     )
 
 
-def _export_pixels(
-    file: Path, artefact: Artefact, folder: Path, form: str, force: bool = False
-) -> None:
+def _export_pixels(file: Path, artefact: Artefact, folder: Path, form: str, force: bool) -> None:
     """Write PNGs by class with labels.csv and a sheet, or a folder for Hugging Face."""
     names = _class_names(artefact)
-    rows = _image_rows(artefact, names)
+    rows, card = _image_rows(artefact, names), folder / "README.md"
+    home = folder / "train" if form == "datasets" else folder
+    files = _pngs(home, artefact, rows.file)
+    fresh: dict[Path, bytes] = {}  # of this set, though its rows may be new
     if form == "png":
-        files = _pngs(folder, artefact, rows.file)
         if "soft" in rows:
             soft = pd.DataFrame(rows.soft.tolist()).add_prefix("soft_")
             rows = rows.drop(columns="soft").join(soft)
-        csv = rows.to_csv(index=False, lineterminator="\n").encode()
         sheet = io.BytesIO()
         look = {"format": "png", "dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
         with style.style():
             pictures.before_after(artefact, names).savefig(sheet, **look)
+        csv = rows.to_csv(index=False, lineterminator="\n").encode()
         files |= {folder / "labels.csv": csv, folder / "sheet.png": sheet.getvalue()}
         shown = f"{folder / 'labels.csv'}, and a sheet of them, {folder / 'sheet.png'}"
     else:
-        files = _pngs(folder / "train", artefact, rows.file)
         records = rows.rename(columns={"file": "file_name"}).to_dict("records")
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records)
-        files |= {
-            folder / "train" / "metadata.jsonl": lines.encode(),
-            folder / "README.md": _card(file, artefact, names).encode(),
-        }
-        shown = f"{folder / 'README.md'}"
+        files[home / "metadata.jsonl"] = lines.encode()
+        ours = card.is_file() and _settings_text(artefact) in card.read_text("utf-8", "replace")
+        (fresh if ours else files)[card] = _card(file, artefact, names).encode()
+        shown = str(card)
     # A reader of the folder would take two sets for one.
     there = {png for depth in ("*/*.png", "*/*/*.png") for png in folder.glob(depth)}
     if others := sorted(there - files.keys()):
@@ -247,11 +253,6 @@ def _export_pixels(
             f"{folder} holds {len(others)} images of something else, such as {others[0]}: expected "
             "an empty folder, or this set's; write to another"
         )
-    card = folder / "README.md"
-    ours = card.is_file() and _settings_text(artefact) in card.read_text("utf-8", "replace")
-    fresh = (
-        {card: files.pop(card)} if ours and card in files else {}
-    )  # of this set, rows may be new
     write_new(files, force)
     write_new(fresh, force=True)
     print(f"{len(rows)} PNGs and {shown}\n{_loss(artefact)}")
@@ -271,14 +272,10 @@ def _image_rows(artefact: Artefact, class_names: tuple[str, ...]) -> pd.DataFram
 
 
 def _pngs(folder: Path, artefact: Artefact, names: pd.Series) -> dict[Path, bytes]:
-    """Each image as a PNG file.
-
-    Raises:
-        InputError: neither one channel nor three.
-    """
+    """Each image as a PNG file, if it has one channel or three."""
     if (channels := artefact.tensors["images"].shape[1]) not in (1, 3):
-        words = f"images of {channels} channels cannot be PNGs: expected 1 or 3"
-        raise InputError(f"{words}; export the set in another form")
+        words = f"images of {channels} channels cannot be PNGs: expected 1 or 3; export the set"
+        raise InputError(f"{words} in another form")
     files: dict[Path, bytes] = {}
     levels = (pictures.pixels(artefact) * 255).round().astype("uint8")
     for name, image in zip(names, levels, strict=True):

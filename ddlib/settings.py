@@ -8,6 +8,7 @@ no result. Validation reads no disk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -25,7 +26,6 @@ from ddlib.base import (
     Task,
     generator,
     key,
-    require,
     validated,
 )
 
@@ -69,13 +69,12 @@ class Recipe(Settings):
     sharpness_alpha: Positive | None = None
     strategies: Strategies = EVERY_STRATEGY  # of augmentation
 
-    @model_validator(mode="after")
-    def _check_recipe(self) -> Self:
-        good = self.sharpness_alpha is None or self.sharpness is not None
-        require(good, "sharpness_alpha is given without `sharpness`: set that, or leave it out")
-        found = f"until = {self.until} is beyond epochs = {self.epochs}: lower it, or leave it out"
-        require(self.until is None or self.until <= self.epochs, found)
-        return self
+    def faults(self) -> Iterator[str]:
+        if self.sharpness_alpha is not None and self.sharpness is None:
+            yield "sharpness_alpha is given without `sharpness`: set that, or leave it out"
+        if self.until is not None and self.until > self.epochs:
+            found = f"until = {self.until} is beyond epochs = {self.epochs}"
+            yield f"{found}: lower it, or leave it out"
 
 
 class Expert(Recipe, OnData):
@@ -98,12 +97,9 @@ class Imported(OnData):
     contents: str | None = None  # names its contents; filled by `data.mtt_format.identify`
     seed: int = 0  # which trajectory, from 0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        kind = self.network.architecture
-        found = f"a buffer of {kind} cannot be imported, only one of a convnet: set `network`"
-        require(kind == "convnet", found)
-        return self
+    def faults(self) -> Iterator[str]:
+        if (kind := self.network.architecture) != "convnet":
+            yield f"a buffer of {kind} cannot be imported, only one of a convnet: set `network`"
 
 
 def _origin(expert: Any) -> str:
@@ -132,18 +128,17 @@ class Selection(Task):
     lr: Positive = 0.01  # to train on the selection with: nothing is learned here
     seed: int = 0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        words = f"selection '{self.method}' uses the features of an expert: set `expert`"
-        require(self.expert is not None or self.method not in NEED_EXPERT, words)
-        words = f"selection 'correct' with features '{self.features}': expected 'logits'; leave it"
-        require(self.method != "correct" or self.features == "logits", f"{words} out")
-        require(
-            not self.centres or (self.method == "representative" and self.ipc % self.centres == 0),
-            f"centres = {self.centres} with ipc = {self.ipc}: expected a divisor of ipc, with "
-            "'representative'; leave `centres` out to have one centre per image",
-        )
-        return self
+    def faults(self) -> Iterator[str]:
+        if self.expert is None and self.method in NEED_EXPERT:
+            yield f"selection '{self.method}' uses the features of an expert: set `expert`"
+        if self.method == "correct" and self.features != "logits":
+            found = f"selection 'correct' with features '{self.features}'"
+            yield f"{found}: expected 'logits'; leave it out"
+        if self.centres and (self.method != "representative" or self.ipc % self.centres):
+            yield (
+                f"centres = {self.centres} with ipc = {self.ipc}: expected a divisor of ipc, with "
+                "'representative'; leave `centres` out to have one centre per image"
+            )
 
     @property
     def network(self) -> Network | None:
@@ -169,21 +164,18 @@ class OuterLoop(Task):
         """Images per class."""
         return self.start.ipc  # type: ignore[attr-defined]
 
-    @model_validator(mode="after")
-    def _check_checks(self) -> Self:
+    def faults(self) -> Iterator[str]:
         checks, iterations = self.checks, self.iterations  # type: ignore[attr-defined]
-        words = f"checks = {checks} is above iterations = {iterations}: lower it"
-        require(checks <= iterations, words)
-        return self
+        if checks > iterations:
+            yield f"checks = {checks} is above iterations = {iterations}: lower it"
 
 
 class Distillation(OuterLoop):
     """Trajectory matching: the outer loop, its student, and the experts that it follows."""
 
     words: ClassVar[str] = "distilling ipc {s.ipc}, seed {s.seed}, of {s.data.title}"
-    later: ClassVar[tuple[str, ...]] = (
-        *("first_start", "early_epochs", "growth", "ema", "labels", "lr_labels", "convex"),
-    )
+    later: ClassVar[tuple[str, ...]] = ("first_start", "early_epochs", "growth", "convex")
+    later += ("ema", "labels", "lr_labels")
     experts: AnyExpert  # their recipe, or their buffer; expert i has seed i
     n_experts: Few = 100
     start: Selection
@@ -213,44 +205,39 @@ class Distillation(OuterLoop):
     lr_labels: Positive | None = None  # of their logits (DATM: 5 at IPC 1 of CIFAR-10, 2 at IPC 10)
     seed: int = 0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         n, m, t = self.inner_steps, self.matched_epochs, self.start_epochs
         e = self.experts.until or self.experts.epochs
-        require(
-            n >= m,
-            f"inner_steps N = {n} is below matched_epochs M = {m}: every matched epoch needs a "
-            "step of its own; raise N or lower M",
-        )
-        require(
-            t - 1 + m <= e,
-            f"start_epochs T_max = {t} with matched_epochs M = {m} reaches epoch {t - 1 + m}, "
-            f"but the experts have {e}: lower T_max or M, or train longer",
-        )
-        both = f"experts saw {self.experts.data} but the start images come from {self.start.data}"
-        require(self.experts.data == self.start.data, f"{both}: give both the same data")
-        require(
-            (self.labels == "learned") == (self.lr_labels is not None),
-            f"labels = {self.labels} with lr_labels = {self.lr_labels}: 'learned' labels, and no "
-            "others, have an lr: set it, or leave it out",
-        )
-        return self
-
-    @model_validator(mode="after")
-    def _check_window(self) -> Self:
-        first, last = self.first_start or 0, self.start_epochs
-        early = self.early_epochs or last
-        require(
-            (self.early_epochs is None) == (self.growth is None),
-            f"early_epochs = {self.early_epochs} with growth = {self.growth}: set both, from where "
-            "and in how many iterations T_max grows, or neither",
-        )
-        require(
-            first < early <= last,
-            f"first_start = {first}, early_epochs = {early}, start_epochs = {last}: expected "
-            "first_start < early_epochs <= start_epochs",
-        )
-        return self
+        if n < m:
+            yield (
+                f"inner_steps N = {n} is below matched_epochs M = {m}: every matched epoch needs a "
+                "step of its own; raise N or lower M"
+            )
+        if t - 1 + m > e:
+            yield (
+                f"start_epochs T_max = {t} with matched_epochs M = {m} reaches epoch {t - 1 + m}, "
+                f"but the experts have {e}: lower T_max or M, or train longer"
+            )
+        if (seen := self.experts.data) != self.start.data:
+            both = f"experts saw {seen} but the start images come from {self.start.data}"
+            yield f"{both}: give both the same data"
+        if (self.labels == "learned") != (self.lr_labels is not None):
+            yield (
+                f"labels = {self.labels} with lr_labels = {self.lr_labels}: 'learned' labels, and "
+                "no others, have an lr: set it, or leave it out"
+            )
+        if (self.early_epochs is None) != (self.growth is None):
+            yield (
+                f"early_epochs = {self.early_epochs} with growth = {self.growth}: set both, from "
+                "where and in how many iterations T_max grows, or neither"
+            )
+        first, early = self.first_start or 0, self.early_epochs or t
+        if not first < early <= t:
+            yield (
+                f"first_start = {first}, early_epochs = {early}, start_epochs = {t}: expected "
+                "first_start < early_epochs <= start_epochs"
+            )
 
     @property
     def network(self) -> Network:
@@ -295,16 +282,16 @@ class Condensation(OuterLoop):
         ipc = start.get("ipc", 1) if isinstance(start, dict) else getattr(start, "ipc", 1)
         published = (1, 1) if method == "dm" else LOOPS.get(ipc)
         given = (fields.get("outer"), fields.get("inner"))
-        require(
-            method != "dm" or set(given) <= {None, 1},
-            f"outer = {given[0]}, inner = {given[1]}, but dm takes one step with each network and "
-            "trains none: leave them out",
-        )
-        require(
-            published is not None or None not in given,
-            f"no outer and inner are published for ipc = {ipc}, only for "
-            f"{', '.join(map(str, LOOPS))}: give both",
-        )
+        if method == "dm" and not set(given) <= {None, 1}:
+            raise ValueError(
+                f"outer = {given[0]}, inner = {given[1]}, but dm takes one step with each network "
+                "and trains none: leave them out"
+            )
+        if published is None and None in given:
+            raise ValueError(
+                f"no outer and inner are published for ipc = {ipc}, only for "
+                f"{', '.join(map(str, LOOPS))}: give both"
+            )
         both = zip(("outer", "inner"), given, published or given, strict=True)
         return fields | {name: p if g is None else g for name, g, p in both}
 
@@ -373,18 +360,16 @@ class Evaluation(OfSet):
         fixed = PROTOCOLS.get(name, {}) if isinstance(name, str) else {}
         for field, value in fixed.items():
             given = fields.get(field, value)
-            good = (tuple(given) if isinstance(given, list) else given) == value
-            fault = f"{field} = {given!r}, but protocol '{name}' has {value!r}: leave it out, or "
-            require(good, fault + "set `protocol: ours`")
+            if (tuple(given) if isinstance(given, list) else given) != value:
+                fault = f"{field} = {given!r}, but protocol '{name}' has {value!r}: leave it out"
+                raise ValueError(f"{fault}, or set `protocol: ours`")
         return fields | fixed if fixed else fields
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        in_order = list(self.lrs) == sorted(set(self.lrs))
-        require(in_order, f"lrs = {list(self.lrs)}: expected each once, the smallest first")
-        words = "labels = 'hard' beside a teacher, whose labels are soft: leave one of them out"
-        require(self.labels is None or self.teacher is None, words)
-        return self
+    def faults(self) -> Iterator[str]:
+        if list(self.lrs) != sorted(set(self.lrs)):
+            yield f"lrs = {list(self.lrs)}: expected each once, the smallest first"
+        if self.labels is not None and self.teacher is not None:
+            yield "labels = 'hard' beside a teacher, whose labels are soft: leave one of them out"
 
     def needs(self) -> list[Task]:
         return [self.of, self.teacher] if self.teacher else [self.of]

@@ -59,7 +59,7 @@ def test_sets_are_balanced_disjoint_and_in_their_space(name, folder):
     )
     assert images.x_train.dtype == torch.float32 and images.y_train.dtype == torch.int64
     assert "flip" not in images.strategies
-    assert data.per_class(Data(name=name)) == COUNTS[name][0]
+    assert data.about(Data(name=name)).per_class == COUNTS[name][0]
     for part, each in zip(data.PARTS, COUNTS[name], strict=True):
         x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
         assert len(x) == len(y) and y.bincount().tolist() == [each] * 10
@@ -75,7 +75,7 @@ def test_sets_are_balanced_disjoint_and_in_their_space(name, folder):
 def test_a_seed_fixes_every_byte(name, folder):
     make = data.SETS[name].make
     first = data.digest(make(0, folder))
-    assert first == data.digest(make(0, folder)) == data.SETS[name].sha256
+    assert first == data.digest(make(0, folder)) == data.MADE[name]
     assert first != data.digest(make(1, folder))
 
 
@@ -120,8 +120,9 @@ def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(
         data.SETS,
         "digits",
-        replace(data.SETS["digits"], cached=True, make=lambda *_: made.append(1) or raw),
+        replace(data.SETS["digits"], make=lambda *_: made.append(1) or raw),
     )
+    monkeypatch.setattr(data, "KEPT", ("digits",))
     settings = Data(name="digits", seed=5)
     first = data.load(settings, tmp_path)
     path = tmp_path / "data" / "digits-5.safetensors"
@@ -147,15 +148,15 @@ def test_a_damaged_copy_is_made_again(harm, tmp_path, monkeypatch, capsys):
 
 
 def test_other_images_than_the_published_are_refused(tmp_path, monkeypatch):
-    true = data.SETS["digits"].sha256
-    monkeypatch.setitem(data.SETS, "digits", replace(data.SETS["digits"], sha256="0" * 64))
+    true = data.MADE["digits"]
+    monkeypatch.setitem(data.MADE, "digits", "0" * 64)
     with pytest.raises(InputError, match=f"has sha256 {true}, expected {'0' * 64}"):
         data.load(Data(name="digits"), tmp_path)
     data.load(Data(name="digits", seed=1), tmp_path)  # a seed of one's own has no published images
 
 
 def test_unknown_name_is_refused():
-    for ask in (data.load, data.per_class):
+    for ask in (data.load, data.about):
         with pytest.raises(
             InputError,
             match=r"'mnist_6k' is unknown: expected one of digits, mnist_5k, mnist_m_5k, cifar10, cifar100, mnist, .*imagesquawk or folder",  # noqa: E501
@@ -349,8 +350,8 @@ def test_catalogue_names():
         names
     )  # the archive numbers them in this order
     assert (
-        data.per_class(Data(name="cifar10")) == 4500
-        and data.per_class(Data(name="cifar100")) == 450
+        data.about(Data(name="cifar10")).per_class == 4500
+        and data.about(Data(name="cifar100")).per_class == 450
     )
     for name, known in data.SETS.items():
         assert (
@@ -420,8 +421,9 @@ def test_the_space_is_measured_on_training_images_only(zca, tmp_path, monkeypatc
         monkeypatch.setitem(
             data.SETS,
             "digits",
-            replace(data.SETS["digits"], make=lambda *_, some=some: some, sha256=None),
+            replace(data.SETS["digits"], make=lambda *_, some=some: some),
         )
+        monkeypatch.delitem(data.MADE, "digits", raising=False)
         data._load.cache_clear()
         found.append(
             data.load(Data(name="digits", zca=zca), tmp_path / str(i))

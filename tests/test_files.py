@@ -154,7 +154,7 @@ def test_an_amount_is_in_words():
 def test_a_file_that_cannot_be_read_is_not_taken_for_absent(tmp_path, monkeypatch):
     """safetensors says of every file that it cannot open that there is none."""
     file = tmp_path / "data" / "x.safetensors"
-    files.write_parts(file, files.entire({"x": torch.arange(3)}))
+    files.write_parts(file, {"x": torch.arange(3)})
     before = file.read_bytes()
 
     def refused(self, *given, **named):

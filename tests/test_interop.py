@@ -98,7 +98,7 @@ X, Y = torch.zeros(20, 1, 16, 16), torch.arange(10).repeat(2)
 LACKING = {  # what is said about X and Y, and parts of the message
     "nothing": ([], ["--data NAME", "--whitening WORD", "--lr NUMBER", "mtt-zca", "cifar10"]),
     "no lr": (ABOUT, ["--lr NUMBER"]),
-    "no number": ([*ABOUT, "--lr", "nan"], ["--lr is nan, expected a positive number"]),
+    "no number": ([*ABOUT, "--lr", "nan"], ["lr is nan, expected a positive number"]),
     "a space without numbers": (
         ["--data", "digits", "--whitening", "mtt", "--lr", "1"],
         ["MTT's code has no means and deviations for data 'digits'"],
@@ -107,7 +107,10 @@ LACKING = {  # what is said about X and Y, and parts of the message
         ["--data", "cifar", "--whitening", "mtt", "--lr", "1"],
         ["data 'cifar' is unknown: expected one of digits"],
     ),
-    "other data": (["--data", "mnist", *ABOUT[2:], "--lr", "1"], ["images are (20, 1, 16, 16)"]),
+    "other data": (
+        ["--data", "mnist", *ABOUT[2:], "--lr", "1"],
+        ["images (20, 1, 16, 16)", "expected"],
+    ),
     "a folder": (["--data", "folder"], ["cannot say which folder", "evaluate the .safetensors"]),
     "no network": (
         [*ABOUT[:4], "--width", "0", "--lr", "1"],
@@ -124,6 +127,28 @@ def test_what_a_strangers_file_lacks_is_asked_for(fault, store, tmp_path, capsys
     status, text = call(capsys, "evaluate", tmp_path / "images_9.pt", *about)
     assert status == 2 and text.startswith("ddlib: ") and len(text) < 900
     assert all(part in text for part in expected), text
+
+
+FAULTY = {  # content -> what the message says
+    "images of another shape": ({"images": torch.zeros(10, 3, 8, 8)}, r"\(10, 3, 8, 8\).*expected"),
+    "numbers that are not finite": ({"images": X[:10] * torch.nan}, "2560 numbers not finite"),
+    "levels": ({"images": X[:10].byte()}, "divide levels by 255"),
+    "no images": ({"images": ["none"]}, "expected a tensor of images"),
+    "labels out of range": ({"labels": torch.arange(11)[1:]}, "classes .n,. below 10"),
+    "a class without images": ({"labels": Y[:10] // 2}, r"no image of classes \[5, 6, 7, 8, 9\]"),
+    "labels of one number each": ({"labels": torch.rand(10)}, "probabilities"),
+    "an lr of two numbers": ({"lr": torch.ones(2)}, "only one element"),
+    "an lr below zero": ({"lr": -1}, "lr is -1.0, expected a positive number"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_faulty_set_of_a_stranger_is_refused(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(mtt_format, "prove", lambda *files: None)
+    content, said = FAULTY[fault]
+    torch.save({"images": X[:10], "labels": Y[:10], "lr": 0.1} | content, tmp_path / "set.pt")
+    with pytest.raises(InputError, match=rf"set.pt .*{said}"):
+        interop._read_foreign(tmp_path / "set.pt", interop.About(data="digits", whitening="none"))
 
 
 def test_a_file_without_images_is_no_set(store, tmp_path, capsys):

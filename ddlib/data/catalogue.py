@@ -24,16 +24,14 @@ from torch import Tensor
 
 from ddlib.data import imagenet
 from ddlib.data.image_folder import PARTS, Found
-from ddlib.settings import InputError, generator
+from ddlib.settings import EVERY_STRATEGY, InputError, generator
 
 # columns of a photograph, as fractions of its width
 BANDS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
-UNFLIPPED = ("color", "crop", "cutout", "scale", "rotate")  # a mirrored digit is another sign
-EVERY = ("color", "crop", "cutout", "flip", "scale", "rotate")
-PHOTOGRAPHS = (
-    "astronaut chelsea coffee hubble_deep_field immunohistochemistry retina rocket "
-    "stereo_motorcycle"
-)
+EVERY = EVERY_STRATEGY
+UNFLIPPED = tuple(s for s in EVERY if s != "flip")  # a mirrored digit is another sign
+PHOTOGRAPHS = "astronaut chelsea coffee hubble_deep_field immunohistochemistry retina rocket"
+PHOTOGRAPHS += " stereo_motorcycle"
 NO_DOWNLOAD = "or choose digits, mnist_5k or mnist_m_5k, which need no download"
 
 Raw = dict[str, Tensor]  # x_train, y_train, x_val, ...: uint8 pixels (n, c, h, w), labels (n,)
@@ -50,10 +48,13 @@ class Set:
     strategies: tuple[str, ...]
     source: str
     licence: str = "unknown"  # as Hugging Face's dataset cards name it
-    cached: bool = False  # those that take longer to make than to read
-    sha256: str | None = None  # of what seed 0 makes
     find: Callable[[Path], Found] | None = None  # the image files
     words: Callable[[Path], tuple[str, ...]] | None = None  # class names that the archive holds
+
+    @property
+    def n_train(self) -> int:
+        """The number of training images."""
+        return self.per_class * len(self.class_names)
 
 
 def split(y: Tensor, counts: dict[str, int], seed: int) -> dict[str, Tensor]:
@@ -81,9 +82,8 @@ def _digits(seed: int, folder: Path) -> Raw:
     scans = load_digits()  # levels 0 ... 16
     x = F.interpolate(torch.from_numpy(scans.images).unsqueeze(1), size=16, mode="bilinear")
     y = torch.from_numpy(scans.target)
-    return _cut(
-        (x * 255 / 16).round().byte(), y.byte(), {"train": 120, "val": 20, "test": 34}, seed
-    )
+    levels = (x * 255 / 16).round().byte()
+    return _cut(levels, y.byte(), {"train": 120, "val": 20, "test": 34}, seed)
 
 
 def _mnist(seed: int, folder: Path) -> Raw:
@@ -96,18 +96,12 @@ def _mnist(seed: int, folder: Path) -> Raw:
 def _mnist_m(seed: int, folder: Path) -> Raw:
     """|photo - digit|, the digits and their split those of `mnist_5k` under the same seed."""
     raw, photos = _mnist(seed, folder), photographs()
+    sizes = [(p.shape[1], p.shape[2]) for p in photos]
     for part in PARTS:
         digit = F.pad(raw[f"x_{part}"], (2, 2, 2, 2)).short()  # (n, 1, 32, 32)
-        places = draw_places(
-            [(p.shape[1], p.shape[2]) for p in photos],
-            part,
-            len(digit),
-            generator(seed, "patches", part),
-        )
-        patch = torch.stack(
-            [photos[i][:, top : top + 32, left : left + 32] for i, top, left in places]
-        ).short()
-        raw[f"x_{part}"] = (patch - digit).abs().byte()  # (n, 3, 32, 32)
+        places = draw_places(sizes, part, len(digit), generator(seed, "patches", part))
+        some = [photos[i][:, top : top + 32, left : left + 32] for i, top, left in places]
+        raw[f"x_{part}"] = (torch.stack(some).short() - digit).abs().byte()  # (n, 3, 32, 32)
     return raw
 
 
@@ -118,10 +112,8 @@ def photographs() -> list[Tensor]:
 
     shots = [getattr(data, name)() for name in PHOTOGRAPHS.split()]
     shots = [s[0] if isinstance(s, tuple) else s for s in shots]  # of the stereo pair, the left one
-    return [
-        torch.from_numpy(np.ascontiguousarray(s.transpose(2, 0, 1)))
-        for s in shots + load_sample_images().images
-    ]
+    shots += load_sample_images().images
+    return [torch.from_numpy(np.ascontiguousarray(s.transpose(2, 0, 1))) for s in shots]
 
 
 def draw_places(
@@ -129,33 +121,30 @@ def draw_places(
 ) -> list[tuple[int, int, int]]:
     """n draws of (photograph, top, left), each patch wholly inside the columns of `part`."""
     which = torch.randint(len(sizes), (n,), generator=gen).tolist()
+    shares = torch.rand(n, 2, generator=gen, dtype=torch.float64).tolist()
     places = []
-    for i, (u, v) in zip(
-        which, torch.rand(n, 2, generator=gen, dtype=torch.float64).tolist(), strict=True
-    ):
+    for i, (u, v) in zip(which, shares, strict=True):
         height, width = sizes[i]
         first, end = (int(width * edge) for edge in BANDS[part])
         places.append((i, int(u * (height - side + 1)), first + int(v * (end - first - side + 1))))
     return places
 
 
-def _cifar(kind: str, seed: int, folder: Path) -> Raw:
+def _cifar(name: str, seed: int, folder: Path) -> Raw:
     """The official archive, as torchvision reads and checks it."""
     from torchvision import datasets
 
-    reader, where = getattr(datasets, kind), folder / "data"
+    reader, where = getattr(datasets, TORCHVISION[name]), folder / "data"
     try:
         train, test = reader(where, train=True), reader(where, train=False)
     except RuntimeError as error:
         raise InputError(
-            f"data '{kind.lower()}' was not found whole in {where}: expected the folder "
+            f"data '{name}' was not found whole in {where}: expected the folder "
             f"{reader.base_folder} of {reader.url} (md5 {reader.tgz_md5}) there. "
-            f"Unpack the archive there, {_fetch(kind.lower())}"
+            f"Unpack the archive there, {_fetch(name)}"
         ) from error
-    (x, y), (x_test, y_test) = (
-        (torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets, dtype=torch.uint8))
-        for s in (train, test)
-    )
+    x, x_test = (torch.from_numpy(some.data).permute(0, 3, 1, 2) for some in (train, test))
+    y, y_test = (torch.tensor(some.targets, dtype=torch.uint8) for some in (train, test))
     return _with_validation(x, y, x_test, y_test, seed)
 
 
@@ -199,20 +188,20 @@ def unpacked(file: Path) -> bytes | None:
 
 def _idx(name: str, seed: int, folder: Path) -> Raw:
     """The four official files, packed or not, by whomever."""
-    home, faults = raw_folder(name, folder), []
+    home = raw_folder(name, folder)
     contents = [unpacked(home / f"{file}-ubyte") for file in IDX_FILES]
-    for file, expected, content in zip(IDX_FILES, IDX[name], contents, strict=True):
-        found = hashlib.sha256(content).hexdigest() if content else "nothing that can be read"
-        if found != expected:
-            faults.append(
-                f"  {file}-ubyte (or .gz): found {found}, expected sha256 {expected}, unpacked"
-            )
+    found = [hashlib.sha256(c).hexdigest() if c else "nothing that can be read" for c in contents]
+    faults = "".join(
+        f"  {file}-ubyte (or .gz): found {this}, expected sha256 {other}, unpacked\n"
+        for file, this, other in zip(IDX_FILES, found, IDX[name], strict=True)
+        if this != other
+    )
     if faults:
         raise InputError(
-            f"data '{name}' was not found whole in {home}:\n" + "\n".join(faults) + "\n"
+            f"data '{name}' was not found whole in {home}:\n{faults}"
             f"Put the official files there, {_fetch(name)}"
         )
-    x, y, x_test, y_test = (_idx_tensor(content) for content in contents if content)
+    x, y, x_test, y_test = (_idx_tensor(content) for content in contents)
     return _with_validation(x.unsqueeze(1), y, x_test.unsqueeze(1), y_test, seed)
 
 
@@ -263,27 +252,21 @@ IMAGENET = "ImageNet ILSVRC2012 (Russakovsky et al., 2015), image-net.org, for r
 STANFORD = "Tiny ImageNet (Stanford CS231n), from ImageNet, for research alone"
 KRIZHEVSKY = "Krizhevsky (2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+KEPT = ("mnist_5k", "mnist_m_5k")  # made of a wheel, which takes longer than to read a file
 MADE = {  # sha256 of what seed 0 makes
     "digits": "1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5",
     "mnist_5k": "82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c",
     "mnist_m_5k": "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652",
 }
 SETS: dict[str, Set] = {
-    "digits": Set(
-        _digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, "cc-by-4.0", sha256=MADE["digits"]
-    ),
-    "mnist_5k": Set(
-        _mnist, DIGITS, GREY, 350, UNFLIPPED, MNIST, "cc-by-sa-3.0", True, MADE["mnist_5k"]
-    ),
-    "mnist_m_5k": Set(
-        _mnist_m, DIGITS, COLOUR, 350, UNFLIPPED, MNIST_M, "other", True, MADE["mnist_m_5k"]
-    ),
-    # not cached: an archive is read, and checked, each time
+    "digits": Set(_digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, "cc-by-4.0"),
+    "mnist_5k": Set(_mnist, DIGITS, GREY, 350, UNFLIPPED, MNIST, "cc-by-sa-3.0"),
+    "mnist_m_5k": Set(_mnist_m, DIGITS, COLOUR, 350, UNFLIPPED, MNIST_M, "other"),
     "cifar10": Set(
-        partial(_cifar, "CIFAR10"), tuple(OBJECTS.split()), COLOUR, 4500, EVERY, KRIZHEVSKY
+        partial(_cifar, "cifar10"), tuple(OBJECTS.split()), COLOUR, 4500, EVERY, KRIZHEVSKY
     ),
     "cifar100": Set(
-        partial(_cifar, "CIFAR100"), tuple(MORE_OBJECTS.split()), COLOUR, 450, EVERY, KRIZHEVSKY
+        partial(_cifar, "cifar100"), tuple(MORE_OBJECTS.split()), COLOUR, 450, EVERY, KRIZHEVSKY
     ),
     "mnist": Set(partial(_idx, "mnist"), DIGITS, GREY, 4879, UNFLIPPED, FULL_MNIST, "cc-by-sa-3.0"),
     "fashion_mnist": Set(
@@ -291,7 +274,7 @@ SETS: dict[str, Set] = {
     ),
     "tiny_imagenet": Set(
         None,
-        tuple(imagenet.TINY),
+        tuple(map(str, range(imagenet.TINY))),
         (3, 64, 64),
         450,
         EVERY,

@@ -7,7 +7,8 @@ or of a folder of one's own; image files are decoded once and mapped into memory
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from ddlib.base import own_torch
 from ddlib.data import image_folder
-from ddlib.data.catalogue import EVERY, MTT, SETS, TORCHVISION, Raw, Set, split
+from ddlib.data.catalogue import EVERY, KEPT, MADE, MTT, SETS, TORCHVISION, Raw, Set, split
 from ddlib.data.image_folder import PARTS, PICTURES, Found
 from ddlib.data.space import Space, fit_space
-from ddlib.files import Parts, digest, entire, kept, read_parts, write_parts
+from ddlib.files import digest, kept, read_parts, write_parts
+from ddlib.progress import Progress
 from ddlib.settings import Data, InputError
 
 FOLDER = Path("store")  # where nobody says otherwise
@@ -66,11 +68,7 @@ class Images:
 
 
 def identify(settings: Data) -> Data:
-    """The same settings, with the `contents` of a folder of one's own as it is now filled in.
-
-    Raises:
-        InputError: the folder holds no images.
-    """
+    """The same settings, with the `contents` of a folder of one's own as it is now filled in."""
     if settings.path is None or settings.contents is not None:
         return settings
     return settings.model_copy(update={"contents": image_folder.listing(Path(settings.path))})
@@ -108,40 +106,29 @@ def about(settings: Data) -> Set:
     return entry
 
 
-def per_class(settings: Data) -> int:
-    """Training images per class."""
-    return about(settings).per_class
-
-
-def copy(settings: Data, folder: Path) -> Path | None:
-    """Where `load` keeps what it made of them; None for sets that are made anew each time.
-
-    Raises:
-        InputError: it would be made of files that are not there.
-    """
-    settings, home = identify(settings), folder / "data"
-    entry = about(settings)
-    if entry.cached:
-        return home / f"{settings.name}-{settings.seed}.safetensors"
-    if entry.find:
-        parts = _parts(entry.find(folder), settings.seed)
-        return _entered(settings, _stem(settings, parts, entry.shape[1]), home)
-    return None
-
-
 @lru_cache(maxsize=4)
 def _load(settings: Data, folder: Path) -> Images:
-    entry = about(settings)
-    space, tensors = (_from_files if entry.find else _in_memory)(entry, settings, folder)
+    entry, home = about(settings), folder / "data"
+    if entry.find:
+        space, tensors = _from_files(entry, settings, folder)
+    else:
+        raw = _made(entry, settings, folder)
+        if settings.name in TORCHVISION:  # an archive of 50 000 images and more
+            file = _entered(settings, f"{settings.name}-{digest(raw)[:16]}", home)
+            space, tensors = _mapped(file, lambda: raw, settings)
+        else:
+            space = _space(raw["x_train"], settings, home)
+            enter = {"x": space.enter, "y": Tensor.long}
+            tensors = {name: enter[name[0]](t) for name, t in raw.items()}
     names = entry.words(folder) if entry.words else entry.class_names
     return Images(settings, **tensors, space=space, class_names=names, strategies=entry.strategies)
 
 
-def _in_memory(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
-    """The space, and images and labels as `Images` names them."""
-    expected = entry.sha256 if settings.seed == 0 else None
+def _made(entry: Set, settings: Data, folder: Path) -> Raw:
+    """Pixels and labels as the entry makes them, or as they are kept where that is quicker."""
+    expected = MADE.get(settings.name) if settings.seed == 0 else None
 
-    def made() -> Raw:
+    def make() -> Raw:
         raw = entry.make(settings.seed, folder)
         if expected and (sha256 := digest(raw)) != expected:
             raise InputError(
@@ -151,35 +138,28 @@ def _in_memory(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[st
             )
         return raw
 
-    def write(file: Path) -> None:
-        write_parts(file, entire(made()))
-
-    home = folder / "data"
-    raw = _kept(copy(settings, folder), write, expected) if entry.cached else made()
-    if settings.name in TORCHVISION:  # an archive of 50 000 images and more
-        file = _entered(settings, f"{settings.name}-{digest(raw)[:16]}", home)
-        return _mapped(file, lambda: raw, settings)
-    space = _space(raw["x_train"], settings, home)
-    enter = {"x": space.enter, "y": Tensor.long}
-    return space, {name: enter[name[0]](t) for name, t in raw.items()}
+    if settings.name not in KEPT:
+        return make()
+    file = folder / "data" / f"{settings.name}-{settings.seed}.safetensors"
+    return _kept(file, make, expected)
 
 
 def _from_files(entry: Set, settings: Data, folder: Path) -> tuple[Space, dict[str, Tensor]]:
-    """The same of image files, which become a file of pixels.
+    """The space, and the images in it as `Images` names them, of image files.
 
-    When that in the space is there, the file of pixels is needed no more.
+    They become a file of pixels. When that in the space is there, it is needed no more.
     """
     home, side, own = folder / "data", entry.shape[1], settings.path is not None
     files = entry.find(folder)
     parts = _parts(files, settings.seed)
-    stem = _stem(settings, parts, side)
-
-    def pack(file: Path) -> None:
-        image_folder.pack(file, parts, side, f"decoding {settings.title}", own)
+    stem = f"{settings.name}-{image_folder.stem(parts, side, own)}"
 
     def pixels() -> Raw:
         _warn(entry, settings, files, parts)
-        return _kept(home / f"{stem}.safetensors", pack)
+        work = image_folder.SECONDS * sum(len(some) for some, _ in parts.values())
+        with closing(Progress(f"decoding {settings.title}", work)) as progress:
+            decoded = partial(image_folder.decoded, parts, side, progress, own)
+            return _kept(home / f"{stem}.safetensors", decoded)
 
     return _mapped(_entered(settings, stem, home), pixels, settings)
 
@@ -193,29 +173,27 @@ def _mapped(
     processes.
     """
 
-    def enter(file: Path) -> None:
+    def enter() -> dict[str, Any]:
         raw = pixels()
         space = _space(raw["x_train"], settings, file.parent)
-        tensors: dict[str, Parts] = entire({f"y_{part}": raw[f"y_{part}"].long() for part in PARTS})
-        tensors |= entire({f"space.{name}": t for name, t in space.tensors().items()})
-        for name in (f"x_{part}" for part in PARTS):
-            shape = tuple(raw[name].shape)
-            tensors[name] = (torch.float32, shape, map(space.enter, raw[name].split(500)))
-        write_parts(file, tensors)
+        tensors: dict[str, Any] = {f"space.{k}": t for k, t in space.tensors().items()}
+        for part in PARTS:
+            x, y = raw[f"x_{part}"], raw[f"y_{part}"]
+            entered = map(space.enter, x.split(500))
+            tensors[f"x_{part}"] = (torch.float32, tuple(x.shape), entered)
+            tensors[f"y_{part}"] = y.long()
+        return tensors
 
     tensors = _kept(file, enter)
-    prefix = "space."
-    space = {name: t for name, t in tensors.items() if name.startswith(prefix)}
-    images = {name: t for name, t in tensors.items() if name not in space}
-    return Space.from_tensors({k.removeprefix(prefix): t for k, t in space.items()}), images
+    space = {name: tensors.pop(name) for name in list(tensors) if name.startswith("space.")}
+    return Space.from_tensors({k.removeprefix("space."): t for k, t in space.items()}), tensors
 
 
 def _warn(entry: Set, settings: Data, files: Found, parts: image_folder.Parts) -> None:
     """Log what a user may not expect of these files."""
     title, sizes = settings.title, [len(some) for some in files["train"]]
     if len(set(sizes)) > 1:
-        pairs = zip(entry.class_names, sizes, strict=True)
-        counts = ", ".join(f"{name}: {n}" for name, n in pairs)
+        counts = ", ".join(map("{}: {}".format, entry.class_names, sizes))
         text = "%s has classes of unequal size (%s): %d images of each are used"
         log.warning(text, title, counts, min(sizes))
     if settings.path is None:
@@ -226,10 +204,6 @@ def _warn(entry: Set, settings: Data, files: Found, parts: image_folder.Parts) -
     log.warning(text, title, len(sizes), train, val, test, step)
     if odd := image_folder.left_out(Path(settings.path)):
         log.warning("%s: left out %s; read are %s of each class", title, odd, ", ".join(PICTURES))
-
-
-def _stem(settings: Data, parts: image_folder.Parts, side: int) -> str:
-    return f"{settings.name}-{image_folder.stem(parts, side, settings.path is not None)}"
 
 
 def _entered(settings: Data, stem: str, home: Path) -> Path:
@@ -288,11 +262,7 @@ def _space(x: Tensor, settings: Data, home: Path) -> Space:
     if not settings.zca:
         return fit_space(x, False, given=given)
     file = home / f"{'mtt-' if given else ''}zca-{digest({'x': x})[:16]}.safetensors"
-
-    def fit(file: Path) -> None:
-        write_parts(file, entire(fit_space(x, True, given=given).tensors()))
-
-    return Space.from_tensors(_kept(file, fit))
+    return Space.from_tensors(_kept(file, lambda: fit_space(x, True, given=given).tensors()))
 
 
 def _mtt(settings: Data) -> Space:
@@ -303,18 +273,22 @@ def _mtt(settings: Data) -> Space:
     channels = about(settings).shape[0]
     if settings.zca:
         return Space(torch.zeros(channels), torch.ones(channels))
-    if (known := MTT.get(settings.name)) is None:
+    if settings.name not in MTT:
         raise InputError(
             f"MTT's code has no means and deviations for data '{settings.name}', expected one of "
             f"{', '.join(MTT)}: leave `data.space` out (--whitening none), or set `zca: true` "
             "beside it (--whitening mtt-zca)"
         )
-    return Space(*map(torch.tensor, known))
+    return Space(*map(torch.tensor, MTT[settings.name]))
 
 
 def _kept(
-    file: Path, make: Callable[[Path], None], expected: str | None = None
+    file: Path, make: Callable[[], Mapping[str, Any]], expected: str | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of `file` in a store's `data`, mapped; `make` writes it if it is not sound."""
+    """The tensors of `file` in a store's `data`, mapped; what `make` returns if it is not sound."""
+
+    def write() -> None:
+        write_parts(file, make())
+
     load = partial(read_parts, expected=expected)
-    return kept(file.parent.parent, file, f"data {file.stem}", load, partial(make, file))
+    return kept(file.parent.parent, file, f"data {file.stem}", load, write)

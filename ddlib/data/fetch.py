@@ -22,19 +22,18 @@ def fetch(name: str, folder: Path) -> datasets.Images:
         InputError: unknown data, or none that could be fetched: says what to put where.
     """
     settings, reasons = Data(name=name), ""
-    datasets.about(settings)  # refuses a name that is unknown
-    for way in (None, _from_debian, _from_torchvision):
+    try:
+        return datasets.load(settings, folder)
+    except InputError:
+        if name not in catalogue.TORCHVISION:
+            raise  # its message says what to put where
+    for way in (_from_debian, _from_torchvision):
         try:
-            if way:
-                way(name, folder)
+            way(name, folder)
             return datasets.load(settings, folder)
-        except InputError as error:
-            if name not in catalogue.TORCHVISION:
-                raise  # its message says what to put where
-            reason = str(error)
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        except (InputError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = trouble(error) if isinstance(error, OSError) else str(error)
-        reasons += f"  {way.__name__[6:]}: {reason}\n" if way else ""
+            reasons += f"  {way.__name__[6:]}: {reason}\n"
     raise InputError(
         f"data '{name}' could not be fetched:\n{reasons}"
         f"Put its files into {folder / 'data'} by hand, {catalogue.NO_DOWNLOAD}"

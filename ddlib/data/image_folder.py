@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -23,22 +22,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddlib.base import InputError, printable
-from ddlib.files import write_parts
+from ddlib.files import stamp
 from ddlib.progress import Progress
 
 PARTS = ("train", "val", "test")
-ALIASES = {  # of the parts' folders, in capitals too
-    **{"train": "train", "training": "train"},
-    **{"val": "val", "valid": "val", "validation": "val", "dev": "val"},
-    **{"test": "test", "testing": "test"},
-}
+ALIASES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+ALIASES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")  # all in capitals, too
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # endings, in capitals too
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # that are decoded
 LONGEST = 100  # times the shorter side: a longer image would be blown up beyond any memory
-MOST = 100_000_000  # pixels
-DECODING = (
-    3  # part of the key of a folder of one's own: raise it when its images come out otherwise
-)
+# part of the key of a folder of one's own: raise it when its images come out otherwise
+DECODING = 3
 SECONDS = 0.005  # to decode an image, about
 BATCH = 100  # images decoded between two reports of progress
 
@@ -50,9 +44,6 @@ def parts_in(folder: Path) -> dict[str, Path]:
     """Where the parts of a folder of one's own lie; all of it trains if none has a folder.
 
     A part holds folders of classes. So a class of images alone may be called train.
-
-    Raises:
-        InputError: there is no such folder, two folders of a part, or parts and none to train on.
     """
     if not folder.is_dir():
         raise InputError(
@@ -91,11 +82,7 @@ def _images(home: Path) -> list[Path]:
 
 
 def pictures(folder: Path, deep: bool = False) -> list[Path]:
-    """The images that lie in `folder` itself, by name, or if `deep` in its folders, too.
-
-    Raises:
-        InputError: one is a link to nothing, a pipe or a device.
-    """
+    """The images that lie in `folder` itself, by name, or if `deep` in its folders, too."""
     files = _images(folder)
     for inner in _folders(folder) if deep else ():
         files += pictures(folder / inner, deep)
@@ -107,31 +94,15 @@ def pictures(folder: Path, deep: bool = False) -> list[Path]:
 
 
 def listing(folder: Path) -> str:
-    """16 hexadecimal digits that name a folder's images by relative path and content.
-
-    Raises:
-        InputError: there are none.
-    """
-    homes = [home for part in parts_in(folder).values() for home in sorted(part.glob("*/"))]
-    files = [file for home in homes if home.name[0] != "." for file in pictures(home, deep=True)]
-    if not files:
-        raise InputError(
-            f"no images in {folder.absolute()}: expected <class>/* or train/<class>/*, "
-            f"with names that end in {', '.join(PICTURES)}; correct `path`"
-        )
-    return _hash(
-        [DECODING, [(file.relative_to(folder).as_posix(), content(file)) for file in files]]
-    )
-
-
-def content(file: Path) -> str:
-    """The sha256 of a file's bytes, read again when its size or time of change has changed."""
-    about = file.stat()
-    return _content(file, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    """16 hexadecimal digits that name a folder's images by relative path and content."""
+    files = [file for part in own(folder).values() for some in part for file in some]
+    names = [(file.relative_to(folder).as_posix(), content(*stamp(file))) for file in files]
+    return _hash([DECODING, names])
 
 
 @lru_cache(maxsize=1 << 20)
-def _content(file: Path, *stamp: int) -> str:
+def content(file: Path, *stamp: int) -> str:
+    """The sha256 of the bytes of a file with this `files.stamp`."""
     with file.open("rb") as bytes_of:
         return hashlib.file_digest(bytes_of, "sha256").hexdigest()
 
@@ -141,11 +112,7 @@ def _hash(content: list) -> str:
 
 
 def own_classes(folder: Path) -> tuple[str, ...]:
-    """The classes of a folder of one's own, by name.
-
-    Raises:
-        InputError: fewer than two, a name that is no text, or folders that look like unnamed parts.
-    """
+    """The classes of a folder of one's own, by name."""
     train = parts_in(folder)["train"]
     names = _folders(train)
     if len(names) < 2:
@@ -171,14 +138,13 @@ def own_classes(folder: Path) -> tuple[str, ...]:
 
 def own(folder: Path) -> Found:
     """The images of a folder of one's own, those in folders inside a class's folder, too."""
-    names, same = own_classes(folder), "the same classes in every part"
-    files = {}
-    for part, home in parts_in(folder).items():
+    names, parts, same = own_classes(folder), parts_in(folder), "the same classes in every part"
+    for home in parts.values():
         if more := set(_folders(home)) - set(names):
             raise InputError(
                 f"{home} holds {few(sorted(more))}, which train does not: expected {same}"
             )
-        files[part] = by_class(home, names, same, deep=True)
+    files = {part: by_class(home, names, same, deep=True) for part, home in parts.items()}
     least = 1 + len(PARTS) - len(files)  # one image for each part that is cut from train
     counts = {part: (least if part == "train" else 1, None) for part in files}
     endings = ", ".join(PICTURES)
@@ -188,22 +154,18 @@ def own(folder: Path) -> Found:
 
 def left_out(folder: Path) -> str:
     """What in a folder of one's own is not read: files by ending, and whole folders by name."""
-    parts, odd = parts_in(folder), Counter[str]()
-    for home in {folder, *parts.values()}:
-        taken = {path.name for path in parts.values()} if home not in parts.values() else None
-        for place in home.iterdir():
-            if place.name.startswith("."):
-                continue
-            if not place.is_dir():
-                odd[f"{place.suffix.lower() or 'no ending'} right in {printable(home.name)}/"] += 1
-            elif taken is None:
-                for _inner, _, files in os.walk(place):
-                    for file in files:
-                        suffix = Path(file).suffix.lower()
-                        if suffix not in PICTURES and not file.startswith("."):
-                            odd[suffix or "no ending"] += 1
-            elif place.name not in taken:
-                odd[f"folder '{printable(place.name)}'"] += 1
+    homes, odd = {*parts_in(folder).values()}, Counter[str]()
+    for place, inner, files in os.walk(folder):
+        home = Path(place)
+        inner[:] = [name for name in inner if name[0] != "."]
+        if home == folder and folder not in homes:
+            odd.update(f"folder '{printable(n)}'" for n in inner if home / n not in homes)
+            inner[:] = [name for name in inner if home / name in homes]
+        outside = f" right in {printable(home.name)}/" if home in {folder, *homes} else ""
+        for file in files:
+            suffix = Path(file).suffix.lower()
+            if file[0] != "." and (outside or suffix not in PICTURES):
+                odd[(suffix or "no ending") + outside] += 1
     return ", ".join(f"{n} {what}" for what, n in sorted(odd.items()))
 
 
@@ -228,16 +190,13 @@ def counted(
 ) -> Found:
     """The same files, if every class has as many as `counts` says: fewest and most, per part."""
     for part, (least, most) in counts.items():
-        wrong = [
-            f"{name}: {len(some)}"
-            for name, some in zip(names, files[part], strict=True)
-            if len(some) < least or (most and len(some) > most)
-        ]
+        pairs = zip(names, map(len, files[part]), strict=True)
+        wrong = [f"{name}: {n}" for name, n in pairs if n < least or (most and n > most)]
         if wrong:
-            span = f"{least} to {most}" if most and most > least else f"{least}"
+            span = f"{least}" if most == least else f"{least} to {most}" if most else f"{least}+"
             raise InputError(
-                f"{part} images in {home}: {few(wrong)}, but {span if most else f'{least}+'} "
-                f"of each class are expected; {advice}"
+                f"{part} images in {home}: {few(wrong)}, but {span} of each class are expected; "
+                f"{advice}"
             )
     return files
 
@@ -252,17 +211,12 @@ def decode(file: Path, side: int, upright: bool = False) -> Tensor:
 
     `upright`: as a viewer shows it, turned as its EXIF note says and on white where it is
     transparent; else as its pixels are stored, as others read archives. (MTT stretches both sides.)
-
-    Raises:
-        InputError: it cannot be read.
     """
     from torchvision.transforms import functional as F
 
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
-            raise ValueError("it is no plain file")
         with Image.open(file, formats=FORMATS) as opened:
-            if max(opened.size) > LONGEST * min(opened.size) or opened.width * opened.height > MOST:
+            if max(opened.size) > LONGEST * min(opened.size):
                 raise ValueError(f"{opened.width} x {opened.height} pixels are no picture")
             image: Image.Image = _turned(opened) if upright else opened
             if image.mode.startswith("I;16"):  # Pillow would cut its 65 536 levels off at 255
@@ -290,26 +244,24 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def stem(parts: Parts, side: int, upright: bool = False) -> str:
-    """16 hexadecimal digits that name what `pack` makes of these files, by name and content.
+    """16 hexadecimal digits that name what `decoded` makes of these files, by name and content.
 
     An archive's files are many: their size and time of change stand for the content.
     """
 
     def about(file: Path) -> tuple:
-        return (content(file),) if upright else (file.stat().st_size, file.stat().st_mtime_ns)
+        _, size, changed, _ = known = stamp(file)
+        return (content(*known),) if upright else (size, changed)
 
-    files = {
-        part: [
-            (*file.parts[-4:], *about(file), k) for file, k in zip(files, y.tolist(), strict=True)
-        ]
-        for part, (files, y) in parts.items()
-    }
+    files = {}
+    for part, (some, y) in parts.items():
+        pairs = zip(some, y.tolist(), strict=True)
+        files[part] = [(*file.parts[-4:], *about(file), k) for file, k in pairs]
     return _hash([side, files, *[DECODING] * upright])
 
 
-def pack(file: Path, parts: Parts, side: int, title: str, upright: bool = False) -> None:
-    """Decode all images into `file`: x_<part> (n, 3, side, side) uint8 and y_<part> (n,) int64."""
-    progress = Progress(title, SECONDS * sum(len(files) for files, _ in parts.values()))
+def decoded(parts: Parts, side: int, progress: Progress, upright: bool = False) -> dict[str, Any]:
+    """x_<part> (n, 3, side, side) uint8 and y_<part> (n,) int64, decoded as they are written."""
 
     def pixels(part: str, files: list[Path]) -> Iterator[Tensor]:
         for i in range(0, len(files), BATCH):
@@ -317,11 +269,8 @@ def pack(file: Path, parts: Parts, side: int, title: str, upright: bool = False)
             yield some
             progress.advance(SECONDS * len(some), part)
 
-    tensors: dict[str, Any] = {}
-    for part, (files, y) in parts.items():
-        tensors[f"y_{part}"] = (torch.int64, tuple(y.shape), [y])
-        tensors[f"x_{part}"] = (torch.uint8, (len(files), 3, side, side), pixels(part, files))
-    try:
-        write_parts(file, tensors)
-    finally:
-        progress.close()
+    tensors: dict[str, Any] = {f"y_{part}": y for part, (_, y) in parts.items()}
+    for part, (files, _) in parts.items():
+        shape = (len(files), 3, side, side)
+        tensors[f"x_{part}"] = (torch.uint8, shape, pixels(part, files))
+    return tensors

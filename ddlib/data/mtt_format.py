@@ -1,10 +1,10 @@
-"""Expert buffers in the form of MTT and its successors, and `.pt` files of other people.
+"""Expert buffers and distilled sets in the form of MTT and its successors, as `.pt` files.
 
 A buffer is a list of trajectories, a trajectory a list of E + 1 epochs, an epoch a list of the
 network's parameters. MTT's ConvNet lists them as ours does, in the same shapes: of each block the
 convolution's weight and bias and the norm's, then the linear map's; theta is their concatenation.
 A stranger's file is loaded by a child process first, `reader`, with little memory and time: only
-one that proved to be harmless is loaded here. P is the number of parameters.
+one that proved to be harmless is loaded here. P is the number of parameters, K that of classes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddlib.files import opened, write_new
+from ddlib.files import opened, stamp, write_new
 from ddlib.settings import Imported, InputError
 
 PER_FILE = 10  # trajectories per file that is written, as MTT does
@@ -39,46 +40,28 @@ EXPECTED = (
 )
 
 Shapes = Mapping[str, Sequence[int]]  # the network's parameters in order, by name
-_sound: set[tuple[Path, int, int]] = set()  # files that proved to be: path, size, time of change
+_sound: set[tuple] = set()  # stamps of files that proved to be
 
 
 def identify(settings: Imported) -> Imported:
-    """The same settings, with the buffer's `contents` as they are now filled in.
-
-    Raises:
-        InputError: there is no such buffer.
-    """
+    """The same settings, with the buffer's `contents` as they are now filled in."""
     if settings.contents is not None:
         return settings
     return settings.model_copy(update={"contents": fingerprint(Path(settings.buffer))})
 
 
 def buffer_files(path: Path) -> list[Path]:
-    """The files of a buffer: `path` itself, or the replay_buffer_<n>.pt in it, by number.
-
-    Raises:
-        InputError: there are none.
-    """
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(
-                f"no buffer {path.absolute()}: expected a replay_buffer_<n>.pt, "
-                "or the folder of several; correct `buffer`"
-            )
+    """The files of a buffer: `path` itself, or the replay_buffer_<n>.pt in it, by number."""
+    if path.is_file():
         return [path]
-    matches = {
-        file: re.fullmatch(r"replay_buffer_([0-9]+)\.pt", file.name) for file in path.iterdir()
-    }
-    numbered: dict[int, Path] = {}
-    for file, match in sorted(matches.items()):
-        if match and numbered.setdefault(int(match[1]), file) != file:
-            raise InputError(
-                f"{numbered[int(match[1])].name} and {file.name} in {path.absolute()} have the "
-                "same number: expected one file of each; rename one, or take it away"
-            )
+    name = re.compile(r"replay_buffer_([0-9]+)\.pt")
+    numbered = [(int(n[1]), file) for file in path.glob("*") if (n := name.fullmatch(file.name))]
     if not numbered:
-        raise InputError(f"no replay_buffer_<n>.pt in {path.absolute()}: correct `buffer`")
-    return [numbered[n] for n in sorted(numbered)]
+        raise InputError(
+            f"no buffer {path.absolute()}: expected a replay_buffer_<n>.pt, or the folder of "
+            "several; correct `buffer`"
+        )
+    return [file for _, file in sorted(numbered)]
 
 
 def fingerprint(buffer: Path) -> str:
@@ -86,21 +69,16 @@ def fingerprint(buffer: Path) -> str:
 
     A `.pt` archive ends with a list of the checksums of all that it holds.
     """
-    known = [(file, *_stamp(file)) for file in buffer_files(buffer)]
-    text = json.dumps([(file.name, size, _ending(file, size, time)) for file, size, time in known])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    files = buffer_files(buffer)
+    known = [(file.name, file.stat().st_size, _ending(*stamp(file))) for file in files]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1024)
-def _ending(file: Path, size: int, changed: int) -> str:
+def _ending(file: Path, size: int, *times: int) -> str:
     with file.open("rb") as content:
         content.seek(max(0, size - ENDING))
         return hashlib.sha256(content.read(ENDING)).hexdigest()
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    about = file.stat()
-    return about.st_size, about.st_mtime_ns
 
 
 def prove(*files: Path) -> None:
@@ -112,11 +90,10 @@ def prove(*files: Path) -> None:
     for file in files:
         if not file.exists():
             raise InputError(f"no file {file}: check the path")
-        if not file.is_file() or not file.stat().st_size:
-            what = "a folder" if file.is_dir() else "empty" if file.is_file() else "no plain file"
-            raise InputError(f"{file} is {what}, expected a .pt file: name another, or {EXPECTED}")
-    new = {file: (file, *_stamp(file)) for file in files if not is_safetensors(file)}
-    new = {file: stamp for file, stamp in new.items() if stamp not in _sound}
+        if not file.is_file():
+            raise InputError(f"{file} is no plain file: name a .pt file; {EXPECTED}")
+    stamps = {file: stamp(file) for file in files if not is_safetensors(file)}
+    new = [file for file in stamps if stamps[file] not in _sound]
     if not new:
         return
     # -P: the modules beside the script hide none of the same name
@@ -136,19 +113,14 @@ def prove(*files: Path) -> None:
         output, status = (expired.stdout or b"").decode(), -signal.SIGXCPU
     lines = output.splitlines()
     for file, line in zip(new, [*lines, ""], strict=False):
-        if line != "sound":
-            raise InputError(f"{file} {_fault(line, status)}; {EXPECTED}")
-        _sound.add(new[file])
-
-
-def _fault(line: str, status: int) -> str:
-    """What is wrong with a file, by the child's last words or the way it ended."""
-    if status == 3:
-        return line
-    if -status in (signal.SIGXCPU, signal.SIGKILL):
-        return f"is not read within {SECONDS} s, so it was stopped"
-    name = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return f"crashes the process that reads it ({name})"
+        if line == "sound":
+            _sound.add(stamps[file])
+            continue
+        name = signal.Signals(-status).name if status < 0 else f"status {status}"
+        fault = line if status == 3 else f"crashes the process that reads it ({name})"
+        if -status in (signal.SIGXCPU, signal.SIGKILL):
+            fault = f"is not read within {SECONDS} s, so it was stopped"
+        raise InputError(f"{file} {fault}; {EXPECTED}")
 
 
 def is_safetensors(file: Path) -> bool:
@@ -161,10 +133,7 @@ def is_safetensors(file: Path) -> bool:
 def read_foreign(file: Path) -> Any:
     """What a `.pt` or `.safetensors` file holds, its tensors mapped: copy what you keep.
 
-    Their numbers are not checked yet: see `checksums`.
-
-    Raises:
-        InputError: as `prove`.
+    Refused as by `prove`. The numbers are not checked yet: see `checksums`.
     """
     prove(file)
     if is_safetensors(file):
@@ -201,60 +170,44 @@ def words(value: Any) -> str:
 
 def check_buffer(file: Path, tree: Any, shapes: Shapes, epochs: int) -> None:
     """Refuse what is no list of trajectories of this network, naming the first fault."""
-    if not isinstance(tree, list | tuple) or not tree:
-        raise InputError(
-            f"{file} holds {words(tree)}, expected a list of trajectories "
-            "as MTT's buffer.py saves it"
-        )
+
+    def check(found: Any, n: int | None, place: str, expected: str) -> None:
+        good = isinstance(found, list | tuple) and (len(found) == n or (n is None and found))
+        if not good:
+            raise InputError(f"{file}{place} is {words(found)}, expected a list of {expected}")
+
+    check(tree, None, "", "trajectories as MTT's buffer.py saves it")
     for t, trajectory in enumerate(tree):
-        if not isinstance(trajectory, list | tuple) or len(trajectory) != epochs + 1:
-            raise InputError(
-                f"{file}: trajectory {t} is {words(trajectory)}, expected a list of "
-                f"E + 1 = {epochs + 1} epochs: set `epochs` to what the buffer holds"
-            )
-        for e, parameters in enumerate(trajectory):
-            place = f"{file}: trajectory {t}, epoch {e}"
-            if not isinstance(parameters, list | tuple) or len(parameters) != len(shapes):
-                raise InputError(
-                    f"{place} is {words(parameters)}, expected a list of {len(shapes)} parameters "
-                    f"({', '.join(shapes)}): set `network` to the buffer's"
-                )
+        held = f"E + 1 = {epochs + 1} epochs: set `epochs` to what the buffer holds"
+        check(trajectory, epochs + 1, f": trajectory {t}", held)
+        for e, epoch in enumerate(trajectory):
+            place = f": trajectory {t}, epoch {e}"
+            held = f"{len(shapes)} parameters ({', '.join(shapes)}): set `network` to the buffer's"
+            check(epoch, len(shapes), place, held)
             for p, (name, shape) in enumerate(shapes.items()):
-                expected = f"{tuple(shape)} of torch.float32"
-                if isinstance(parameters[p], Tensor) and parameters[p].dtype != torch.float32:
+                held = f"{tuple(shape)} of torch.float32"
+                if not isinstance(epoch[p], Tensor) or words(epoch[p]) != held:
                     raise InputError(
-                        f"{place}, parameter {p} ({name}) is {words(parameters[p])}, expected "
-                        f"{expected}: convert the buffer's tensors with .float(), and save them"
-                    )
-                if not isinstance(parameters[p], Tensor) or words(parameters[p]) != expected:
-                    raise InputError(
-                        f"{place}, parameter {p} ({name}) is {words(parameters[p])}, expected "
-                        f"{expected}: set `network` (width, depth) and `data` to those that the "
-                        "buffer was made with"
+                        f"{file}{place}, parameter {p} ({name}) is {words(epoch[p])}, expected "
+                        f"{held}: set `network` (width, depth) and `data` to those that the buffer "
+                        "was made with; tensors of another type convert with .float(), and save"
                     )
 
 
 @lru_cache(maxsize=64)
-def _counted(
-    file: Path, stamp: tuple[int, int], shapes: tuple[tuple[str, tuple], ...], epochs: int
-) -> int:
+def _counted(about: tuple, shapes: tuple[tuple[str, tuple], ...], epochs: int) -> int:
+    file, *_ = about
     tree = read_foreign(file)
     check_buffer(file, tree, dict(shapes), epochs)
     return len(tree)
 
 
 def count(buffer: Path | str, shapes: Shapes, epochs: int) -> list[tuple[Path, int]]:
-    """How many trajectories of this network each file of a buffer holds; no number is read.
-
-    Raises:
-        InputError: a file that is not sound, or does not fit.
-    """
-    same, files = (
-        tuple((k, tuple(shape)) for k, shape in shapes.items()),
-        buffer_files(Path(buffer)),
-    )
+    """How many trajectories of this network each file of a buffer holds; no number is read."""
+    files = buffer_files(Path(buffer))
     prove(*files)
-    return [(file, _counted(file, _stamp(file), same, epochs)) for file in files]
+    same = tuple((name, tuple(shape)) for name, shape in shapes.items())
+    return [(file, _counted(stamp(file), same, epochs)) for file in files]
 
 
 def trajectory(
@@ -263,8 +216,8 @@ def trajectory(
     """Trajectory `index` of a buffer as theta*_0 ... theta*_E, (E + 1, P), counted over its files.
 
     Raises:
-        InputError: there are fewer, or it has other contents than those named; numbers are not
-            finite, or an epoch moves nothing.
+        InputError: it has other contents than those named; numbers are not finite, or an epoch
+            moves nothing.
     """
     if (now := fingerprint(Path(buffer))) != contents:
         raise InputError(
@@ -272,26 +225,19 @@ def trajectory(
             "back, or leave `contents` out to work with those there now"
         )
     places = [(file, i) for file, n in count(buffer, shapes, epochs) for i in range(n)]
-    if index >= len(places):
-        raise InputError(
-            f"{buffer} holds {len(places)} trajectories, but number {index} (from 0) is asked "
-            f"for: set n_experts to at most {len(places)}"
-        )
     file, i = places[index]
     checksums(file)
     snapshots = read_foreign(file)[i]
     path = torch.stack([torch.cat([p.detach().reshape(-1) for p in some]) for some in snapshots])
-    if not path.isfinite().all():
-        fits = [(e, p) for e, some in enumerate(snapshots) for p in range(len(some))]
-        e, p = next((e, p) for e, p in fits if not snapshots[e][p].isfinite().all())
-        raise InputError(
-            f"{file}: trajectory {i}, epoch {e}, parameter {p} ({list(shapes)[p]}) has numbers "
-            "that are not finite: take this trajectory out, its training failed"
-        )
-    for e in range(epochs):
-        if torch.equal(path[e], path[e + 1]):
+    for e, theta in enumerate(path):
+        if not theta.isfinite().all():
             raise InputError(
-                f"{file}: trajectory {i} is the same at epochs {e} and {e + 1}, expected an "
+                f"{file}: trajectory {i}, epoch {e} has numbers that are not finite: take this "
+                "trajectory out, its training failed"
+            )
+        if e and torch.equal(path[e - 1], theta):
+            raise InputError(
+                f"{file}: trajectory {i} is the same at epochs {e - 1} and {e}, expected an "
                 "expert that moves: its snapshots may not have been cloned"
             )
     return path
@@ -300,31 +246,85 @@ def trajectory(
 def write_buffer(
     folder: Path, paths: Iterable[Tensor], shapes: Shapes, force: bool = False
 ) -> list[Path]:
-    """Write trajectories (E + 1, P) as replay_buffer_0.pt ..., ten per file, for `trajectory`.
-
-    Raises:
-        InputError: a file of that name holds something else, unless `force`.
-    """
+    """Write trajectories (E + 1, P) as replay_buffer_0.pt ..., ten per file; see `write_new`."""
     sizes = [prod(shape) for shape in shapes.values()]
-    files: list[Path] = []
-    trajectories: list[list[list[Tensor]]] = []
 
     def parameters(theta: Tensor) -> list[Tensor]:
         parts = zip(theta.split(sizes), shapes.values(), strict=True)
         return [p.view(*shape).clone() for p, shape in parts]
 
-    def write() -> None:
-        file = folder / f"replay_buffer_{len(files)}.pt"
-        files.extend(write_new({file: saved(trajectories)}, force))
-        trajectories.clear()
-
-    for path in paths:
-        trajectories.append([parameters(theta) for theta in path])
-        if len(trajectories) == PER_FILE:
-            write()
-    if trajectories:
-        write()
+    left, files = iter(paths), list[Path]()
+    while some := list(islice(left, PER_FILE)):
+        content = saved([[parameters(theta) for theta in path] for path in some])
+        files += write_new({folder / f"replay_buffer_{len(files)}.pt": content}, force)
     return files
+
+
+def read_set(file: Path, labels: Path | None = None) -> dict[str, Any]:
+    """What is there of "images", "labels" and "lr": a dict of them in `file`, or images alone.
+
+    Then the others lie beside it: labels_best.pt and lr_best.pt beside images_best.pt or
+    images_zca_best.pt (MTT's in pixels). `labels` names another file of labels. Labels are classes
+    (n,), or probabilities (n, K): so they are if each row is one, else they are logits (DATM's).
+
+    Raises:
+        InputError: as `prove`, or a number is not the one that was written; images or labels are
+            no tensors, or images are levels.
+    """
+    others = {}
+    if file.name.startswith("images_"):
+        name = file.name.removeprefix("images_").removeprefix("zca_")
+        beside = {what: file.with_name(f"{what}_{name}") for what in ("labels", "lr")}
+        others = {what: other for what, other in beside.items() if other.exists()}
+    others |= {"labels": labels} if labels else {}
+    prove(file, *others.values())
+    for each in (file, *others.values()):
+        checksums(each)
+    tree = read_foreign(file)
+    inside = tree if isinstance(tree, dict) else {"images": tree}
+    found = {what: inside[what] for what in ("images", "labels", "lr") if what in inside}
+    for what, other in others.items():
+        if what not in found or other == labels:
+            found[what] = read_foreign(other)
+    x, y = found.get("images"), found.get("labels", torch.empty(0))
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InputError(
+            f"{file} holds {words(tree)}, expected a tensor of images, or a dict with "
+            '"images" and perhaps "labels" and "lr", in a network\'s space: divide levels by 255, '
+            "whiten them as their networks saw them, and save them again"
+        )
+    if not isinstance(y, Tensor):
+        raise InputError(f"{file} has for labels {words(y)}, expected a tensor: name it (--labels)")
+    found["images"] = x.detach().float().clone()
+    if "labels" in found:
+        found["labels"] = _labels(y.detach().clone())
+    return found
+
+
+def _labels(y: Tensor) -> Tensor:
+    """Classes as int64, soft labels as probabilities."""
+    if y.is_floating_point() and y.dim() == 2:
+        y = y.float()
+        known = bool((y >= 0).all()) and torch.allclose(y.sum(1), y.new_ones(len(y)), atol=1e-4)
+        return y if known else y.softmax(1)
+    return y if y.is_floating_point() or y.dtype == torch.bool else y.long()
+
+
+def write_set(
+    folder: Path, images: Tensor, labels: Tensor, lr: float, form: str = "mtt", force: bool = False
+) -> list[Path]:
+    """images_best.pt, labels_best.pt (hard, or logits) and lr_best.pt (one number), as MTT's.
+
+    In the form of DD-Ranking images.pt, class after class, for it takes hard labels to lie so,
+    labels.pt, and lr.pt, a plain number. See `write_new`.
+    """
+    order, ending = torch.arange(len(labels)), "_best"
+    number: Any = torch.tensor(lr, dtype=torch.float64)
+    if form == "ddranking":
+        order, ending = labels.argsort(stable=True) if labels.dim() == 1 else order, ""
+        images, number = images.float(), lr
+    content = {"images": images[order], "labels": labels[order], "lr": number}
+    return write_new({folder / f"{k}{ending}.pt": saved(v) for k, v in content.items()}, force)
 
 
 def saved(content: Any) -> bytes:

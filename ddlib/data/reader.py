@@ -18,8 +18,8 @@ import torch
 
 ALLOWANCE = 512 << 20  # bytes of memory beside the file's own
 NODES, DEPTH = 2_000_000, 30  # of the tree of lists, dicts and tensors
-DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool"
-TENSORS = {getattr(torch, name) for name in DTYPES.split()}
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+TENSORS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool} | FLOATS
 
 
 class Unsound(Exception):
@@ -28,24 +28,20 @@ class Unsound(Exception):
 
 def numbers(file: Path) -> int:
     """Bytes of tensors' numbers in the archive, once its entries and its pickle are sound."""
-    with file.open("rb") as head:
-        if head.read(1) == b"\x80":
-            raise Unsound("is a bare pickle, or of PyTorch before 1.6: reading it could run code")
     with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
+        entries, total = archive.infolist(), 0
+        if sum(entry.file_size for entry in entries) > file.stat().st_size:
+            raise Unsound("declares entries larger than itself")
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                 raise Unsound(
-                    f"has the compressed entry {entry.filename!r}, which torch.save never "
-                    "writes: unpacked it could fill the memory"
+                    f"has a compressed entry, {entry.filename!r}: it could fill the memory"
                 )
-        if sum(entry.file_size for entry in entries) > file.stat().st_size:
-            raise Unsound("declares entries larger than itself")
-        tensors = [entry for entry in entries if "/data/" in entry.filename]
-        for entry in entries:
-            if entry not in tensors:
+            if "/data/" in entry.filename:
+                total += entry.file_size
+            else:
                 archive.read(entry)  # checks its checksum
-    return sum(entry.file_size for entry in tensors)
+    return total
 
 
 def check(tree: Any, size: int) -> None:
@@ -86,25 +82,20 @@ def limit_memory(size: int) -> None:
 
 
 def examine(file: Path) -> None:
-    """Load a file.
-
-    Raises:
-        Unsound: it is not harmless, or not sound.
-    """
+    """Load a file; what makes it harmful or damaged is raised as Unsound."""
     try:
         size = numbers(file)
         check(torch.load(str(file), map_location="cpu", weights_only=True, mmap=True), size)
     except Unsound:
         raise
-    except MemoryError:
-        raise Unsound("asks for far more memory than its size") from None
     except Exception as error:  # whatever torch finds, it is the file's fault
         text = str(error)
+        fault = f"cannot be read ({(text.splitlines() or [repr(error)])[0][:200]})"
         if asked := re.search(r"GLOBAL (\S+)", text):
-            raise Unsound(f"asks for {asked[1]!r}, which could run code; nothing was run") from None
-        if "allocate memory" in text or "unable to mmap" in text:
-            raise Unsound("asks for far more memory than its size") from None
-        raise Unsound(f"cannot be read ({(text.splitlines() or [repr(error)])[0][:200]})") from None
+            fault = f"asks for {asked[1]!r}, which could run code; nothing was run"
+        elif isinstance(error, MemoryError) or re.search("allocate memory|unable to mmap", text):
+            fault = "asks for far more memory than its size"
+        raise Unsound(fault) from None
 
 
 def main(seconds: str, *names: str) -> None:

@@ -10,6 +10,7 @@ numbers in [0, 1] or, as files keep them, levels 0 ... 255.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,11 +51,8 @@ class Space:
 
     def tensors(self) -> dict[str, Tensor]:
         """What an artefact stores to be usable alone; `from_tensors` reads it."""
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name in self.__match_args__ and value is not None
-        }
+        known = {name: getattr(self, name) for name in self.__match_args__}
+        return {name: value for name, value in known.items() if value is not None}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Space:
@@ -67,14 +65,15 @@ def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1, given: Space | None = 
     space = given or _by_channels(parts, len(x))
     if not zca:
         return space
-    m: Any = sum(space.enter(part).flatten(1).sum(0, dtype=torch.float64) for part in parts) / len(
-        x
-    )
-    centred = (space.enter(part).flatten(1).double() - m for part in parts)
+
+    def entered() -> Iterator[Tensor]:
+        return (space.enter(part).flatten(1) for part in parts)
+
+    m: Any = sum(z.sum(0, dtype=torch.float64) for z in entered()) / len(x)
+    centred = (z.double() - m for z in entered())
     covariance: Any = sum(z.T @ z for z in centred) / max(len(x) - 1, 1)
-    s, u = map(
-        torch.from_numpy, np.linalg.eigh(covariance.numpy())
-    )  # on two cores, several times faster than torch's
+    # on two cores, several times faster than torch's
+    s, u = map(torch.from_numpy, np.linalg.eigh(covariance.numpy()))
     w = u * (s.clamp(min=0) + epsilon).rsqrt() @ u.T
     return Space(space.mean, space.std, w.float(), m.float())
 
@@ -82,13 +81,8 @@ def fit_space(x: Tensor, zca: bool, epsilon: float = 0.1, given: Space | None = 
 def _by_channels(parts: tuple[Tensor, ...], n: int) -> Space:
     """Mean and std of each channel over n images."""
     share = torch.tensor([len(part) / n for part in parts], dtype=torch.float64).unsqueeze(1)
-    stds, means = (
-        torch.stack(s)
-        for s in zip(
-            *(torch.std_mean(unit(part).double(), dim=(0, 2, 3), correction=0) for part in parts),
-            strict=True,
-        )
-    )
+    each = [torch.std_mean(unit(part).double(), dim=(0, 2, 3), correction=0) for part in parts]
+    stds, means = map(torch.stack, zip(*each, strict=True))
     mean = (share * means).sum(0)
     std = (share * (stds.square() + (means - mean).square())).sum(0).sqrt()
     std = torch.where(std > 0, std, 1.0)  # a constant channel is centred and left at 0

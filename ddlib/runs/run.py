@@ -74,7 +74,7 @@ def check(settings: Task) -> None:
                     f"is asked for: set n_experts to at most {number}"
                 )
         if isinstance(task, Selection) and task.method not in ("noise", "all"):
-            most = datasets.per_class(task.data)
+            most = datasets.about(task.data).per_class
             if task.ipc > most:
                 raise InputError(
                     f"ipc = {task.ipc}, but {task.data.title} has {most} training images per "

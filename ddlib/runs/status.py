@@ -50,7 +50,8 @@ def status(name: str) -> None:
     print(table(store, wanted, faults).to_markdown(index=False), end="\n\n")
     for cell in given.cells.values():
         try:
-            datasets.copy(cell.data, store.root)
+            if find := datasets.about(cell.data).find:
+                find(store.root)
         except InputError as error:
             print(f"Missing data: {error}\n")
     if search:
