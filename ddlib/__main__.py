@@ -36,7 +36,7 @@ def _plan(options: Options) -> None:
     if options.profile == "cells":
         _call("paper.pages:cells", "")(options)
     else:
-        _call("runs.plan:report")(options)
+        _call("runs.cost:report")(options)
 
 
 def _book(options: Options) -> None:
