@@ -27,7 +27,7 @@ def _call(place: str, *values: Any) -> Any:
 
 
 def _plan(profile: str) -> None:
-    _call("paper.pages:cells") if profile == "cells" else _call("runs.plan:report", profile)
+    _call("paper.pages:cells") if profile == "cells" else _call("runs.cost:report", profile)
 
 
 def _book(profile: str, article: bool) -> None:

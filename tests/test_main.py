@@ -6,7 +6,6 @@ inside one stage's settings have a table of their own in test_settings.py.
 
 import copy
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import yaml
 
 from ddlib import interop
 from ddlib.__main__ import COMMANDS, main
-from ddlib.base import FORMAT, InputError
+from ddlib.base import InputError
 from ddlib.files import Full
 from ddlib.runs.profile import PROFILES
 from ddlib.runs.store import write
@@ -162,9 +161,9 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "check its spelling",
     ),
     "unknown key of a stage": (
-        profile({"evaluation/epoch": 3}),
-        "unknown key 'epoch'",
-        "expected one of batch, epochs, images, labels",
+        profile({f"{CELL}/student/inner_step": 3}),
+        "inner_step: unknown key",
+        "expected one of a0, balance, batch",
         "correct this line",
     ),
     "missing key": (profile({"seeds": None}), "profile", "seeds: Field required", "correct this"),
@@ -275,12 +274,6 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "path given with data 'digits'",
         "only 'folder' has them",
         "leave them out, or set",
-    ),
-    "store of another format": (
-        holding("store/store.json", json.dumps({"format": FORMAT + 1}), *EXPERTS),
-        f"was filled under format {FORMAT + 1}",
-        f"writes format {FORMAT}",
-        "name another folder (STORE=...) or delete it",
     ),
     "store is a file": (
         given(*EXPERTS, STORE=__file__),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def survive(name, folder, capfd):
     for settings in ALL:
         run.get(settings, alone)
     tasks = run.missing(ALL, store)
-    job = Job(partial(dies_once, folder / "killed", store.root), cost.seconds, run._title)
+    job = Job(partial(dies_once, folder / "killed", store.root), cost.seconds, attrgetter("title"))
     with engine.executor(2, name) as pool:
         engine.run(tasks, job, None, 2, pool)
         said = capfd.readouterr().err
@@ -201,27 +202,6 @@ def test_processes_end_with_the_one_that_they_work_for(tmp_path):
             return
         time.sleep(0.1)
     pytest.fail("the worker lives on")
-
-
-@pytest.mark.parametrize(
-    "groups, limits, cores",
-    [
-        ("0::/\n", {"cpu.max": "150000 100000"}, 1.5),
-        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),
-        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "25000"}, 0.25),
-        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1"}, None),
-        ("nothing of the kind\n", {}, None),
-        ("0::/gone\n", {}, None),
-    ],
-)
-def test_a_containers_quota_is_seen(groups, limits, cores, tmp_path):
-    (tmp_path / "own").write_text(groups)
-    for file, text in limits.items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(text)
-        (tmp_path / file).with_name("cpu.cfs_period_us").write_text("100000")
-    expected = os.cpu_count() if cores is None else min(cores, os.cpu_count())
-    assert engine.quota(tmp_path, tmp_path / "own") == expected
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])

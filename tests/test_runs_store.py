@@ -86,16 +86,6 @@ def test_a_file_under_the_name_of_another_is_an_error_with_both_values(folder):
     folder.load(ASKED)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"format": 2', b"\xff\xfe"])
-def test_a_damaged_mark_of_the_store_is_made_again(content, folder, capsys):
-    mark = folder.root / "store.json"
-    good = mark.read_bytes()
-    mark.write_bytes(content)
-    assert Store(folder.root).load(ASKED).record == RECORD and mark.read_bytes() == good
-    assert f"warning: {mark} is damaged: it is no JSON" in capsys.readouterr().err
-    assert [file.read_bytes() for file in (folder.root / "damaged").iterdir()] == [content]
-
-
 def test_what_is_set_aside_overwrites_nothing(folder, capsys):
     good, harms = folder.file(ASKED).read_bytes(), [b"", b"foreign", b"", b"foreign again"]
     for harm in harms:
@@ -109,11 +99,7 @@ def test_what_is_set_aside_overwrites_nothing(folder, capsys):
     assert text.count("damaged: it is empty") == 2
 
 
-def test_a_folder_that_cannot_be_the_store_is_an_error(folder, tmp_path):
-    (folder.root / "store.json").write_text(f'{{"format": {FORMAT + 1}}}')
-    text = f"filled under format {FORMAT + 1}, this library writes format {FORMAT}: name another"
-    with pytest.raises(InputError, match=text):
-        Store(folder.root)
+def test_a_file_cannot_be_the_store(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot be the store \(.*name another \(STORE"):
         Store(tmp_path / "file")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -245,14 +246,6 @@ def lock_of(paper: Paper) -> FileLock:
     return FileLock(paper.store.root / "locks" / name)
 
 
-def _running(notebook: Path) -> float:
-    return RUNNING
-
-
-def _name(notebook: Path) -> str:
-    return notebook.stem
-
-
 def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) -> None:
     """Make the studies that these notebooks read, then run them; both side by side."""
     names = dict.fromkeys(name for notebook in chosen for name in studies_of(notebook))
@@ -268,7 +261,7 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
     run_notebook = partial(
         execute, folder=paper.results.folder / "notebooks", parameters=parameters
     )
-    job = engine.Job(run_notebook, _running, _name)
+    job = engine.Job(run_notebook, lambda notebook: RUNNING, attrgetter("stem"))
     last = [notebook for notebook in chosen if notebook.stem == GATHERS]
     with engine.executor(workers) as pool:
         runs.ensure(wanted, paper.store, progress, workers, pool)

@@ -15,7 +15,7 @@ from ddlib.data import datasets
 from ddlib.files import write_whole
 from ddlib.paper.claims import UNTESTED
 from ddlib.paper.paper import Paper
-from ddlib.runs import plan, studies
+from ddlib.runs import cost, studies
 from ddlib.runs.profile import Profile
 from ddlib.runs.store import HOME
 from ddlib.settings import Distillation
@@ -38,7 +38,7 @@ def readme() -> None:
 
 def cells() -> None:
     """`python -m ddlib plan cells`: predict every cell of the paper, and fill the docs' table."""
-    predicted = plan.cells().to_csv(index=False, lineterminator="\n", float_format="%.4g")
+    predicted = cost.cells().to_csv(index=False, lineterminator="\n", float_format="%.4g")
     write_whole(CELLS, predicted.encode())
     if page_of("cells"):
         fill("cells", cells_table())

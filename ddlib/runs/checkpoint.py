@@ -53,9 +53,8 @@ class Checkpoint:
         self.every, self.last = interval(), time.monotonic()
         past = store.resume(settings)
         self.past: State = {**past.record, **past.tensors} if past else {}
-        self.before = self.past.pop(SPENT, None) or dict.fromkeys(
-            ("seconds", "processor_seconds"), 0.0
-        )
+        nothing = {"seconds": 0.0, "processor_seconds": 0.0, "megabytes": None, "runs": 0}
+        self.before = nothing | self.past.pop(SPENT, {})
         self.began, self.worked = time.monotonic(), time.process_time()
         reset_peak()
 
@@ -83,19 +82,17 @@ class Checkpoint:
         """Tell the hook the finite numbers of an epoch or an outer iteration."""
         if on_step := hook(self.store.root):
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
-            finite = {k: v for k, v in numbers.items() if math.isfinite(v)}
-            on_step(self.settings, step, finite)
+            on_step(self.settings, step, {k: v for k, v in numbers.items() if math.isfinite(v)})
 
     def spent(self) -> dict:
         """Seconds, processor seconds, most megabytes and number of the runs until now."""
-        peaks = [self.before.get("megabytes"), memory("VmHWM")]
+        before, worked = self.before, time.process_time() - self.worked
+        peaks = [peak for peak in (before["megabytes"], memory("VmHWM")) if peak is not None]
         return {
-            "seconds": self.before["seconds"] + time.monotonic() - self.began,
-            "processor_seconds": self.before["processor_seconds"]
-            + time.process_time()
-            - self.worked,
-            "megabytes": max((peak for peak in peaks if peak is not None), default=None),
-            "runs": self.before.get("runs", 0) + 1,
+            "seconds": before["seconds"] + time.monotonic() - self.began,
+            "processor_seconds": before["processor_seconds"] + worked,
+            "megabytes": max(peaks, default=None),
+            "runs": before["runs"] + 1,
         }
 
 

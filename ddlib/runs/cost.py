@@ -1,5 +1,6 @@
-"""What a task costs, and what a step does.
+"""What tasks cost, predicted before it is paid, here and on GPUs that need not be here.
 
+A task is a few kinds of work, so often each: steps of training, of an inner loop or of evaluation.
 `seconds` is rough: from settings alone it orders tasks and tells the time left. Times `pace` it is
 the time on this machine. The rest counts: the real code runs on the meta device, where tensors have
 shapes and no numbers, and PyTorch's registry counts its FLOP. Time on a GPU is the roofline: the
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from math import prod
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,16 +33,26 @@ from ddlib.method import augment, train
 from ddlib.method.functional import network
 from ddlib.method.networks import margin
 from ddlib.method.student import GRADIENTS, InnerLoop, InnerLoss
-from ddlib.runs import engine
-from ddlib.settings import Condensation, Distillation, Evaluation, Expert, Network, Recipe
+from ddlib.runs import engine, studies
+from ddlib.runs.profile import Profile, profile, profiles
+from ddlib.runs.stages import Film
+from ddlib.settings import (
+    Condensation,
+    Distillation,
+    Distilled,
+    Evaluation,
+    Expert,
+    Network,
+    Recipe,
+    Selection,
+)
 
 # Rough predictions, on one CPU core of about 2020.
 IMAGE = 2.2e-4  # seconds: forward and backward of a 3 x 32 x 32 image, ConvNet, depth 3, width 32
 STEP = 9e-4  # seconds that a step costs whatever its batch
-# evaluating all validation images costs as much as training on so many images for each training
-# image, and that of validation and test images
-VALIDATED, TESTED = 0.04, 0.12
-PENALTY, PULL = 5.0, 3.3  # images with gradient penalty, and of an inner step and its pull
+OTHER = 3.0  # seconds of a task that trains nothing
+# what is done with an image, and its cost to that of forward and backward
+FORMS = {"forward": 0.3, "gradient": 1.0, "penalty": 5.0, "adjoint": 3.3, "unroll": 3.3}
 NARROW = 0.6  # the power of the width that the cost of every network grows with up to 32
 RELATIVE = {  # cost of the networks at width 32, and that power above
     "convnet": (1.0, 1.75),
@@ -50,6 +63,7 @@ RELATIVE = {  # cost of the networks at width 32, and that power above
     "vit": (5.5, 1.3),
 }
 # Counted predictions.
+HELD_OUT = 0.33  # validation and test images to training images
 COMPUTE, STREAM = 0.3, 0.6  # fractions of the published rates that small convolutions reach
 LAUNCH = 1e-5  # seconds of Python and driver per kernel
 RESERVED = 2**30  # bytes of a GPU that its driver and its libraries take
@@ -57,43 +71,28 @@ HALF = 0.6  # memory with bfloat16 to that without
 REAL = 4  # bytes of a number
 
 
-def seconds(task: Task) -> float:
-    """A task's predicted seconds of one core, from its settings alone."""
-    of: Any = getattr(task, "of", task)
-    known = datasets.about(of.data)
-    classes, train_images = len(known.class_names), known.per_class * len(known.class_names)
-    net: Network = getattr(task, "network", None) or Network(width=32)
-    pixels = prod(side + 2 * margin(known.shape) for side in known.shape[1:])
-    factor, power = RELATIVE[net.architecture]
-    grown = (net.width / 32) ** (power if net.width > 32 else NARROW)
-    each = IMAGE * factor * grown * pixels / 1024
-    validated, tested = (share * train_images * each for share in (VALIDATED, TESTED))
-    n = train_images if getattr(of, "method", "") == "all" else classes * getattr(of, "ipc", 1)
-    if isinstance(task, Evaluation):
-        steps = task.epochs * (n * each + STEP * -(-n // task.batch))
-        judged = task.networks * (1 + isinstance(of, Distillation))
-        looks = task.looks * (tested if task.test else validated)
-        return trained(task) * (steps + validated) + judged * (looks - validated)
-    if isinstance(task, Expert):
-        once = PENALTY if task.penalty != "none" else 1.0
-        images = train_images * once * (2 if task.sharpness else 1)
-        return (task.until or task.epochs) * (images * each + tested)
-    checks = getattr(task, "checks", 0) * (
-        getattr(of, "check_epochs", 0) * (n * each + STEP) + validated
-    )
-    if task.stage in ("sets", "films") and isinstance(of, Distillation):
-        steps = of.iterations * of.inner_steps
-        return PULL * steps * (min(of.batch or n, n) * each + STEP) + checks
-    if isinstance(task, Condensation):
-        real = min(task.batch_real * classes, train_images)
-        # DM needs no derivative for the real images, DC and DSA need the first
-        passes = real / 3 + n if task.method == "dm" else real + 4 * n
-        training = task.inner * (n * each + STEP * -(-n // task.batch))
-        turn = task.outer * (passes * each + 2 * classes * STEP) + (task.outer - 1) * training
-        return task.iterations * turn + checks
-    if getattr(task, "expert", None):  # the features of all images, and what is made of them
-        return 2.0 + 0.8 * train_images * each
-    return 10.0 if task.stage == "measurements" else 2.0
+@dataclass(frozen=True)
+class Work:
+    """`steps` steps on so many images each, of training, of an inner loop, or of evaluation."""
+
+    network: Network
+    shape: tuple[int, int, int]
+    classes: int
+    form: str  # of FORMS
+    images: int
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tasks of a stage that are alike: how many, what each runs, and what it leaves on disk."""
+
+    stage: str
+    what: str
+    works: tuple[tuple[Work, float], ...]  # and how often; the first needs the most memory
+    disk: float = 0.0  # bytes
+    switch: str = "batch"  # the setting that bounds the images of the first work
+    tasks: int = 1
 
 
 def trained(settings: Evaluation) -> int:
@@ -105,23 +104,82 @@ def trained(settings: Evaluation) -> int:
     return choosing + settings.networks * (1 + isinstance(settings.of, Distillation))
 
 
-Form = Literal["forward", "gradient", "penalty", "adjoint", "unroll"]
+def part(task: Expert | Distilled | Evaluation) -> Part:
+    """What one expert, outer loop or evaluation runs."""
+    known, name = datasets.about(task.data), task.data.name
+    k, train_images = len(known.class_names), known.per_class * len(known.class_names)
+
+    def work(form: str, images: float, steps: int = 1) -> Work:
+        return Work(task.network, known.shape, k, form, int(images), steps)
+
+    def evaluated(times: float) -> tuple[Work, float]:
+        return work("forward", 250), times * train_images * HELD_OUT / 250
+
+    if isinstance(task, Expert):
+        batch, epochs = min(task.batch, train_images), task.until or task.epochs
+        form = "gradient" if task.penalty == "none" else "penalty"
+        often = epochs * train_images / batch * (2 if task.sharpness else 1)
+        path = REAL * (epochs + 1) * network(task.network, known.shape, k).parameters
+        what = f"{name}, {'with' if form == 'penalty' else 'no'} penalty"
+        return Part("experts", what, ((work(form, batch), often), evaluated(epochs + 1)), path)
+    if isinstance(task, Evaluation):
+        of = task.of
+        n = train_images if isinstance(of, Selection) and of.method == "all" else k * of.ipc
+        batch, networks = min(task.batch, n), trained(task)
+        often = networks * task.epochs * n / batch
+        what = f"{task.network.architecture} on {n} images of {name}"
+        works = ((work("gradient", batch), often), evaluated(networks * task.looks))
+        return Part("evaluation", what, works)
+    n = k * task.ipc
+    epochs = task.checks * task.check_epochs
+    if isinstance(task, Condensation):  # and those between its steps
+        epochs += task.iterations * (task.outer - 1) * task.inner
+    training = (work("gradient", min(n, 256)), epochs * max(1.0, n / 256))
+    disk = (task.checks + 2) * n * REAL * prod(known.shape)
+    if isinstance(task, Condensation):
+        batch, often = min(task.batch_real, known.per_class), task.iterations * task.outer * k
+        real, ours = ("forward", "gradient") if task.method == "dm" else ("gradient", "adjoint")
+        matched = ((work(real, batch), often), (work(ours, task.ipc), often), training)
+        what = f"{name}, {task.method.upper()}, ipc {task.ipc}"
+        return Part("distillation", what, matched, disk, "batch_real")
+    batch = min(task.batch or n, n)
+    exact = "unroll" if task.gradient == "unroll" else "adjoint"  # tesla: the same sweep
+    what = f"{name}, ipc {task.ipc}, N = {task.inner_steps}, {batch} images per step"
+    works = ((work(exact, batch, task.inner_steps), task.iterations), training)
+    return Part("distillation", what, works, disk)
 
 
-@dataclass(frozen=True)
-class Work:
-    """`steps` steps on so many images each, of training, of an inner loop, or of evaluation."""
-
-    network: Network
-    shape: tuple[int, int, int]
-    classes: int
-    form: Form
-    images: int
-    steps: int = 1
+def on_cpu(work: Work) -> float:
+    """Rough seconds of one core."""
+    pixels = prod(side + 2 * margin(work.shape) for side in work.shape[1:])
+    factor, power = RELATIVE[work.network.architecture]
+    width = work.network.width / 32
+    each = IMAGE * factor * width ** (power if width > 1 else NARROW) * pixels / 1024
+    return work.steps * (work.images * each + STEP) * FORMS[work.form]
 
 
-@dataclass(frozen=True)
-class Cost:
+def seconds(task: Task) -> float:
+    """A task's predicted seconds of one core, from its settings alone."""
+    if isinstance(task, Film):
+        return seconds(task.of.model_copy(update={"checks": 0}))
+    if isinstance(task, Expert | Distilled | Evaluation):
+        return sum(often * on_cpu(work) for work, often in part(task).works)
+    return OTHER
+
+
+def pace() -> float:
+    """Processor seconds on this machine per predicted one, by some steps of an expert."""
+    engine.settle()
+    work, taken = Work(Network(width=32), (3, 32, 32), 10, "gradient", 128), []
+    step = prepare(work, "cpu")
+    for _ in range(6):
+        began = time.process_time()
+        step()
+        taken.append(time.process_time() - began)
+    return median(taken[1:]) / (work.images * IMAGE)
+
+
+class Cost(NamedTuple):
     """FLOP, bytes that kernels read and write, kernels, and the most bytes held at once."""
 
     flops: float
@@ -165,16 +223,9 @@ class Ledger(TorchDispatchMode):
 def prepare(work: Work, device: str) -> Callable[[], object]:
     """The real code of that work, on random images (on the meta device: shapes), ready to run."""
     net, n, steps = network(work.network, work.shape, work.classes), work.images, work.steps
-    chance = generator("counts")
-
-    def numbers(*size: int) -> Tensor:
-        if device == "cpu":
-            return torch.rand(*size, generator=chance)
-        return torch.empty(*size, device=device)
-
-    theta, target = (
-        net.initial(chance) if device == "cpu" else numbers(net.parameters) for _ in range(2)
-    )
+    chance = generator("counts") if device == "cpu" else None
+    numbers = partial(torch.rand, generator=chance, device=device)
+    theta, target = (net.initial(chance) if chance else numbers(net.parameters) for _ in range(2))
     x, labels = numbers(n, *work.shape), torch.arange(n, device=device) % work.classes
     draws = [augment.Draws("rotate", numbers(3, n))] * steps
     if work.form == "forward":
@@ -202,7 +253,7 @@ def prepare(work: Work, device: str) -> Callable[[], object]:
 def cost(work: Work) -> Cost:
     """Counted in float32 on the meta device; of many steps by those of two and of three."""
     if work.steps > 3:
-        two, three = (astuple(cost(replace(work, steps=n))) for n in (2, 3))
+        two, three = (cost(replace(work, steps=n)) for n in (2, 3))
         return Cost(*(a + (work.steps - 2) * (b - a) for a, b in zip(two, three, strict=True)))
     full = work.network.model_copy(update={"precision": "float32"})
     job = prepare(replace(work, network=full), "meta")
@@ -235,36 +286,103 @@ def on_gpu(work: Work, gpu: Gpu) -> float:
     return max(compute, stream, c.kernels * LAUNCH)
 
 
-def pace() -> float:
-    """Processor seconds on this machine per predicted one, by some steps of an expert."""
-    engine.settle()
-    images, taken = 128, []
-    step = prepare(Work(Network(width=32), (3, 32, 32), 10, "gradient", images), "cpu")
-    for _ in range(6):
-        began = time.process_time()
-        step()
-        taken.append(time.process_time() - began)
-    return median(taken[1:]) / (images * IMAGE)
-
-
 def device_bytes(work: Work) -> float:
     """Peak memory on a GPU, with what driver and libraries take."""
     return RESERVED + cost(work).peak * (HALF if work.network.precision == "bfloat16" else 1)
 
 
-def advice(work: Work, memory: float, switch: str = "batch") -> str | None:
-    """The first switch that makes the work fit `memory` bytes of a GPU; None where it fits."""
-    if device_bytes(work) <= memory:
-        return None
-    first = ["gradient: adjoint"] if work.form == "unroll" else []
-    if first and device_bytes(work := replace(work, form="adjoint")) <= memory:
-        return first[0]
-    half = work.network.model_copy(update={"precision": "bfloat16"})
-    if device_bytes(replace(work, network=half)) <= memory:
-        return " and ".join([*first, "precision: bfloat16"])
-    batch = work.images
-    while batch > 1 and device_bytes(replace(work, images=batch)) > memory:
-        batch //= 2
-    if device_bytes(replace(work, images=batch)) > memory:
-        return "no switch: a narrower network or smaller images"
-    return " and ".join([*first, f"{switch}: {batch}"])
+def advice(work: Work, memory: float, switch: str = "batch") -> str:
+    """The switches that make the work fit `memory` bytes of a GPU; none where it fits."""
+    words = []
+    if work.form == "unroll" and device_bytes(work) > memory:
+        work, words = replace(work, form="adjoint"), ["gradient: adjoint"]
+    if device_bytes(work) > memory:
+        half = replace(work, network=work.network.model_copy(update={"precision": "bfloat16"}))
+        if device_bytes(half) <= memory:
+            return " and ".join([*words, "precision: bfloat16"])
+        while work.images > 1 and device_bytes(work) > memory:
+            work = replace(work, images=work.images // 2)
+        words.append(f"{switch}: {work.images}")
+    fits = device_bytes(work) <= memory
+    return " and ".join(words) if fits else "no switch: a narrower network or smaller images"
+
+
+def parts(given: Profile) -> list[Part]:
+    """All tasks of a paper, like ones counted together, stage after stage."""
+    tasks = list(dict.fromkeys(studies.check(given)))
+    known = set(tasks)
+    for task in tasks:  # it grows by what each needs
+        new = [other for other in task.needs() if other not in known]
+        known |= set(new)
+        tasks += new
+    counts = Counter(part(t) for t in tasks if isinstance(t, Expert | Distilled | Evaluation))
+    stages = ("experts", "distillation", "evaluation")
+    found = [replace(one, tasks=n) for one, n in counts.items()]
+    return sorted(found, key=lambda one: stages.index(one.stage))
+
+
+def table(given: Profile, pace: float | None = None) -> pd.DataFrame:
+    """One row per part: tasks, FLOP, GB with both gradients, disk, hours here and on each GPU."""
+    lines = []
+    for one in parts(given):
+        main, n = one.works[0][0], one.tasks
+        unrolled = replace(main, form="unroll") if main.form in GRADIENTS else main
+        line = {
+            "stage": one.stage,
+            "what": one.what,
+            "tasks": n,
+            "FLOP": n * sum(often * cost(work).flops for work, often in one.works),
+            "unroll GB": device_bytes(unrolled) / 1e9,
+            "adjoint GB": device_bytes(main) / 1e9,
+            "disk GB": n * one.disk / 1e9,
+        }
+        if pace is not None:
+            line["here h"] = n * pace * sum(o * on_cpu(work) for work, o in one.works) / 3600
+        for name, gpu in GPUS.items():
+            line[f"{name} h"] = n * sum(o * on_gpu(work, gpu) for work, o in one.works) / 3600
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def tight(given: Profile) -> Iterator[str]:
+    """A sentence for each part that a GPU cannot hold as it is set, with the switch that helps."""
+    for one in parts(given):
+        for gpu, rate in GPUS.items():
+            if switch := advice(one.works[0][0], rate.memory, one.switch):
+                yield f"{one.stage}, {one.what} does not fit {gpu}; what fits: {switch}"
+
+
+def report(name: str) -> None:
+    """Measure this machine's pace, then print what a profile costs and what fits no GPU."""
+    given, here = profile(name), pace()
+    print(
+        f"{given.title}: predicted cost. One process of one thread; pace of this machine {here:.2f}"
+    )
+    lines = table(given, here)
+    sums = ["tasks", "FLOP", "disk GB", *(column for column in lines if column.endswith(" h"))]
+    total = {**lines[sums].sum(), **lines[["unroll GB", "adjoint GB"]].max()}
+    every_line = pd.concat([lines, pd.DataFrame([{"stage": "all", "what": "", **total}])])
+    print(every_line.to_markdown(index=False, floatfmt=".3g"))
+    print(
+        f"GPU columns are predictions, never measured here: {COMPUTE:.0%} of the TF32 peak, "
+        f"{STREAM:.0%} of the bandwidth, {LAUNCH * 1e6:.0f} us per kernel, {RESERVED / 1e9:.1f} GB "
+        "reserved. Hours are of all tasks, one after another."
+    )
+    print(*tight(given), sep="\n")
+
+
+def cells(gpu: str = "A100-80GB") -> pd.DataFrame:
+    """One row for each cell of the paper: hours on one GPU, peak GB and GB of disk."""
+    rows = []
+    for name in profiles():
+        given = profile(name)
+        if list(given.cells) != [name]:
+            continue
+        cell, lines = given.cells[name], table(given)
+        about: dict[str, Any] = {"cell": name, "data": given.title.split(",")[0]}
+        about |= {"pixels": datasets.about(cell.data).shape[1], "ipc": cell.ipc}
+        about |= {"hours": lines[f"{gpu} h"].sum()}
+        about |= lines[lines.stage == "distillation"][["unroll GB", "adjoint GB"]].max().to_dict()
+        about |= {"any stage GB": lines["adjoint GB"].max(), "disk GB": lines["disk GB"].sum()}
+        rows.append(about | {"gpu": gpu})
+    return pd.DataFrame(rows).sort_values(["pixels", "data", "ipc"], ignore_index=True)

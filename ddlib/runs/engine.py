@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from concurrent.futures import ProcessPoolExecutor as Pool
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from time import sleep
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+import joblib
 import torch
 
 from ddlib.base import InputError, printable
@@ -36,13 +36,10 @@ from ddlib.files import Full
 from ddlib.method import student
 from ddlib.progress import Progress
 
-Task = TypeVar("Task", bound=Hashable)
-
 KEEP_MEMORY = 1 << 30  # bytes that the allocator keeps between steps
 SOCKET = 20  # letters of a folder that leave room for Ray's names: sockets have at most 107
 RETRIES = 2  # how often a task is done again after its process was killed
 POLL = 2.0  # seconds between two looks at tasks that another process is on
-ENGINES = ("serial", "processes", "ray")
 
 
 class Lost(RuntimeError):
@@ -96,29 +93,7 @@ def default_workers() -> int:
     if text and not (text.isdecimal() and int(text)):
         raise wrong("WORKERS", text, "a number of processes, 1 or more")
     on_gpus = int(1 / share) * len(gpus()) if share else 0
-    return int(text or on_gpus or max(1, min(len(os.sched_getaffinity(0)), int(quota()))))
-
-
-def quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """How many cores a container may use: the least that its control groups allow."""
-    least = float(os.cpu_count() or 1)
-    with suppress(OSError, ValueError):
-        for line in own.read_text("utf-8").splitlines():
-            _, kinds, path = line.split(":", 2)
-            home = root if not kinds else root / ("cpu" if "cpu" in kinds.split(",") else kinds)
-            group = home / path.lstrip("/")
-            for folder in (group, *group.parents):
-                if not folder.is_relative_to(home):
-                    break
-                with suppress(OSError, ValueError):
-                    if kinds:
-                        given = (folder / "cpu.cfs_quota_us").read_text()
-                        period = (folder / "cpu.cfs_period_us").read_text()
-                    else:
-                        given, period = (folder / "cpu.max").read_text().split()
-                    if float(given) > 0:  # "max" is no number, -1 is no limit
-                        least = min(least, float(given) / float(period))
-    return least
+    return int(text or on_gpus or joblib.cpu_count())
 
 
 def gpu_share() -> float:
@@ -148,14 +123,12 @@ def begin(gpu: str | None) -> None:
 def watched() -> None:
     """Use one thread, and end at once when the parent process ends."""
     torch.set_num_threads(1)
-    threading.Thread(target=follow, daemon=True).start()
 
-
-def follow() -> None:
-    """End when the parent does."""
-    if parent := parent_process():
-        parent.join()
+    def follow() -> None:
+        parent_process().join()
         os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
@@ -171,6 +144,9 @@ def nameless() -> Iterator[None]:
 
 class Here(Executor):
     """This process as an executor."""
+
+    def __init__(self, workers: int = 1):
+        settle()
 
     def submit(self, do: Callable, /, *given: object) -> Future:  # type: ignore[override]
         """Do it now."""
@@ -222,20 +198,20 @@ class Ray(Executor):
     def __init__(self, workers: int):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = os.environ.get("RAY_ADDRESS") or "local"
-        if address == "local":  # no cluster: then Ray takes 127.0.0.1 for this machine's address,
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # and listens there alone
+        if address == "local":  # no cluster: one that listens on this machine alone
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            options |= {"num_cpus": workers, "include_dashboard": False}
+            options |= {"_node_ip_address": "127.0.0.1"}
+            if len(tempfile.gettempdir()) > SOCKET:
+                options |= {"_temp_dir": f"/tmp/ray-{os.getuid()}"}
         try:
             import ray
         except ImportError:
             raise wrong("ENGINE", "ray", "Ray to be installed (pip install 'ddlib[ray]')") from None
-        options: Any = {"num_cpus": workers, "include_dashboard": False}
-        if len(tempfile.gettempdir()) > SOCKET:
-            options |= {"_temp_dir": f"/tmp/ray-{os.getuid()}"}
-        options |= {"_node_ip_address": "127.0.0.1"}
-        options = options if address == "local" else {}
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(address, **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise wrong("RAY_ADDRESS", address, f"a Ray cluster there ({error})") from None
         # A lost process is the queue's affair: Ray itself tries nothing again.
@@ -264,30 +240,31 @@ def executor(workers: int, engine: str | None = None) -> Executor:
         InputError: no engine of that name; Ray is not installed, or has no cluster there.
     """
     engine = engine or os.environ.get("ENGINE") or "processes"
-    if engine not in ENGINES:
-        raise wrong("ENGINE", engine, f"one of {', '.join(ENGINES)}")
-    if engine == "ray":
-        return Ray(workers)
-    if engine == "serial" or workers <= 1:
-        settle()
-        return Here()
-    return Processes(workers)
+    kinds: dict[str, Callable[[int], Executor]] = {
+        "serial": Here,
+        "processes": Processes if workers > 1 else Here,
+        "ray": Ray,
+    }
+    if engine not in kinds:
+        raise wrong("ENGINE", engine, f"one of {', '.join(kinds)}")
+    return kinds[engine](workers)
 
 
 @dataclass(frozen=True)
-class Job(Generic[Task]):
-    """What to do with a task. It is pickled, so its functions must have names."""
+class Job:
+    """What to do with a task. What is pickled, `do` and `busy`, must have names."""
 
-    do: Callable[[Task], object]
-    work: Callable[[Task], float]  # predicted seconds
-    label: Callable[[Task], str] = str  # a few words, for progress and errors
-    busy: Callable[[Task], bool] | None = None  # whether another process is on it
+    do: Callable[[Any], object]
+    work: Callable[[Any], float]  # predicted seconds
+    label: Callable[[Any], str] = str  # a few words, for progress and errors
+    busy: Callable[[Any], bool] | None = None  # whether another process is on it
 
-    def __call__(self, task: Task) -> None:
-        """Do it, unless another process began it while a worker started, which takes seconds."""
-        if self.busy and self.busy(task):
-            raise Taken
-        self.do(task)
+
+def attempt(do: Callable, busy: Callable | None, task: Any) -> None:
+    """Do it, unless another process began it while a worker started, which takes seconds."""
+    if busy and busy(task):
+        raise Taken
+    do(task)
 
 
 def forgiven(label: str, times: int) -> Exception:
@@ -301,14 +278,9 @@ def forgiven(label: str, times: int) -> Exception:
     )
 
 
-def killed(error: BaseException | None) -> bool:
-    """Whether a task ended because its process did, as a pool of processes or Ray says it."""
-    return isinstance(error, BrokenExecutor) or type(error).__module__ == "ray.exceptions"
-
-
 def run(
-    tasks: Mapping[Task, Iterable[Task]],
-    job: Job[Task],
+    tasks: Mapping[Any, Iterable[Any]],
+    job: Job,
     progress: Progress | None = None,
     workers: int | None = None,
     pool: Executor | None = None,
@@ -324,22 +296,22 @@ def run(
     workers = min(workers or default_workers(), len(tasks))
     bar = progress or Progress("", sum(map(job.work, tasks)), workers)
     waiting = {task: {n for n in needs if n in tasks} for task, needs in tasks.items()}
-    running: dict[Future, Task] = {}
-    kills: Counter[Task] = Counter()
+    running: dict[Future, Any] = {}
+    kills: Counter[Any] = Counter()
     failures: list[BaseException] = []
     with nullcontext(pool) if pool else executor(workers) as place:
         while (ready := [task for task, needs in waiting.items() if not needs]) or running:
             for task in sorted(ready, key=lambda task: -job.work(task)):
                 if len(running) < workers and not (job.busy and job.busy(task)):
                     del waiting[task]
-                    running[place.submit(job, task)] = task
+                    running[place.submit(attempt, job.do, job.busy, task)] = task
             if not running:  # other processes are on all that is ready
                 sleep(POLL)
             look = POLL if len(running) < workers else None  # one may be free by then
             for future in wait(running, look, FIRST_COMPLETED).done:
                 task, error = running.pop(future), future.exception()
                 error = getattr(error, "cause", error)  # Ray wraps what a task raised
-                if killed(error):
+                if isinstance(error, BrokenExecutor) or type(error).__module__ == "ray.exceptions":
                     kills[task] += 1
                     error = forgiven(job.label(task), kills[task])
                 if isinstance(error, Taken):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -124,11 +125,6 @@ def _task(settings: Task, root: Path) -> None:
     get(settings, Store(root))
 
 
-def _title(task: Task) -> str:
-    """A function with a name, for other processes."""
-    return task.title
-
-
 @own_torch()
 def ensure(
     wanted: Iterable[Task],
@@ -144,5 +140,6 @@ def ensure(
     # One process builds a data set, the rest read it. A missing one stops here, before any work.
     for data in {task.data for task in tasks}:  # type: ignore[attr-defined]
         images(data, store)
-    job = engine.Job(partial(_task, root=store.root.resolve()), cost.seconds, _title, store.busy)
+    do, title = partial(_task, root=store.root.resolve()), attrgetter("title")
+    job = engine.Job(do, cost.seconds, title, store.busy)
     engine.run(tasks, job, progress, workers, pool)

@@ -22,10 +22,7 @@ from ddlib.runs.stages import KINDS, settings_of
 from ddlib.runs.store import Store, peek, store_folder
 
 STAGES = tuple(dict.fromkeys(kind.stage for kind in KINDS))
-BESIDE = ("checkpoints", "notes")  # folders whose files are named by the key of an artefact
 KEY = re.compile("[0-9a-f]{16}")
-
-Begun = dict[Task, tuple[int, int, str]]  # task -> how far its checkpoint is, of how much, in what
 
 
 def tasks(given: Profile) -> tuple[list[Task], list[Task]]:
@@ -34,18 +31,17 @@ def tasks(given: Profile) -> tuple[list[Task], list[Task]]:
     Raises:
         InputError: anything in the profile that cannot be run.
     """
-    paper = list(run.missing(studies.everything_asked(given), None))
+    paper = run.missing(studies.everything_asked(given), None)
     search = run.missing(studies.asked(given, ["tuning"]), None)
-    known = set(paper)
-    return paper, [task for task in search if task not in known]
+    return list(paper), [task for task in search if task not in paper]
 
 
 def status(name: str) -> None:
     """Print what is there, missing and begun, what is being made, and what is damaged."""
     given, store = profile(name), Store(store_folder())
     wanted, search = tasks(given)
-    faults = dict(faulty(store, wanted))
-    missing = [task for task in wanted if task in faults or not store.has(task)]
+    every = wanted + search
+    faults = {task: fault for task in wanted if (fault := fault_of(store, task))}
     print(f"{given.title}, in {store.root}\n")
     print(table(store, wanted, faults).to_markdown(index=False), end="\n\n")
     for cell in given.cells.values():
@@ -57,19 +53,19 @@ def status(name: str) -> None:
     if search:
         there = sum(map(store.has, search))
         print(f"The search for settings asks for {len(search)} more tasks; {there} are there.")
-    begun = dict(unfinished(store, wanted + search))
-    print(time_left(missing, begun))
+    begun = {task: at for task in every if (at := reached(store, task))}
+    missing = [task for task in wanted if task in faults or not store.has(task)]
+    print(time_left(missing, {task: done / total for task, (done, total, _) in begun.items()}))
     for task, (done, total, unit) in begun.items():
         print(f"A checkpoint: {task.title}, {unit} {done} of {total}.")
-    for task in wanted + search:
-        if locked(store.root, key(task)):
-            print(f"Being made by another process: {task.title}.")
+    for task in filter(store.busy, every):
+        print(f"Being made by another process: {task.title}.")
     for task, fault in faults.items():
         print(printable(f"Damaged, and made again when asked for: {store.file(task)}: {fault}."))
-    notes = [note for task in wanted + search if (note := store.note(task))]
+    notes = [note for task in every if (note := store.note(task))]
     spent = clock(sum(note["seconds"] for note in notes))
     print(f"Making {len(notes)} of the files took {spent}, one after the other.")
-    if rest := list(leftovers(store, set(map(key, wanted + search)))):
+    if rest := list(leftovers(store, set(map(key, every)))):
         print(
             f"Not for this profile: {summed(file for file, _ in rest)}; `python -m ddlib gc` shows "
             "what no profile needs."
@@ -79,54 +75,48 @@ def status(name: str) -> None:
 def table(store: Store, wanted: list[Task], faults: dict[Task, str]) -> pd.DataFrame:
     """One row per stage: files wanted, there, missing and damaged, and their size."""
     lines = []
-    for stage in STAGES:
-        asked = [task for task in wanted if task.stage == stage]
-        there = [task for task in asked if store.has(task)]
-        damaged = sum(task in faults for task in there)
-        sound = len(there) - damaged
-        size = amount(sum(store.file(task).stat().st_size for task in there))
-        line = {"stage": stage, "wanted": len(asked), "there": sound}
-        lines.append(line | {"missing": len(asked) - sound, "damaged": damaged, "size": size})
-    return pd.DataFrame(lines)
-
-
-def faulty(store: Store, wanted: Iterable[Task]) -> Iterator[tuple[Task, str]]:
-    """Tasks whose file, by its header and length, is not what it should be, and why."""
     for task in wanted:
-        try:
-            if peek(store.file(task))["settings"] != task.model_dump(mode="json"):
-                yield task, "it was made under other settings"
-        except Absent:
-            continue
-        except Damaged as error:
-            yield task, error.fault
+        sound = store.has(task) and task not in faults
+        size = store.file(task).stat().st_size if store.has(task) else 0
+        line = {"stage": task.stage, "wanted": 1, "there": sound, "missing": not sound}
+        lines.append(line | {"damaged": task in faults, "size": size})
+    sums = pd.DataFrame(lines).groupby("stage").sum().reindex(STAGES, fill_value=0)
+    return sums.assign(size=sums["size"].map(amount)).reset_index()
 
 
-def unfinished(store: Store, wanted: Iterable[Task]) -> Iterator[tuple[Task, tuple]]:
-    """Tasks that have a checkpoint: how far each is, of how much, in what."""
-    for task in wanted:
-        if store.has(task):
-            continue
-        try:
-            record = peek(store.checkpoint_file(task))["record"]
-        except (Absent, Damaged):
-            continue
-        for unit in ("iteration", "epoch"):
-            if isinstance(record.get(unit), int) and hasattr(task, f"{unit}s"):
-                yield task, (record[unit], getattr(task, f"{unit}s"), unit)
+def fault_of(store: Store, task: Task) -> str:
+    """What is wrong with a task's file, by its header and length; empty if nothing, or absent."""
+    try:
+        same = peek(store.file(task))["settings"] == task.model_dump(mode="json")
+        return "" if same else "it was made under other settings"
+    except Absent:
+        return ""
+    except Damaged as error:
+        return error.fault
 
 
-def time_left(missing: list[Task], begun: Begun) -> str:
-    """The predicted time of what is missing, less what checkpoints hold, as a sentence."""
+def reached(store: Store, task: Task) -> tuple[int, int, str] | None:
+    """How far the checkpoint of an unfinished task is, of how much, in what; None without one."""
+    try:
+        record = {} if store.has(task) else peek(store.checkpoint_file(task))["record"]
+    except (Absent, Damaged):
+        return None
+    for unit in ("iteration", "epoch"):
+        if isinstance(record.get(unit), int) and hasattr(task, f"{unit}s"):
+            return record[unit], getattr(task, f"{unit}s"), unit
+    return None
+
+
+def time_left(missing: list[Task], done: dict[Task, float]) -> str:
+    """The predicted time of what is missing, less the part that checkpoints hold, as a sentence."""
     if not missing:
         return "Nothing is missing."
-    done = {task: at / total for task, (at, total, _) in begun.items()}
     left = [cost.seconds(task) * (1 - done.get(task, 0)) for task in missing]
     workers = engine.default_workers()
-    seconds = max(max(left), sum(left) / workers)
     return (
-        f"Missing: {len(missing)} tasks. Estimate, from their settings alone: {clock(seconds)} in "
-        f"{workers} processes (WORKERS=n says how many)."
+        f"Missing: {len(missing)} tasks. Estimate, from their settings alone: "
+        f"{clock(max(*left, sum(left) / workers))} in {workers} processes (WORKERS=n says how "
+        "many)."
     )
 
 
@@ -138,14 +128,10 @@ def summed(files: Iterable[Path]) -> str:
 
 def leftovers(store: Store, needed: set[str]) -> Iterator[tuple[Path, str]]:
     """Files of a store that nobody needs, each with the reason; nothing in `data`."""
-    named = {
-        folder: [file for file in (store.root / folder).glob("*") if KEY.fullmatch(file.stem)]
-        for folder in (*STAGES, *BESIDE)
-    }
-    finished = {file.stem for stage in STAGES for file in named[stage]}
-    for folder, files in named.items():
-        for file in sorted(files):
-            if file.stem not in needed:
+    finished = {file.stem for stage in STAGES for file in (store.root / stage).glob("*")}
+    for folder in (*STAGES, "checkpoints", "notes"):
+        for file in sorted((store.root / folder).glob("*")):
+            if KEY.fullmatch(file.stem) and file.stem not in needed:
                 yield file, "no profile needs it"
             elif folder == "checkpoints" and file.stem in finished:
                 yield file, "of a finished task"
@@ -179,10 +165,9 @@ def gc(names: list[str], yes: bool = False) -> None:
                 f"a process is at work in {store.root} (it holds {lock.name}): nothing was "
                 "removed; run gc again when it is done"
             )
-    size = summed(file for file, _ in rest)
     for file, _ in rest:
         file.unlink(missing_ok=True)
-    print(f"Removed {size}.")
+    print("Removed.")
 
 
 def described(file: Path) -> str:

@@ -157,7 +157,7 @@ class Store:
     """A folder of artefacts, `root/<stage>/<key>.safetensors`.
 
     Raises:
-        InputError: no folder can be there, or another format of the library filled it.
+        InputError: no folder can be there.
     """
 
     def __init__(self, root: Path | str = "store"):
@@ -169,25 +169,6 @@ class Store:
                 f"{self.root} cannot be the store ({os.strerror(error.errno)}): expected a folder "
                 "to write into; name another (STORE=...)"
             ) from None
-        mark = self.root / "store.json"
-        kept(self.root, mark, f"the store {self.root}", self._check_format, self._sign)
-
-    def _sign(self) -> None:
-        write_whole(self.root / "store.json", json.dumps({"format": FORMAT}).encode())
-
-    def _check_format(self, mark: Path) -> None:
-        try:
-            content = json.loads(mark.read_bytes())
-        except FileNotFoundError:
-            raise Absent(f"no file {mark}") from None
-        except ValueError as error:  # nothing is lost: each artefact names its own format
-            raise Damaged(mark, f"it is no JSON ({error})") from None
-        version = content.get("format") if isinstance(content, dict) else None
-        if version != FORMAT:
-            raise InputError(
-                f"{self.root} was filled under format {version}, this library writes format "
-                f"{FORMAT}: name another folder (STORE=...) or delete it"
-            )
 
     def file(self, settings: Task) -> Path:
         """Where the artefact of `settings` is or will be."""
@@ -249,7 +230,6 @@ class Store:
     def note(self, settings: Task) -> dict | None:
         """What making the artefact took, all its runs together; None where it was not noted."""
         try:
-            note = json.loads(self.note_file(settings).read_bytes())
+            return json.loads(self.note_file(settings).read_bytes())
         except (OSError, ValueError):
             return None
-        return note if isinstance(note, dict) and isinstance(note.get("seconds"), float) else None

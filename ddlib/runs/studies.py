@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from math import ceil
+from operator import itemgetter
 from typing import Any
 
 from ddlib.base import InputError, Task
@@ -30,7 +31,7 @@ from ddlib.runs.methods import (
 )
 from ddlib.runs.profile import Cell, Group, Profile
 from ddlib.runs.stages import Film, Following, Measurement
-from ddlib.settings import Distillation, Distilled, Evaluation, Expert, Imported
+from ddlib.settings import Distillation, Distilled, Evaluation
 
 Ask = tuple[dict[str, Any], Task]  # the first columns of an artefact's rows, and its settings
 Row = dict[str, Any]
@@ -162,21 +163,18 @@ def scores(profile: Profile) -> Iterator[Ask]:
     for method in dict.fromkeys([RANDOM, *cell.methods]):
         for seed in seeds(profile, name):
             of = synthetic(profile, name, method, seed)
-            variants: list[tuple[dict, dict]] = [
-                ({"augmented": True, "labels": "own"}, {}),
-                (
-                    {"augmented": False, "labels": "own"},
-                    {"strategies": (), "networks": networks},
-                ),
-            ]
             teacher = recipe(profile, cell, FEATURES, seed % profile.n_experts)
-            changes = {"teacher": teacher, "networks": networks}
-            variants.append(({"augmented": True, "labels": "teacher"}, changes))
+            variants: list[tuple[bool, str, dict]] = [
+                (True, "own", {}),
+                (False, "own", {"strategies": (), "networks": networks}),
+                (True, "teacher", {"teacher": teacher, "networks": networks}),
+            ]
             if isinstance(of, Distilled) and of.labels:
-                variants.append(({"augmented": True, "labels": "hard"}, {"labels": "hard"}))
-            for columns, how in variants:
+                variants.append((True, "hard", {"labels": "hard"}))
+            for augmented, labels, how in variants:
                 judged = evaluation(profile, name, of, **how)
-                yield Run("scores", name, method, seed, judged).label(cell) | columns, judged
+                label = Run("scores", name, method, seed, judged).label(cell)
+                yield label | {"augmented": augmented, "labels": labels}, judged
     for run in main(profile):
         if (run.cell, run.method) == (name, CEILING):
             label = replace(run, study="scores").label(cell)
@@ -186,17 +184,15 @@ def scores(profile: Profile) -> Iterator[Ask]:
 def experts(profile: Profile) -> Iterator[Ask]:
     """Every recipe on the main cell's data; on other data the recipes that a method follows."""
     first = profile.cells[profile.main_cell].data
-    seen: set[Expert | Imported] = set()
+    labels: dict[Task, Row] = {}
     for cell in profile.cells.values():
         followed = {FEATURES, *(known(profile, method).recipe for method in cell.methods)}
         for name in profile.recipes:
-            if cell.data == first or name in followed:
-                for seed in range(profile.n_experts):
-                    settings = recipe(profile, cell, name, seed)
-                    if settings not in seen:
-                        seen.add(settings)
-                        label = {"data": cell.data.label, "recipe": name, "expert_seed": seed}
-                        yield label, settings
+            for seed in range(profile.n_experts if cell.data == first or name in followed else 0):
+                label = {"data": cell.data.label, "recipe": name, "expert_seed": seed}
+                labels.setdefault(recipe(profile, cell, name, seed), label)
+    for settings, label in labels.items():
+        yield label, settings
 
 
 def distilled_sets(profile: Profile) -> Iterator[Ask]:
@@ -225,15 +221,14 @@ def film(profile: Profile) -> Film:
 
 def filmed(profile: Profile) -> Iterator[Ask]:
     """The one set that is filmed; none, where the main cell has no AST."""
-    if "AST" not in profile.cells[profile.main_cell].methods:
-        return
-    label = {"cell": profile.main_cell, "method": "AST", "distil_seed": 0}
-    yield label, film(profile)
+    if "AST" in profile.cells[profile.main_cell].methods:
+        yield {"cell": profile.main_cell, "method": "AST", "distil_seed": 0}, film(profile)
 
 
 def tuning(profile: Profile) -> Iterator[Ask]:
     """Candidates of the search, judged on the validation split alone, under seeds of their own."""
     for trial in profile.tuning:
+        cell = profile.cells[trial.cell]
         for method, candidates in trial.candidates.items():
             for tried in candidates:
                 words = ", ".join(
@@ -245,13 +240,9 @@ def tuning(profile: Profile) -> Iterator[Ask]:
                     of = distillation(profile, trial.cell, method, seed, **changes)
                     how: Any = trial.evaluation | {"networks": 2, "test": False}
                     judged = evaluation(profile, trial.cell, of, **how)
-                    run = Run("tuning", trial.cell, method, seed, judged)
-                    yield (
-                        run.label(profile.cells[trial.cell])
-                        | {"choosing": trial.choosing, "tried": words or "as it is"}
-                        | {"iterations": of.iterations},
-                        judged,
-                    )
+                    label = Run("tuning", trial.cell, method, seed, judged).label(cell)
+                    label |= {"choosing": trial.choosing, "tried": words or "as it is"}
+                    yield label | {"iterations": of.iterations}, judged
 
 
 def measurements(profile: Profile) -> list[Measurement]:
@@ -270,16 +261,6 @@ def measurements(profile: Profile) -> list[Measurement]:
 
 
 AT_THE_END = ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")
-
-
-def rows(record: dict) -> list[Row]:
-    """One row per network of an evaluation, or per epoch of an expert or of what follows one."""
-    return record["rows"]
-
-
-def curve(record: dict) -> list[Row]:
-    """One row per outer iteration."""
-    return record["curve"]
 
 
 def whole_path(record: dict) -> list[Row]:
@@ -305,6 +286,8 @@ class Study:
     measured: bool = False
 
 
+# one row per network, per epoch of an expert or of what follows one, or per outer iteration
+rows, curve = itemgetter("rows"), itemgetter("curve")
 STUDIES = {
     **{study: Study(of_runs(study), rows) for study in RUNS},
     "experts": Study(experts, rows),
