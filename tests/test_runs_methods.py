@@ -13,6 +13,7 @@ from ddlib.runs.methods import (
     distillation,
     evaluation,
     everything,
+    methods,
     origins,
     recipe,
     synthetic,
@@ -201,14 +202,13 @@ def test_a_variant_of_a_coreset_changes_its_selection(changed):
         ("own", {"of": "nothing"}, "variant 'own' is `of` nothing: expected a name of its own"),
         ("own", {"recipe": "sgd"}, "variant 'own' is `of` None"),
         ("AST", {"of": "MTT"}, "'AST' has the name of a known method"),
-        ("own", {"of": "AST", "balanced": True}, "balanced: unknown key"),
+        ("own", {"of": "AST", "balanced": True}, "unknown key 'balanced'"),
         ("own", {"of": "AST", "balance": "yes"}, "balance: .*found 'yes'"),
     ],
 )
 def test_a_variant_of_nothing_is_an_error(name, fields, message, changed):
-    given = changed(lambda profile: profile["variants"].update({name: fields}))
     with pytest.raises(InputError, match=message):
-        synthetic(given, CELL, name, 0)
+        methods(changed(lambda profile: profile["variants"].update({name: fields})))
 
 
 def test_what_a_profile_lacks_is_named(changed):

@@ -47,17 +47,17 @@ FAULTS = {  # place -> value, what the message says
     f"cells/{CELL}/ipcs": (3, [f"cells.{CELL}.ipcs: unknown key", "coreset_lr"]),
     f"cells/{CELL}/methods": (["MTTT"], ["no method 'MTTT'", "MTT; MTT + inner momentum"]),
     f"cells/{CELL}/tuned/AST": (None, ["has no tuned settings for 'AST'", f"cells.{CELL}.tuned"]),
-    f"cells/{CELL}/student/inner_step": (3, [f"'MTT' on {CELL}", "inner_step: unknown key"]),
+    f"cells/{CELL}/student/inner_step": (3, [f"cells.{CELL}.student", "unknown key 'inner_step'"]),
     f"cells/{CELL}/student/start_epochs": (5, [f"on {CELL}", "T_max = 5", "lower T_max or M"]),
     f"cells/{CELL}/data/name": ("mnist_6k", ["data 'mnist_6k' is unknown", "mnist_5k"]),
     f"cells/{CELL}/ipc": (121, ["ipc = 121, but digits has 120 training images per class"]),
     "recipes/ast": (None, ["no expert recipe 'ast'", "expected one of adam, momentum"]),
-    "recipes/ast/lr": (0.0, ["recipe ast", "lr", "greater than 0"]),
-    "recipes/sgd/learning_rate": (0.1, ["recipe sgd", "learning_rate: unknown key"]),
+    "recipes/ast/lr": (0.0, ["recipes.ast", "lr", "greater than 0"]),
+    "recipes/sgd/learning_rate": (0.1, ["recipes.sgd", "unknown key 'learning_rate'"]),
     "ablation/cell": ("digits", ["a cell 'digits'", f"expected one of {CELL}"]),
     "ablation/groups": (["AST minus two"], ["no group 'AST minus two'", "AST minus one, controls"]),
     "cross_architecture/methods": (["best"], ["no method 'best'"]),
-    "evaluation/epoch": (10, ["evaluation", "epoch: unknown key"]),
+    "evaluation/epoch": (10, ["evaluation", "unknown key 'epoch'"]),
     "evaluation/lrs": ([], ["lrs"]),
 }
 
@@ -117,17 +117,25 @@ def test_a_profile_extends_others_key_by_key(written, tmp_path):
     assert given.cells == smoke.cells and given.main_cell == CELL
 
 
+BOMB = "".join(
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 9 if below else '111111111')}]\n"
+    for below, name in zip(["", *"abcdefgh"], "abcdefghi", strict=True)
+)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
         ("seeds: 2\nseeds: 3\n", "'seeds' stands on line 2 and on line 3"),
         ("ceiling: {evaluation: {epochs: 3, epochs: 4}}\n", "'epochs' stands"),
-        ("n_experts: 010\n", "found 10.0"),
+        ("n_experts: 010\n", "010 begins with 0"),
         ("n_experts: 1:30\n", "found '1:30'"),
         ("n_experts: 1" + "0" * 30, "less than or equal to 10000"),
         ("n_experts: " + "9" * 5000, "Exceeds the limit"),
         ("title: 2026-13-45\n", None),
         ("title: 3\n", "valid string"),
+        (BOMB, "more than 100000 values"),
+        ("a: &a [*a]\n", "more than 100000 values"),
         ("a: " + "[" * 5000, "recursion"),
         ("? [1]\n: 2\n", "unhashable"),
         ("cells: {../../x: {}}\n", "no / or "),

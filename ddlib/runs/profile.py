@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import yaml
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from ddlib.base import InputError, Settings, validated
 from ddlib.data import datasets
-from ddlib.settings import Count, Data, Few, Network, Positive
+from ddlib.settings import (
+    Condensation,
+    Count,
+    Data,
+    Distillation,
+    Evaluation,
+    Expert,
+    Few,
+    Imported,
+    Network,
+    Positive,
+    Selection,
+)
 
 PROFILES = Path(__file__).parent / "profiles"
+LARGEST = 100_000  # values in a YAML file
 
 
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -36,8 +49,43 @@ def _in_one_folder(name: str) -> str:
 Name = Annotated[str, AfterValidator(_in_one_folder)]
 
 
-# Fields of Expert or Imported, of Evaluation, of a set: checked with those that they are laid over
-Fields = dict[str, Any]
+def part_of(*kinds: type[BaseModel], **more: Any) -> Any:
+    """The type of a mapping that holds some fields of these settings, each of the right type."""
+    fields: dict[str, Any] = {name: (kind, None) for name, kind in more.items()}
+    for kind in kinds:
+        for name, field in kind.model_fields.items():
+            bare = field.annotation
+            full = Annotated[(bare, *field.metadata)] if field.metadata else bare
+            fields.setdefault(name, (full | None, None))
+    some: Any = create_model("Some", __base__=Settings, **fields)
+
+    def check(given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            some.model_validate(given)
+        except ValidationError as error:
+            lines = []
+            for e in error.errors():
+                place = ".".join(map(str, e["loc"]))
+                found = f"{place}: {e['msg']} (found {e['input']!r})"
+                if e["type"] == "extra_forbidden":
+                    found = f"unknown key '{place}': expected one of {', '.join(sorted(fields))}"
+                lines.append(found)
+            raise ValueError("; ".join(lines)) from None
+        return given
+
+    return Annotated[dict[str, Any], AfterValidator(check)]
+
+
+if TYPE_CHECKING:
+    OfRecipe: TypeAlias = dict[str, Any]
+    OfEvaluation: TypeAlias = dict[str, Any]
+    OfSet: TypeAlias = dict[str, Any]
+    OfVariant: TypeAlias = dict[str, Any]
+else:
+    OfRecipe = part_of(Expert, Imported)
+    OfEvaluation = part_of(Evaluation)
+    OfSet = part_of(Distillation, Condensation, init=str)  # `init`: another start than the method's
+    OfVariant = part_of(Distillation, Condensation, Selection, of=str, recipe=str, start=str)
 
 
 class Cell(Settings):
@@ -47,10 +95,10 @@ class Cell(Settings):
     ipc: Count
     methods: Names
     seeds: Few | None = None  # distillation seeds; None: as many as the profile has
-    student: Fields = {}  # for every method; Condensation takes those that it has too
-    tuned: dict[str, Fields] = {}  # method -> its numbers, chosen on the validation split
+    student: OfSet = {}  # for every method; Condensation takes those that it has too
+    tuned: dict[str, OfSet] = {}  # method -> its numbers, chosen on the validation split
     coreset_lr: Positive = 0.01  # a for sets that learn none
-    evaluation: Fields = {}
+    evaluation: OfEvaluation = {}
 
 
 class Group(Settings):
@@ -78,13 +126,13 @@ class Cross(Settings):
     methods: Names
     networks: list[Network]
     seeds: Few = 3
-    evaluation: Fields = {}
+    evaluation: OfEvaluation = {}
 
 
 class Ceiling(Settings):
     """Training on the whole training set."""
 
-    evaluation: Fields = {}
+    evaluation: OfEvaluation = {}
 
 
 class Trial(Settings):
@@ -93,9 +141,9 @@ class Trial(Settings):
     cell: str
     choosing: str = Field("settings", pattern="^(settings|method)$")  # the best of each, or of all
     seeds: Few = 1
-    budget: Fields = {}
-    evaluation: Fields = {}
-    candidates: dict[str, list[Fields]]
+    budget: OfSet = {}
+    evaluation: OfEvaluation = {}
+    candidates: dict[str, list[OfSet]]
 
 
 class Profile(Settings):
@@ -103,17 +151,17 @@ class Profile(Settings):
 
     title: str
     network: Network
-    recipes: dict[str, Fields]  # of experts, by name; one with `buffer` imports them
+    recipes: dict[str, OfRecipe]  # of experts, by name; one with `buffer` imports them
     n_experts: Few
     seeds: Few  # distillation seeds
-    evaluation: Fields
+    evaluation: OfEvaluation
     cells: Annotated[dict[Name, Cell], Field(min_length=1)]  # the first is the main one
     ablation: Ablation | None = None
     cross_architecture: Cross | None = None
     ceiling: Ceiling
     notebooks: Names | None = None  # that `make paper` runs; None: all that show what it asks for
     # methods of the profile's own: `of` the method that is changed, and what is changed in it
-    variants: dict[Name, Fields] = {}
+    variants: dict[Name, OfVariant] = {}
     tuning: list[Trial] = []
 
     @property
@@ -148,7 +196,7 @@ def profile(name: str) -> Profile:
 
 
 class Reader(yaml.SafeLoader):
-    """YAML that says each key once, and whose numbers are as they look: 1e-3 is one."""
+    """YAML that says each key once, and whose numbers are as they look: 1e-3 is one, 010 is not."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         """Refuse a key that stands twice."""
@@ -160,6 +208,27 @@ class Reader(yaml.SafeLoader):
             lines[name] = line
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: Any) -> None:
+        """Refuse a file whose aliases would repeat more than LARGEST values."""
+        if self.values(node, {}) > LARGEST:
+            raise ValueError(f"it holds more than {LARGEST} values, most of them by aliases")
+        super().flatten_mapping(node)
+
+    def values(self, node: Any, known: dict[int, int]) -> int:
+        """How many values a node holds, those behind aliases each time."""
+        if id(node) not in known:
+            known[id(node)] = LARGEST  # a node inside itself
+            inner = node.value if isinstance(node.value, list) else []
+            parts = [n for child in inner for n in (child if isinstance(child, tuple) else [child])]
+            known[id(node)] = 1 + sum(self.values(part, known) for part in parts)
+        return known[id(node)]
+
+
+def _plain_int(reader: Reader, node: Any) -> int:
+    if re.match(r"[-+]?0[0-9_]", node.value):
+        raise ValueError(f"{node.value} begins with 0, which may mean octal: leave the 0 out")
+    return int(node.value.replace("_", ""), 0)
+
 
 Reader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in resolvers if tag.rsplit(":", 1)[1] in ("bool", "null")]
@@ -167,10 +236,11 @@ Reader.yaml_implicit_resolvers = {
 }
 for _kind, _form in (
     ("merge", r"<<"),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)"),
+    ("int", r"[-+]?(0[xo][0-9a-fA-F_]+|[0-9][0-9_]*)"),
     ("float", r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan"),
 ):
     Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^({_form})$"), None)
+Reader.add_constructor("tag:yaml.org,2002:int", _plain_int)
 
 
 def read_yaml(file: Path) -> Any:
@@ -180,6 +250,8 @@ def read_yaml(file: Path) -> Any:
         InputError: it cannot be read, or says something twice or in a way that misleads.
     """
     try:
+        if file.stat().st_size > LARGEST * 100 or not file.is_file():
+            raise ValueError(f"expected a plain file of at most {LARGEST // 10} kB")
         return yaml.load(file.read_text("utf-8"), Reader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError, TypeError) as error:
         raise InputError(
