@@ -231,7 +231,8 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
     wanted, workers = studies.asked(paper.profile, names), engine.default_workers()
     missing = runs.missing(wanted, paper.store)
     if missing:
-        paper.results.keep_machine(machine.machine())
+        about = json.dumps(machine.machine(), indent=2)
+        paper.results.write("machine.json", f"{about}\n")
     title = f"{paper.profile.title}: {len(missing)} results to make, {len(chosen)} notebooks to run"
     work = sum(map(cost.seconds, missing)) + RUNNING * len(chosen)
     took = clock(cost.pace() * work / workers)

@@ -154,7 +154,7 @@ class Paper:
         table = tables.TABLES[name](self.results)
         self.results.keep_table(name, table)
         if name == "claims":
-            self.results.keep_ledger(claims.ledger(self.results))
+            self.results.write("claims.md", claims.ledger(self.results))
         return table
 
     def figure(self, name: str) -> Figure:
@@ -166,7 +166,9 @@ class Paper:
 
     def film(self) -> bytes:
         """A set's images on their way, as a GIF; also kept as figures/film.gif."""
-        return self.results.keep_film(pictures.film(self.get(studies.film(self.profile))))
+        content = pictures.film(self.get(studies.film(self.profile)))
+        self.results.write("figures/film.gif", content)
+        return content
 
     def keep_sets(self, methods: Iterable[str] | None = None) -> None:
         """Keep the sets of the main study, or of these methods of it, beside the rows.

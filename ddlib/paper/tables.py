@@ -7,7 +7,6 @@ differences in points, unless a docstring says otherwise.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -158,20 +157,18 @@ def published_rows() -> pd.DataFrame:
 def published(_: Results) -> pd.DataFrame:
     """Published accuracies, methods x cells, with their sources; none was measured here."""
     rows, lines = published_rows(), []
-    wide = [f"IPC {ipc}" for ipc in sorted(rows.ipc.dropna().unique())]
-    for (data,), on_data in groups(rows, "dataset"):
+    stds = rows["std"].map(lambda std: "" if pd.isna(std) else f" ± {std:.1f}")
+    rows["shown"] = rows.accuracy.map("{:.1f}".format) + stds
+    rows["column"] = ("IPC " + rows.ipc.astype("string")).fillna("all data")
+    for data, on_data in rows.groupby("dataset", sort=False):
         for (method, labels, source), cells in groups(on_data, "method", "labels", "source"):
             network = f"width {span_of(cells.width)}, norm {span_of(cells.norm)}"
             source += f" ({network})" * (network != "width 128, norm instance")
-            line = {"data": data, "method": method, "labels": labels}
-            line |= dict.fromkeys(["all data", *wide], "")
-            for row in cells.itertuples():
-                deviation = "" if pd.isna(row.std) else f" ± {row.std:.1f}"
-                column = "all data" if pd.isna(row.ipc) else f"IPC {row.ipc}"
-                line[column] = f"{row.accuracy:.1f}{deviation}"
-            lines.append(line | {"source": source})
+            line = {"data": data, "method": method, "labels": labels, "source": source}
+            lines.append(line | dict(zip(cells.column, cells.shown, strict=True)))
         lines.append({"data": data, "method": "AST", "source": "not available"})
-    return pd.DataFrame(lines).fillna("")
+    wide = rows.sort_values("ipc", na_position="first").column.unique()
+    return pd.DataFrame(lines, columns=["data", "method", "labels", *wide, "source"]).fillna("")
 
 
 def summary(results: Results) -> pd.DataFrame:
@@ -285,28 +282,17 @@ def tuning(results: Results) -> pd.DataFrame:
         best = tried[tried.validation_accuracy == tried.validation_accuracy.max()]
         table.loc[best.index, "best"] = "*"
         if tried.choosing.iloc[0] == "settings":
-            table.loc[best.index, "edge"] = [
-                edges(words, list(tried.tried)) for words in best.tried
-            ]
+            table.loc[best.index, "edge"] = [edges(words, [*tried.tried]) for words in best.tried]
     return table
 
 
 def edges(best: str, every: list[str]) -> str:
     """The numbers of a setting, written "a = 1, b = 2", that no other setting is beyond."""
-    values = [
-        dict(item.split(" = ") for item in words.split(", ") if " = " in item) for words in every
-    ]
-    at_end = []
-    for name, value in values[every.index(best)].items():
-        tried = sorted({float(v[name]) for v in values if name in v and is_number(v[name])})
-        if len(tried) > 1 and is_number(value) and float(value) in (tried[0], tried[-1]):
-            at_end.append(name)
-    return ", ".join(at_end)
-
-
-def is_number(text: str) -> bool:
-    """Whether the text is a number."""
-    return bool(re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", text))
+    named = [[item.split(" = ") for item in words.split(", ") if " = " in item] for words in every]
+    values = pd.DataFrame(map(dict, named)).apply(pd.to_numeric, errors="coerce")
+    ours = values.iloc[every.index(best)]
+    at_end = (ours == values.min()) | (ours == values.max())
+    return ", ".join(values.columns[at_end & (values.nunique() > 1)])
 
 
 TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {
