@@ -14,7 +14,7 @@ import pytest
 
 from ddlib.__main__ import main
 from ddlib.base import InputError
-from ddlib.paper import book, build, figures
+from ddlib.paper import book, figures
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # Sphinx's own
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -114,7 +114,7 @@ def test_search_and_turning_pages_by_keys(made, page):
     assert not page.complaints
 
 
-def test_a_notebook_is_shown_with_words_for_its_pictures_and_without_dead_widgets(tmp_path):
+def test_a_notebook_is_shown_with_words_for_its_pictures(tmp_path):
     (tmp_path / "main.svg").write_text("<svg/>")
 
     def output(*kinds):
@@ -131,9 +131,7 @@ def test_a_notebook_is_shown_with_words_for_its_pictures_and_without_dead_widget
         code('profile = "smoke"', tag="injected-parameters"),
         nbformat.v4.new_markdown_cell(text),
         code("plt.plot(losses)", output("image/png")),
-        code(
-            'a = 1\npaper.figure("main")', output(build.WIDGET, "text/plain"), output("image/png")
-        ),
+        code('a = 1\npaper.figure("main")', output("image/png")),
         code('paper.figure("main")', output("image/png")),
     ]
     shown = book.prepared(nbformat.v4.new_notebook(cells=cells), tmp_path).cells

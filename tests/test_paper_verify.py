@@ -163,13 +163,13 @@ def replace(rows):
 @pytest.mark.parametrize(
     "study, change, fault",
     [
-        ("main", drop, "have no row"),
+        ("main", drop, "0 rows, expected 2"),
         ("main", double, "3 rows, expected 2"),
         ("experts", replace, "a row stands there twice"),
         ("main", other_lr, "lr is"),
         ("curves", add("lr", 1e-6, 0), "lr is"),
-        ("ablation", add("distil_seed", 5), "are of other settings"),
-        ("costs", add("distil_seed", 5), "are of other settings"),
+        ("ablation", add("distil_seed", 5), "1 rows, expected 2"),
+        ("costs", add("distil_seed", 5), "0 rows, expected 1"),
         ("film", lambda rows: rows.rename(columns={"cell": "x"}, inplace=True), "KeyError"),
     ],
 )
@@ -189,7 +189,7 @@ def test_results_of_other_settings_are_named(kept, tmp_path):
     studies = ("main", "ablation", "scores", "curves", "costs", "following", "film")
     ast = "sets/digits-ipc1.ast.0.safetensors"
     assert differing(verdicts) == {ast, *(f"rows/{study}.csv" for study in studies)}
-    assert "lr_images is 30.0, the profile's is 31.0" in notes(verdicts)[ast]
+    assert "lr_images is 30.0 there, 31.0 was asked for" in notes(verdicts)[ast]
 
 
 def test_a_past_search_may_be_of_another_format_but_not_of_other_candidates(kept):
@@ -272,7 +272,7 @@ def test_an_executed_copy_must_be_todays_notebook_run_to_its_end(tmp_path, monke
         "06_profile": "run with the profile laptop, not smoke",
         "07_default": "run with the profile of the notebook, not smoke",
         "08_gone": "there is no 08_gone.ipynb in notebooks/",
-        "09_broken": "cannot be checked: JSONDecodeError",
+        "09_broken": "cannot be checked: NotJSONError",
     }
     assert {name for name, v in verdicts.items() if v.verdict == DIFFERENT} == expected.keys()
     assert verdicts["00_same"].verdict == OK

@@ -15,7 +15,6 @@ from typing import Any
 
 from ddlib.base import InputError
 from ddlib.paper import figures
-from ddlib.paper.build import without_widgets
 from ddlib.paper.paper import Paper
 from ddlib.paper.results import Results
 from ddlib.runs.store import HOME
@@ -95,8 +94,7 @@ def lay(sources: Path, results: Results, executed: list[Path]) -> None:
 
 
 def prepared(notebook: Any, drawn: Path) -> Any:
-    """An executed notebook with figures as vectors, words for every picture, no dead widgets."""
-    without_widgets(notebook)
+    """An executed notebook with figures as vectors, and words for every picture."""
     words = ""
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":

@@ -66,34 +66,28 @@ def studies_of(notebook: Path) -> list[str]:
     return [name for name in names if name in STUDIES]
 
 
-def parameters_of(file: Path | None) -> dict[str, Any]:
-    """A YAML file of notebook parameters.
+def parameters_of(file: Path | None, chosen: list[Path]) -> dict[str, Any]:
+    """A YAML file of parameters, which all the chosen notebooks have; papermill would only warn.
 
     Raises:
-        InputError: it is missing, no YAML, or not a mapping.
+        InputError: it is missing, no YAML, not a mapping, or a notebook lacks one of them.
     """
-    if file is None:
-        return {}
-    parameters = read_yaml(file)
+    import papermill
+
+    parameters = read_yaml(file) if file else {}
     if not isinstance(parameters, dict):
         raise InputError(
             f"the parameter file {file} holds {type(parameters).__name__}: expected `name: value` "
             "lines; correct it, or leave it out"
         )
-    return parameters
-
-
-def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """Refuse a parameter that the notebook does not have; papermill would only warn."""
-    import papermill
-
-    known = papermill.inspect_notebook(str(notebook))
-    for name in parameters:
-        if name not in known:
+    for notebook in chosen if parameters else ():
+        known = papermill.inspect_notebook(str(notebook))
+        if unknown := [name for name in parameters if name not in known]:
             raise InputError(
-                f"unknown parameter '{name}' (found in the parameters for {notebook.name}): "
+                f"unknown parameter '{unknown[0]}' (found in {file}, for {notebook.name}): "
                 f"expected one of {', '.join(known)}; correct its name, or remove it"
             )
+    return parameters
 
 
 def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
@@ -123,19 +117,15 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
                 cwd=str(NOTEBOOKS),
                 extra_arguments=["--log-level=CRITICAL"],
             )
-        except papermill.PapermillExecutionError as error:
+        except Exception as error:
             os.replace(half.name, failed)
-            raise InputError(
-                f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: "
-                f"{error.evalue}\nthe half-run copy is {failed}"
-            ) from None
-        except Exception as error:  # the kernel was killed, or did not start
-            os.replace(half.name, failed)
-            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"{notebook.name} could not be run: {words} A kernel that dies is mostly short of "
-                f"memory: run fewer side by side (WORKERS=1).\nthe half-run copy is {failed}"
-            ) from None
+            if isinstance(error, papermill.PapermillExecutionError):
+                words = f"failed in cell {error.exec_count} with {error.ename}: {error.evalue}"
+            else:  # the kernel was killed, or did not start
+                words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                words = f"could not be run: {words} A kernel that dies is mostly short of memory: "
+                words += "run fewer side by side (WORKERS=1)."
+            raise InputError(f"{notebook.name} {words}\nthe half-run copy is {failed}") from None
         done = cleaned(nbformat.read(half.name, as_version=4))
         half.truncate()
         half.write(nbformat.writes(done).encode())
@@ -143,30 +133,24 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
 
 
 def cleaned(done: Any) -> Any:
-    """An executed notebook without what differs from run to run: times, paths, progress."""
+    """An executed notebook without what differs from run to run, or only a live kernel can draw."""
     from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
-    without_widgets(done)
     for part in (done, *done.cells):
-        part.metadata.pop("papermill", None)
-        part.metadata.pop("execution", None)
+        for name in ("papermill", "execution", "widgets"):
+            part.metadata.pop(name, None)
     for cell in done.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+            ]
             # in how many pieces a kernel sends what it prints is chance
             CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "given-parameters"  # papermill's is random
     return done
-
-
-def without_widgets(notebook: Any) -> None:
-    """Drop, in place, what only a live kernel can draw."""
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        if "outputs" in cell:
-            shown = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
-            cell.outputs = shown
 
 
 def paper(profile: str, parameters: Path | None = None, only: list[str] | None = None) -> None:
@@ -181,9 +165,7 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
     paper = Paper.printed(profile)
     named = only or [*(paper.profile.notebooks or ())]
     chosen = [n for n in notebooks(named) if not left_out(n, paper.profile)]
-    given = {"profile": profile, **parameters_of(parameters)}
-    for notebook in chosen:
-        check_parameters(notebook, given)
+    given = {"profile": profile, **parameters_of(parameters, chosen)}
     for cell in paper.profile.cells:
         paper.data(cell)  # a missing data set stops here
     folder = paper.results.folder
@@ -225,25 +207,22 @@ def at_work(paper: Paper) -> Iterator[None]:
     Raises:
         InputError: another process is on them.
     """
-    lock = lock_of(paper)
+    file = lock_of(paper)
+    file.parent.mkdir(exist_ok=True)
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(file).acquire(timeout=0)
     except Timeout:
         raise InputError(
             f"another process is at work on {paper.results.folder}: wait until it is done"
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
-def lock_of(paper: Paper) -> FileLock:
-    """The lock of a paper's results, which is kept beside all results and names this folder."""
+def lock_of(paper: Paper) -> Path:
+    """The lock of a paper's results: in the store, named after their folder."""
     where = str(paper.results.folder.resolve())
-    name = f"paper-{sha256(where.encode()).hexdigest()[:16]}.lock"
-    (paper.store.root / "locks").mkdir(exist_ok=True)
-    return FileLock(paper.store.root / "locks" / name)
+    return paper.store.root / "locks" / f"paper-{sha256(where.encode()).hexdigest()[:16]}.lock"
 
 
 def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) -> None:
@@ -252,28 +231,27 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
     wanted, workers = studies.asked(paper.profile, names), engine.default_workers()
     missing = runs.missing(wanted, paper.store)
     if missing:
-        paper.results.keep_machine(machine.machine())
+        about = json.dumps(machine.machine(), indent=2)
+        paper.results.write("machine.json", f"{about}\n")
     title = f"{paper.profile.title}: {len(missing)} results to make, {len(chosen)} notebooks to run"
     work = sum(map(cost.seconds, missing)) + RUNNING * len(chosen)
     took = clock(cost.pace() * work / workers)
     print(f"{title}, on {workers} cores: about {took} here", file=sys.stderr)
     progress = Progress(paper.name, work, workers)
-    run_notebook = partial(
-        execute, folder=paper.results.folder / "notebooks", parameters=parameters
-    )
-    job = engine.Job(run_notebook, lambda notebook: RUNNING, attrgetter("stem"))
-    last = [notebook for notebook in chosen if notebook.stem == GATHERS]
+    run_one = partial(execute, folder=paper.results.folder / "notebooks", parameters=parameters)
+    job = engine.Job(run_one, dict.fromkeys(chosen, RUNNING).__getitem__, attrgetter("stem"))
     with engine.executor(workers) as pool:
         runs.ensure(wanted, paper.store, progress, workers, pool)
         for name in names:
             paper.study(name)  # a notebook also shows rows that another one asks for
         failure = None
         try:
-            others: dict[Path, list[Path]] = {n: [] for n in chosen if n not in last}
+            others: dict[Path, list[Path]] = {n: [] for n in chosen if n.stem != GATHERS}
             engine.run(others, job, progress, workers, pool)
         except Exception as error:  # the last one shows what there is
             failure = error
-        engine.run({notebook: [] for notebook in last}, job, progress, workers, pool)
+        last: dict[Path, list[Path]] = {n: [] for n in chosen if n.stem == GATHERS}
+        engine.run(last, job, progress, workers, pool)
     progress.close()
     if failure:
         raise failure

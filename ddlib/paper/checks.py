@@ -6,7 +6,6 @@ results hold on every processor.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,14 +16,15 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any, NamedTuple
 
+import nbformat
 import pandas as pd
 
 from ddlib.base import InputError, Task, key
 from ddlib.paper import build, figures, pages, style, tables
 from ddlib.paper.paper import Paper, keeps_tensors, main_sets, name_of, set_digest
 from ddlib.paper.results import KINDS, SEALS, SET, NoRows
+from ddlib.runs import store
 from ddlib.runs.stages import Film, Following
-from ddlib.runs.store import read
 from ddlib.runs.studies import STUDIES, Run
 from ddlib.settings import Distillation, Distilled, Evaluation
 
@@ -57,8 +57,8 @@ def checked(file: str, find: Callable[..., str | None], *given: Any, good: str =
     except Unchecked as reason:
         return Verdict(file, UNCHECKED, str(reason))
     except Exception as error:
-        words = str(error) if isinstance(error, InputError) else repr(error)
-        fault = f"cannot be checked: {words}".replace("\n", " ")[:300]
+        words = str(error) if isinstance(error, InputError) else repr(error)[:300]
+        fault = f"cannot be checked: {words}".replace("\n", " ")
     return Verdict(file, DIFFERENT, fault) if fault else Verdict(file, good)
 
 
@@ -104,7 +104,7 @@ def of_rows(kept: Paper) -> Iterator[Verdict]:
 
 
 def rows_fault(kept: Paper, study: str) -> str | None:
-    """The first result of a study that has no row, too many, or that nobody asks for."""
+    """The first result of a study with other rows than the profile asks for, or altered ones."""
     if not kept.results.has_rows(study):
         raise Unchecked("not kept")
     labels: list[str] = []
@@ -114,19 +114,14 @@ def rows_fault(kept: Paper, study: str) -> str | None:
         asked[(*label.values(), key(settings))] += length(study, settings)
     rows = kept_rows(kept, study)
     there = Counter(tuple(row[name] for name in labels) for row in rows)
-    foreign, missing = there.keys() - asked.keys(), asked.keys() - there.keys()
+    foreign = there.keys() - asked.keys()
     if foreign and study == "tuning" and {r[:-2] for r in there} == {r[:-2] for r in asked}:
         # the search is over, and no table that `make paper` fills depends on it
         raise Unchecked("the profile's candidates, of an earlier format or for other iterations")
-    for words, results in (("are of other settings", foreign), ("have no row", missing)):
-        if results:
-            first = ", ".join(map(str, next(r for r in (*there, *asked) if r in results)))
-            return f"{len(results)} of {len(asked)} results {words} than the profile's: {first}"
-    for result, number in there.items():
-        if number != asked[result]:
-            place = ", ".join(map(str, result))
-            return f"{number} rows, expected {asked[result]}, of {place}"
-    if len({json.dumps(row) for row in rows}) < len(rows):
+    if other := [result for result in asked | there if asked[result] != there[result]]:
+        place = f"{len(other)} results, first {', '.join(map(str, other[0]))}"
+        return f"{there[other[0]]} rows, expected {asked[other[0]]} by the profile, of {place}"
+    if pd.DataFrame(rows).duplicated().any():
         return "a row stands there twice"
     return disagreement(kept, study, rows)
 
@@ -149,24 +144,22 @@ def length(study: str, settings: Task) -> int:
 
 def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
     """The first row whose learned lr is not that of the set that is kept beside it."""
+    lrs: dict[tuple, float] = {}
+    names = SET
     if study == "main":
-        digests = kept.results.set_digests()
-        lrs = dict(zip(digests[SET].itertuples(index=False, name=None), digests.lr, strict=True))
+        lrs = kept.results.set_digests().set_index(SET).lr.to_dict()
         # a published protocol judges the last images, with their lr
         rows = [
-            r for r in rows if r["protocol"] == "lr_a" and r.get("evaluation", "ours") == "ours"
+            r for r in rows if r["protocol"] == "lr_a" and r.get("evaluation") in (None, "ours")
         ]
     elif study == "curves":
-        lrs = {}
-        for of in main_sets(kept.profile):
-            if isinstance(of.settings.of, Distilled) and keeps_tensors(of):
-                with suppress(InputError):  # a set that cannot be read has a verdict of its own
-                    artefact = read(kept.results.set_file(of.cell, of.method, 0))
-                    name = key(of.settings.of)
-                    lrs |= {(name, row["iteration"]): row["lr"] for row in artefact.record["curve"]}
+        names = ["settings_key", "iteration"]
+        for file, of in sets_of(kept).items():
+            with suppress(InputError):  # a set that cannot be read has a verdict of its own
+                curve = store.read(file).record.get("curve", ())
+                lrs |= {(key(of.settings.of), row["iteration"]): row["lr"] for row in curve}
     else:
         return None
-    names = SET if study == "main" else ["settings_key", "iteration"]
     for row in rows:
         place = tuple(row[name] for name in names)
         if not isclose(row["lr"], lrs.get(place, row["lr"])):
@@ -185,22 +178,27 @@ def blanks(rows: Rows) -> Rows:
     return [{k: None if v is None or v != v else v for k, v in row.items()} for row in rows]
 
 
+def sets_of(kept: Paper) -> dict[Path, Run]:
+    """The sets of a profile whose tensors are kept, by their files."""
+    runs = filter(keeps_tensors, main_sets(kept.profile))
+    return {kept.results.set_file(of.cell, of.method, 0): of for of in runs}
+
+
 def of_sets(kept: Paper) -> Iterator[Verdict]:
     """Each kept set was made under today's settings, and each set of the profile has its digest."""
-    results, runs = kept.results, main_sets(kept.profile)
-    yield checked("sets/digests.csv", digests_fault, kept, runs)
-    wanted = {results.set_file(of.cell, of.method, 0): of for of in runs if keeps_tensors(of)}
-    for file in sorted({*wanted, *(results.folder / "sets").glob("*.safetensors")}):
+    yield checked("sets/digests.csv", digests_fault, kept)
+    wanted = sets_of(kept)
+    for file in sorted({*wanted, *(kept.results.folder / "sets").glob("*.safetensors")}):
         yield checked(f"sets/{file.name}", set_fault, kept, file, wanted.get(file))
 
 
-def digests_fault(kept: Paper, runs: list[Run]) -> str | None:
-    """The first set without a digest, or digest without a set."""
-    lines = kept.results.set_digests()[SET].itertuples(index=False, name=None)
-    there, asked = list(lines), [(of.cell, of.method, of.distil_seed) for of in runs]
-    if missing := [place for place in asked if place not in there]:
+def digests_fault(kept: Paper) -> str | None:
+    """The first set of the profile without a line in sets/digests.csv, or a line too many."""
+    there = Counter(kept.results.set_digests()[SET].itertuples(index=False, name=None))
+    asked = Counter((of.cell, of.method, of.distil_seed) for of in main_sets(kept.profile))
+    if missing := [*asked - there]:
         return f"{len(missing)} sets have no digest, first: {missing[0]}"
-    if extra := [place for place in there if place not in asked or there.count(place) > 1]:
+    if extra := [*there - asked]:
         return f"{len(extra)} lines are of no set of the profile or stand twice, first: {extra[0]}"
     return None
 
@@ -211,11 +209,7 @@ def set_fault(kept: Paper, file: Path, of: Run | None) -> str | None:
         return "no set of that name is kept under the profile: remove it"
     if not file.exists():
         raise Unchecked("not kept")
-    artefact, wanted = read(file), of.settings.of.model_dump(mode="json")
-    for name in sorted(wanted.keys() | artefact.settings.keys()):
-        there, asked = artefact.settings.get(name), wanted.get(name)
-        if there != asked:
-            return f"made under other settings: {name} is {there!r}, the profile's is {asked!r}"
+    artefact = store.checked(file, of.settings.of)
     digests = kept.results.set_digests().set_index(SET).sha256
     same = set_digest(artefact.tensors) == digests[of.cell, of.method, of.distil_seed]
     return None if same else "its digest is not that of sets/digests.csv"
@@ -271,11 +265,9 @@ def parting(kept: str, made: str) -> str | None:
     for i, (a, b) in enumerate(pairs, 1):
         # a number of other length moves the borders of a Markdown table
         words, others = (re.sub(r"[\s-]+", "-", NUMBER.sub("0", line)) for line in (a, b))
-        numbers = [[float(n.replace("−", "-")) for n in NUMBER.findall(line)] for line in (a, b)]
-        near = len(numbers[0]) == len(numbers[1]) and all(
-            isclose(x, y, rel_tol=RTOL, abs_tol=1e-9) for x, y in zip(*numbers, strict=True)
-        )
-        if a != b and not (words == others and near):
+        numbers = ((float(n.replace("−", "-")) for n in NUMBER.findall(line)) for line in (a, b))
+        near = (isclose(*two, rel_tol=RTOL, abs_tol=1e-9) for two in zip(*numbers, strict=False))
+        if words != others or not all(near):
             return f"line {i} reads {a[:90]!r}, expected {b[:90]!r}"
     return None
 
@@ -295,32 +287,27 @@ def copy_fault(copy: Path, source: Path | None, kept: Paper) -> str | None:
         return f"there is no {copy.name} in notebooks/ that it could be a copy of: remove it"
     if not copy.exists():
         raise Unchecked("not kept")
-    cells = json.loads(copy.read_text("utf-8"))["cells"]
-    given = [cell for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    outputs = [output for cell in code for output in cell["outputs"]]
-    for output in outputs:
-        if output["output_type"] == "error":
-            return f"holds an error: {output['ename']}"
-    for number, cell in enumerate(code, 1):
-        if cell["execution_count"] is None:
-            return f"code cell {number} was not run"
+    cells = nbformat.read(copy, as_version=4).cells
+    given = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    if errors := [output.ename for output in outputs if output.output_type == "error"]:
+        return f"holds an error: {errors[0]}"
+    counts = [cell.execution_count for cell in code]
+    if None in counts:
+        return f"code cell {counts.index(None) + 1} was not run"
     if not outputs:
         return "it has no outputs"
-    named = re.findall(r"""profile = ["'](.+)["']""", "".join(source_of(cell) for cell in given))
+    named = re.findall(r"""profile = ["'](.+)["']""", "".join(cell.source for cell in given))
     if [name_of(name) for name in named] != [kept.name]:
         return f"run with the profile {', '.join(named) or 'of the notebook'}, not {kept.name}"
-    done = [(cell["cell_type"], source_of(cell)) for cell in cells if cell not in given]
-    asked = [(c["cell_type"], source_of(c)) for c in json.loads(source.read_text("utf-8"))["cells"]]
-    for number, (found, expected) in enumerate(zip_longest(done, asked), 1):
+    done = [cell for cell in cells if cell not in given]
+    asked = nbformat.read(source, as_version=4).cells
+    texts = ([(cell.cell_type, cell.source.rstrip()) for cell in of] for of in (done, asked))
+    for number, (found, expected) in enumerate(zip_longest(*texts), 1):
         if found != expected:
             return f"cell {number} is not that of today's notebook; `make paper` runs it again"
     return None
-
-
-def source_of(cell: dict[str, Any]) -> str:
-    """The text of a notebook's cell."""
-    return "".join(cell["source"]).rstrip()
 
 
 def of_pages(kept: Paper) -> Iterator[Verdict]:

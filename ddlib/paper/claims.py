@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from string import ascii_lowercase
 
 import numpy as np
@@ -93,16 +94,13 @@ class Part:
 def mean(values: Iterable[float]) -> float:
     """The mean of what is not NaN, rounded once: the same bits on every processor."""
     known = [float(value) for value in values if value == value]
-    return math.fsum(known) / len(known) if known else math.nan
+    return fmean(known) if known else math.nan
 
 
 def std(values: Iterable[float]) -> float:
     """The standard deviation (n - 1) of what is not NaN, as `mean`; NaN of fewer than two."""
     known = [float(value) for value in values if value == value]
-    if len(known) < 2:
-        return math.nan
-    centre = mean(known)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in known) / (len(known) - 1))
+    return stdev(known) if len(known) > 1 else math.nan
 
 
 def part(statement: str, effects: Iterable[float], spare: int = 0) -> Part:
@@ -133,24 +131,25 @@ def accuracy(rows: pd.DataFrame, method: str) -> pd.Series:
 
 def paired(rows: pd.DataFrame, better: str, worse: str) -> pd.Series:
     """Difference in accuracy per seed, averaged over the cells that have every seed."""
-    gap = (accuracy(rows, better) - accuracy(rows, worse)).dropna()
-    wide = gap.unstack("cell").dropna(axis=1)
+    return over_cells((accuracy(rows, better) - accuracy(rows, worse)).dropna())
+
+
+def over_cells(values: pd.Series) -> pd.Series:
+    """The mean of each seed over the cells that have every seed."""
+    wide = values.unstack("cell").dropna(axis=1)
     return pd.Series([mean(line) for line in wide.to_numpy()], wide.index, dtype=float)
 
 
-def difference(of: pd.DataFrame | pd.Series, more: str, less: str) -> pd.Series:
-    """What two columns, or two groups of an index, differ by; empty where one is not there."""
-    if not {more, less} <= set(
-        of if isinstance(of, pd.DataFrame) else of.index.get_level_values(0)
-    ):
-        return pd.Series(dtype=float)
-    return (of[more] - of[less]).dropna()
+def difference(of: pd.Series, more: str, less: str) -> pd.Series:
+    """What two groups, by the first level of an index, differ by; empty where one is not there."""
+    wide = of.unstack(0).reindex(columns=[more, less])
+    return (wide[more] - wide[less]).dropna()
 
 
 def experts(rows: pd.DataFrame, column: str, more: str, less: str) -> pd.Series:
     """Difference between two recipes per expert seed (same initialisation, same batches)."""
     first = rows[rows.data == rows.data.iloc[0]]
-    return difference(first.pivot(index="expert_seed", columns="recipe", values=column), more, less)
+    return difference(first.set_index(["recipe", "expert_seed"])[column], more, less)
 
 
 def first_cell(rows: pd.DataFrame) -> pd.DataFrame:
@@ -168,23 +167,8 @@ def unevenness(results: Results, cell: str, methods: Sequence[str]) -> pd.Series
     return by_set.agg(std) / by_set.agg(mean)
 
 
-Parts = Callable[[Results], Iterable[Part]]
-CLAIMS: dict[int, tuple[str, Parts]] = {}  # number -> its statement, and what measures its parts
-
-
-def claim(statement: str) -> Callable[[Parts], Parts]:
-    """Add a claim; its parts are lettered in the order in which the function yields them."""
-
-    def add(parts: Parts) -> Parts:
-        CLAIMS[len(CLAIMS) + 1] = statement, parts
-        return parts
-
-    return add
-
-
-@claim("Stronger experts classify better but move less smoothly, and unsmoothed they distil worse")
 def strong_experts(results: Results) -> Iterator[Part]:
-    """Momentum and Adam beside SGD."""
+    """Stronger experts classify better but move less smoothly, and unsmoothed they distil worse."""
     smooth, main = results.rows("smoothness"), results.rows("main")
     columns = {"test_accuracy": "expert test accuracy", "step": "mean step length of experts"}
     for column, words in columns.items():
@@ -194,9 +178,8 @@ def strong_experts(results: Results) -> Iterator[Part]:
     yield part(statement, paired(main, "MTT", "MTT, strong experts"))
 
 
-@claim("Clipping loss and gradient penalty smooth the experts at little cost in quality")
 def smoothing(results: Results) -> Iterator[Part]:
-    """Each alone and both, beside momentum."""
+    """Clipping loss and gradient penalty smooth the experts at little cost in quality."""
     smooth = results.rows("smoothness")
     for recipe in ("momentum_ramp", "momentum_penalty", "ast"):
         shorter = experts(smooth, "step", "momentum", recipe)
@@ -207,30 +190,25 @@ def smoothing(results: Results) -> Iterator[Part]:
     yield part(f"expert test accuracy, ast − momentum, plus the margin of {MARGIN:g}", kept)
 
 
-@claim(
-    "Smooth strong experts give better sets than SGD experts, "
-    "unsmoothed strong ones and merely slower ones"
-)
 def smooth_experts(results: Results) -> Iterator[Part]:
-    """AST beside AST with other experts."""
+    """Smooth strong experts give better sets than SGD experts, unsmoothed strong ones and merely
+    slower ones."""
     rows = first_cell(results.rows("ablation"))
     for other in ("AST, SGD experts", "AST, unsmoothed experts", "AST, lr-matched experts"):
         yield part(f"test accuracy, AST − {other}", paired(rows, "AST", other))
 
 
-@claim("Representative initialisation beats random real images and varies less over seeds")
 def representative(results: Results) -> Iterator[Part]:
-    """k-means beside random images, as coresets and as a start."""
+    """Representative initialisation beats random real images and varies less over seeds."""
     main, ablation = results.rows("main"), first_cell(results.rows("ablation"))
     better = paired(main, "k-means", "random")
     yield part("test accuracy of coresets, k-means − random", better)
     better = paired(ablation, "AST", "AST − representative start")
     yield part("test accuracy, AST − AST from random real images", better)
     narrower = (strays(accuracy(main, "random")) - strays(accuracy(main, "k-means"))).dropna()
-    wide = narrower.unstack("cell").dropna(axis=1)  # the cells that have every seed
     statement = "mean distance of coreset accuracy from its median over seeds, random − k-means"
     # distances from a median come in pairs: one degree of freedom less
-    yield part(statement, (mean(line) for line in wide.to_numpy()), spare=1)
+    yield part(statement, over_cells(narrower), spare=1)
 
 
 def strays(values: pd.Series) -> pd.Series:
@@ -241,9 +219,8 @@ def strays(values: pd.Series) -> pd.Series:
     return (values - values.groupby("cell").transform("median")).abs()
 
 
-@claim("The balanced inner-loop loss reduces sensitivity to the start epoch")
 def balanced_loss(results: Results) -> Iterator[Part]:
-    """Each method that was also run without it: evenness, and accuracy."""
+    """The balanced inner-loop loss reduces sensitivity to the start epoch."""
     every = results.rows("ablation")
     for i, (cell, rows) in enumerate(every.groupby("cell", sort=False)):
         place = f" on {cell}" if i else ""
@@ -258,9 +235,8 @@ def balanced_loss(results: Results) -> Iterator[Part]:
                 yield part(statement, paired(rows, method, without))
 
 
-@claim("Intermediate matching and weight perturbation reduce the accumulated error")
 def accumulated_error(results: Results) -> Iterator[Part]:
-    """Without each: how far a student strays from the expert at the end, and accuracy."""
+    """Intermediate matching and weight perturbation reduce the accumulated error."""
     rows, ablation = results.rows("following"), first_cell(results.rows("ablation"))
     last = rows[rows.epoch == rows.groupby("method").epoch.transform("max")]
     error = last.groupby(["method", "distil_seed"]).error.agg(mean)
@@ -272,9 +248,8 @@ def accumulated_error(results: Results) -> Iterator[Part]:
         yield part(f"test accuracy, AST minus {other}", paired(ablation, "AST", other))
 
 
-@claim("The whole beats prior trajectory matching and coresets at every IPC tried")
 def whole(results: Results) -> Iterator[Part]:
-    """Per cell: AST beside the best rival, and beside MTT with AST's inner momentum."""
+    """The whole beats prior trajectory matching and coresets at every IPC tried."""
     for cell, rows in results.rows("main").groupby("cell", sort=False):
         rivals = [method for method in CORESETS_AND_RIVALS if (rows.method == method).any()]
         words = f"test accuracy on {cell}, AST − "
@@ -285,11 +260,20 @@ def whole(results: Results) -> Iterator[Part]:
             yield part(f"{words}{CONTROL}", paired(rows, "AST", CONTROL))
 
 
-@claim("Smoothing rough experts helps more than making them straight (MCT), a control of ours")
 def straight(results: Results) -> Iterator[Part]:
-    """AST beside AST along straight lines, which need no smoothing."""
+    """Smoothing rough experts helps more than making them straight (MCT), a control of ours."""
     rows, other = first_cell(results.rows("ablation")), "AST, straight rough experts"
     yield part(f"test accuracy, AST − {other}", paired(rows, "AST", other))
+
+
+MEASURES: list[Callable[[Results], Iterable[Part]]] = [
+    *(strong_experts, smoothing, smooth_experts, representative),
+    *(balanced_loss, accumulated_error, whole, straight),
+]
+CLAIMS = {  # number -> its statement, and what measures its parts, lettered in their order
+    number: (" ".join(measure.__doc__.split()).rstrip("."), measure)
+    for number, measure in enumerate(MEASURES, 1)
+}
 
 
 def decide(parts: Sequence[Part]) -> Part:
@@ -327,9 +311,7 @@ def measured(results: Results) -> Iterator[Part]:
             found = [part(f"not tested: {words}", ())]
         found = found or [part("no two methods of the profile differ in this", ())]
         parts = [
-            replace(part, claim=f"{number}{ascii_lowercase[i]}")
-            if i < len(ascii_lowercase)
-            else replace(part, claim=f"{number}z{i}")
+            replace(part, claim=f"{number}{ascii_lowercase[i : i + 1] or f'z{i}'}")
             for i, part in enumerate(found)
         ]
         deciding = decide(parts)

@@ -154,7 +154,7 @@ class Paper:
         table = tables.TABLES[name](self.results)
         self.results.keep_table(name, table)
         if name == "claims":
-            self.results.keep_ledger(claims.ledger(self.results))
+            self.results.write("claims.md", claims.ledger(self.results))
         return table
 
     def figure(self, name: str) -> Figure:
@@ -168,7 +168,9 @@ class Paper:
         """A set's images from their start to the check that was kept; also as figures/film.gif."""
         film = studies.film(self.profile)
         chosen = self.get(film.of).record["chosen_iteration"]
-        return self.results.keep_film(pictures.film(self.get(film), chosen))
+        content = pictures.film(self.get(film), chosen)
+        self.results.write("figures/film.gif", content)
+        return content
 
     def keep_sets(self, methods: Iterable[str] | None = None) -> None:
         """Keep the sets of the main study, or of these methods of it, beside the rows.

@@ -76,6 +76,10 @@ class Results:
         self._write_csv(f"rows/{name}.csv", rows)
         return self.rows(name)
 
+    def write(self, path: str, content: str | bytes) -> None:
+        """Keep a file."""
+        write_whole(self.folder / path, content.encode() if isinstance(content, str) else content)
+
     def set_file(self, cell: str, method: str, seed: int) -> Path:
         """Where a set is kept: sets/mnist_5k-ipc1.ast.0.safetensors; AST+ becomes ast_plus."""
         plain = re.sub(r"\W+", "_", re.sub(r"(?<=\w)\+", " plus", method.lower())).strip("_")
@@ -109,11 +113,7 @@ class Results:
         """tables/<name>.csv with six digits, the same on every processor, and .md with four."""
         self._write_csv(f"tables/{name}.csv", table, float_format="%.6g")
         shown = table.astype(object).where(table.notna(), "")
-        self._write(f"tables/{name}.md", shown.to_markdown(index=False, floatfmt=".4g") + "\n")
-
-    def keep_ledger(self, text: str) -> None:
-        """claims.md: the claims with all that was measured of them."""
-        self._write("claims.md", text)
+        self.write(f"tables/{name}.md", shown.to_markdown(index=False, floatfmt=".4g") + "\n")
 
     def keep_figure(self, name: str, figure: Figure) -> None:
         """figures/<name>.svg, .pdf and .png, the same bytes from the same rows."""
@@ -123,37 +123,28 @@ class Results:
             if kind == "png":  # 256 colours: a third of the bytes, and the eye sees no difference
                 picture = Image.open(buffer).convert("RGB").quantize(dither=Image.Dither.NONE)
                 picture.save(buffer := io.BytesIO(), kind, optimize=True, dpi=(300, 300))
-            write_whole(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())
-
-    def keep_film(self, content: bytes) -> bytes:
-        """figures/film.gif."""
-        write_whole(self.folder / "figures" / "film.gif", content)
-        return content
+            self.write(f"figures/{name}.{kind}", buffer.getvalue())
 
     def machine(self) -> dict | None:
         """The machine that made the results, if that was noted."""
         file = self.file("machine.json")
         return json.loads(file.read_text("utf-8")) if file.exists() else None
 
-    def keep_machine(self, about: dict) -> None:
-        """machine.json: what made the results."""
-        self._write("machine.json", json.dumps(about, indent=2) + "\n")
-
     def digests(self) -> dict[str, str]:
         """sha256 of every kept file by its path; not of unfinished files and failed notebooks."""
-        files = {
-            file.relative_to(self.folder).as_posix(): file
+        paths = {
+            file.relative_to(self.folder).as_posix()
             for file in self.folder.rglob("*")
             if file.is_file() and not UNFINISHED.search(file.name)
         }
-        files.pop(SEALS, None)
         return {
-            path: hashlib.sha256(files[path].read_bytes()).hexdigest() for path in sorted(files)
+            path: hashlib.sha256((self.folder / path).read_bytes()).hexdigest()
+            for path in sorted(paths - {SEALS})
         }
 
     def seal(self) -> None:
         """SHA256SUMS: the digests of all that is kept, as `sha256sum -c` reads them."""
-        self._write(SEALS, "".join(f"{sha}  {path}\n" for path, sha in self.digests().items()))
+        self.write(SEALS, "".join(f"{sha}  {path}\n" for path, sha in self.digests().items()))
 
     def sealed(self) -> dict[str, str]:
         """What `seal` wrote: digests by path; empty where nothing was sealed.
@@ -171,8 +162,5 @@ class Results:
                 )
         return {line[66:]: line[:64] for line in lines}
 
-    def _write(self, path: str, text: str) -> None:
-        write_whole(self.folder / path, text.encode())
-
     def _write_csv(self, path: str, table: pd.DataFrame, **options: str) -> None:
-        self._write(path, table.to_csv(index=False, lineterminator="\n", **options))
+        self.write(path, table.to_csv(index=False, lineterminator="\n", **options))

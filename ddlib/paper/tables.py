@@ -7,7 +7,6 @@ differences in points, unless a docstring says otherwise.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -102,53 +101,44 @@ def main(results: Results) -> pd.DataFrame:
     many sets the choice was a tie or lay at an end of the grid, the flattering best-of columns, the
     paired difference to AST, what sets cost.
     """
-    rows, lines, efforts = results.rows("main"), [], effort(results)
-    cut_short = rising(results)
+    rows, lines, cut_short = results.rows("main"), [], rising(results)
     for (cell, data, method), runs in groups(rows, "cell", "data", "method"):
         line = {"cell": cell, "data": data, "ipc": runs.ipc.iloc[0], "method": method}
         line |= scored(runs) | {"rising": cut_short.get((cell, method), ("",))[0]}
         for best in ("best_on_validation", "best_on_test"):
             line[best] = spread(distinct(runs), best)
-        line |= beside(rows[rows.cell == cell], method, "AST") | efforts.get((cell, method), {})
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def effort(results: Results) -> dict[tuple[str, str], dict[str, float]]:
-    """What sets of the main study took, by cell and method; nothing where no costs are kept."""
-    table = costs(results) if results.has_rows("costs") else pd.DataFrame({"study": []})
-    sets = table[table.study == "main"]
-    return sets.set_index(["cell", "method"])[EFFORT].to_dict("index") if len(sets) else {}
+        lines.append(line | beside(rows[rows.cell == cell], method, "AST"))
+    table = pd.DataFrame(lines)
+    if not results.has_rows("costs"):
+        return table
+    spent = costs(results)
+    return table.merge(spent[spent.study == "main"][["cell", "method", *EFFORT]], "left")
 
 
 def costs(results: Results) -> pd.DataFrame:
     """What making sets took, mean over seeds, and most memory; of `noted` sets times are known."""
-    return pd.DataFrame(
-        {
-            "study": study,
-            "cell": cell,
-            "method": method,
-            "sets": len(sets),
-            "noted": int(sets.seconds.notna().sum()),
-            "iterations": sets.iterations.max(),
-            "learned_lr": mean(sets.lr),
-            "seconds": mean(sets.seconds),
-            "seconds_std": std(sets.seconds),
-            "processor_seconds": mean(sets.processor_seconds),
-            "megabytes": sets.megabytes.max(),
-            "experts_seconds": mean(sets.experts_seconds),
-        }
-        for (study, cell, method), sets in groups(results.rows("costs"), "study", "cell", "method")
-    )
+    by = results.rows("costs").groupby(["study", "cell", "method"], sort=False)
+    columns = {
+        "sets": ("lr", "size"),
+        "noted": ("seconds", "count"),
+        "iterations": ("iterations", "max"),
+        "learned_lr": ("lr", mean),
+        "seconds": ("seconds", mean),
+        "seconds_std": ("seconds", std),
+        "processor_seconds": ("processor_seconds", mean),
+        "megabytes": ("megabytes", "max"),
+        "experts_seconds": ("experts_seconds", mean),
+    }
+    return by.agg(**columns).reset_index()
 
 
 def scores(results: Results) -> pd.DataFrame:
     """DD-Ranking's scores of the main cell's methods, as fractions: means over seeds, intervals."""
     rows, lines = results.rows("scores"), []
-    for (method,), seeds in groups(robust.by_seed(rows).reset_index(), "method"):
+    for method, seeds in robust.by_seed(rows).groupby("method", sort=False):
         line = {"cell": rows.cell.iloc[0], "method": method, "seeds": len(seeds)}
-        line |= {name: mean(seeds[name]) for name in ("hlr", "ior", "ior_plain")}
-        line |= {name: mean(seeds[name]) for name in ("taught", "ior_taught")}
+        for name in ("hlr", "ior", "ior_plain", "taught", "ior_taught"):
+            line[name] = mean(seeds[name])
         for name in ("lrs", "ars"):
             part = claims.part("", seeds[name])
             line |= {name: part.effect, f"{name}_low": part.low, f"{name}_high": part.high}
@@ -169,20 +159,18 @@ def published_rows() -> pd.DataFrame:
 def published(_: Results) -> pd.DataFrame:
     """Published accuracies, methods x cells, with their sources; none was measured here."""
     rows, lines = published_rows(), []
-    wide = [f"IPC {ipc}" for ipc in sorted(rows.ipc.dropna().unique())]
-    for (data,), on_data in groups(rows, "dataset"):
+    stds = rows["std"].map(lambda std: "" if pd.isna(std) else f" ± {std:.1f}")
+    rows["shown"] = rows.accuracy.map("{:.1f}".format) + stds
+    rows["column"] = ("IPC " + rows.ipc.astype("string")).fillna("all data")
+    for data, on_data in rows.groupby("dataset", sort=False):
         for (method, labels, source), cells in groups(on_data, "method", "labels", "source"):
             network = f"width {span_of(cells.width)}, norm {span_of(cells.norm)}"
             source += f" ({network})" * (network != "width 128, norm instance")
-            line = {"data": data, "method": method, "labels": labels}
-            line |= dict.fromkeys(["all data", *wide], "")
-            for row in cells.itertuples():
-                deviation = "" if pd.isna(row.std) else f" ± {row.std:.1f}"
-                column = "all data" if pd.isna(row.ipc) else f"IPC {row.ipc}"
-                line[column] = f"{row.accuracy:.1f}{deviation}"
-            lines.append(line | {"source": source})
+            line = {"data": data, "method": method, "labels": labels, "source": source}
+            lines.append(line | dict(zip(cells.column, cells.shown, strict=True)))
         lines.append({"data": data, "method": "AST", "source": "not available"})
-    return pd.DataFrame(lines).fillna("")
+    wide = rows.sort_values("ipc", na_position="first").column.unique()
+    return pd.DataFrame(lines, columns=["data", "method", "labels", *wide, "source"]).fillna("")
 
 
 def summary(results: Results) -> pd.DataFrame:
@@ -201,38 +189,31 @@ def benchmark(results: Results) -> pd.DataFrame:
     is given where labels, width and norm are the same. `at_lr_a` is ours at the learned lr, as
     MTT's code judges its sets. Empty without such data.
     """
-    rows, others, lines = results.rows("main"), published_rows(), []
+    rows, lines, cut_short = results.rows("main"), [], rising(results)
     if results.has_rows("cross_architecture"):
         rows = pd.concat([rows, results.rows("cross_architecture")])
     rows = rows[rows.architecture == "convnet"]
-    names = others.method.str.replace("_", "-").replace("full", CEILING)
+    theirs = published_rows().rename(columns={"accuracy": "published", "std": "published_std"})
+    theirs = theirs.rename(columns={"dataset": "data"}).assign(verdict="not run here")
+    names = theirs.method.str.replace("_", "-").replace("full", CEILING)
     data = rows.data.str.split(",").str[0].str.replace("_", "")
-    cut_short = rising(results)
-    for dataset, known in others.groupby("dataset", sort=False):
+    for dataset, known in theirs.groupby("data", sort=False):
         here = rows[data == dataset.lower()]
         for (ipc, width, norm, cell, method), runs in groups(here, *BENCHMARK):
             at = known.ipc.isna() if pd.isna(ipc) else known.ipc == ipc
-            same = known[(names[known.index] == method) & at.fillna(False)]
-            line = {"data": dataset, "ipc": ipc, "method": method, "labels": "hard"}
             score = scored(runs)
+            line = {"data": dataset, "ipc": ipc, "method": method, "labels": "hard"}
             line |= {"width": width, "norm": norm, "protocol": score["protocol"]}
             line |= {"ours": score["mean"], "ours_std": score["std_over_networks"]}
             line["at_lr_a"] = 100 * mean(distinct(runs, "lr_a").accuracy)
             line |= {"sets": score["sets"], "networks": score["networks"]}
             line["rising"], line["iterations"] = cut_short.get((cell, method), ("", None))
+            same = known[(names[known.index] == method) & at.fillna(False)]
             lines.append(line | compared(line, same))
-        for other in known[
-            known.ipc.isin(here.ipc) | (known.ipc.isna() & bool(len(here)))
-        ].itertuples():
-            if not ((here.method == names[other.Index]) & (here.ipc == other.ipc)).any():
-                line = {name: getattr(other, name) for name in ("ipc", "method", "labels", "width")}
-                line |= {
-                    "norm": other.norm,
-                    "protocol": other.protocol,
-                    "published": other.accuracy,
-                }
-                line |= {"published_std": other.std, "source": other.source}
-                lines.append({"data": dataset} | line | {"verdict": "not run here"})
+        ran = {*zip(here.method, here.ipc, strict=True)}
+        others = known[known.ipc.isin(here.ipc) | (known.ipc.isna() & bool(len(here)))]
+        pairs = zip(names[others.index], others.ipc, strict=True)
+        lines += others[[pair not in ran for pair in pairs]].to_dict("records")
     table = pd.DataFrame(lines, columns=COMPARED).drop_duplicates()  # cells share a ceiling
     return table.sort_values(["data", "ipc"], kind="stable", ignore_index=True)
 
@@ -241,19 +222,16 @@ def compared(ours: dict[str, Any], same: pd.DataFrame) -> dict[str, Any]:
     """A published number beside ours, their difference in points, and the verdict."""
     if same.empty:
         return {"verdict": "no published number"}
-    (one,) = same.head(1).to_dict("records")
-    gap, most = ours["ours"] - one["accuracy"], 0.0
-    for spread in (ours["ours_std"], one["std"]):
-        most += 0.0 if pd.isna(spread) else spread
+    one = same.iloc[0][
+        ["published", "published_std", "labels", "width", "norm", "source"]
+    ].to_dict()
+    gap, stds = ours["ours"] - one["published"], pd.Series([ours["ours_std"], one["published_std"]])
+    word = "ours is above" if gap > 0 else "ours is below"
+    if abs(gap) <= stds.sum():
+        word = "they meet"
     alike = all(ours[name] == one[name] for name in ("labels", "width", "norm"))
-    word = "they meet" if abs(gap) <= most else "ours is above" if gap > 0 else "ours is below"
-    return {
-        "published": one["accuracy"],
-        "published_std": one["std"],
-        "difference": gap,
-        "verdict": word if alike else "another network or other labels",
-        "source": one["source"],
-    }
+    word = word if alike else "another network or other labels"
+    return one | ours | {"difference": gap, "verdict": word}
 
 
 def smoothness(results: Results) -> pd.DataFrame:
@@ -306,28 +284,17 @@ def tuning(results: Results) -> pd.DataFrame:
         best = tried[tried.validation_accuracy == tried.validation_accuracy.max()]
         table.loc[best.index, "best"] = "*"
         if tried.choosing.iloc[0] == "settings":
-            table.loc[best.index, "edge"] = [
-                edges(words, list(tried.tried)) for words in best.tried
-            ]
+            table.loc[best.index, "edge"] = [edges(words, [*tried.tried]) for words in best.tried]
     return table
 
 
 def edges(best: str, every: list[str]) -> str:
     """The numbers of a setting, written "a = 1, b = 2", that no other setting is beyond."""
-    values = [
-        dict(item.split(" = ") for item in words.split(", ") if " = " in item) for words in every
-    ]
-    at_end = []
-    for name, value in values[every.index(best)].items():
-        tried = sorted({float(v[name]) for v in values if name in v and is_number(v[name])})
-        if len(tried) > 1 and is_number(value) and float(value) in (tried[0], tried[-1]):
-            at_end.append(name)
-    return ", ".join(at_end)
-
-
-def is_number(text: str) -> bool:
-    """Whether the text is a number."""
-    return bool(re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", text))
+    named = [[item.split(" = ") for item in words.split(", ") if " = " in item] for words in every]
+    values = pd.DataFrame(map(dict, named)).apply(pd.to_numeric, errors="coerce")
+    ours = values.iloc[every.index(best)]
+    at_end = (ours == values.min()) | (ours == values.max())
+    return ", ".join(values.columns[at_end & (values.nunique() > 1)])
 
 
 TABLES: dict[str, Callable[[Results], pd.DataFrame]] = {

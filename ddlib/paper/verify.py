@@ -40,7 +40,7 @@ def verify(profile: str, quick: bool = False) -> bool:
         InputError: nothing is kept under that profile.
     """
     kept = Paper.printed(profile)
-    if locked(kept.store.root, Path(build.lock_of(kept).lock_file).stem):
+    if locked(kept.store.root, build.lock_of(kept).stem):
         raise InputError(
             f"a process is at work on {kept.results.folder}: verify when it is done, for until "
             "then some files are old and some are new"
@@ -54,21 +54,15 @@ def verify(profile: str, quick: bool = False) -> bool:
         fresh = Paper(profile, Path(folder) / "store", Path(folder) / "results" / kept.name)
         verdicts = list(checks.kept_files(kept, fresh))
         if not quick:
-            verdicts += anew(kept, fresh)
+            of, alike = sample(kept), same_kind(kept)
+            make_sample(kept, fresh, of)
+            verdicts += beside(kept, fresh, of, alike)
     wide = max(len(verdict.file) for verdict in verdicts)
     for file, verdict, note in verdicts:
         print(printable(f"{file:{wide}}  {verdict:{len(NEAR)}}  {note}".rstrip()))
     counts = Counter(verdict.verdict for verdict in verdicts)
     print(f"\n{len(verdicts)} checks: {', '.join(f'{n} {word}' for word, n in counts.items())}")
     return not counts[DIFFERENT]
-
-
-def anew(kept: Paper, fresh: Paper) -> Iterator[Verdict]:
-    """A sample trained anew, in a store of its own that shares the data with the usual one."""
-    of = sample(kept)
-    alike = same_kind(kept)
-    make_sample(kept, fresh, of)
-    yield from beside(kept, fresh, of, alike)
 
 
 def sample(kept: Paper) -> Run:
