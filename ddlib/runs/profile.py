@@ -116,7 +116,7 @@ class Ablation(Settings):
     cell: str
     networks: Few = 3
     groups: Names = ("AST minus one", "controls")  # of `methods.GROUPS`
-    more: dict[str, Group] = {}  # groups of the profile's own
+    more: dict[str, Group | None] = {}  # the profile's own; null: without that of an extended one
 
 
 class Cross(Settings):
