@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from pydantic import ValidationError
 
-from ddlib.base import InputError, Task, own_torch, validated
+from ddlib.base import Data, InputError, Network, Task, own_torch, validated
 from ddlib.data import datasets
 from ddlib.data.datasets import Images
 from ddlib.files import digest, trouble, write_new
@@ -29,16 +29,7 @@ from ddlib.progress import Progress, clock
 from ddlib.runs import cost, engine, methods, run, stages
 from ddlib.runs.profile import Profile, profile
 from ddlib.runs.store import Artefact, Store, packed, read, store_folder
-from ddlib.settings import (
-    NEED_EXPERT,
-    AnySet,
-    Data,
-    Evaluation,
-    Expert,
-    Imported,
-    Network,
-    Selection,
-)
+from ddlib.settings import NEED_EXPERT, AnySet, Evaluation, Expert, Imported, Selection
 
 __all__ = ["distil", "evaluate", "load", "load_data", "pick_images", "save", "train_experts"]
 

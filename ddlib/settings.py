@@ -14,8 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ddlib.base import (
-    FORMAT,
-    Architecture,
     Count,
     Data,
     Few,

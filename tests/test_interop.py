@@ -151,6 +151,13 @@ def test_a_faulty_set_of_a_stranger_is_refused(fault, tmp_path, monkeypatch):
         interop._read_foreign(tmp_path / "set.pt", interop.About(data="digits", whitening="none"))
 
 
+def test_labels_that_are_nowhere_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(mtt_format, "prove", lambda *files: None)
+    torch.save({"images": X[:10], "lr": 0.1, "data": "digits"}, tmp_path / "set.pt")
+    with pytest.raises(InputError, match=r"add --data NAME.*; --whitening.*; --labels FILE"):
+        interop._read_foreign(tmp_path / "set.pt", interop.About())
+
+
 def test_a_file_without_images_is_no_set(store, tmp_path, capsys):
     for arguments in (("export", "--to", tmp_path / "there"), ("evaluate",)):
         status, text = call(capsys, arguments[0], store.file(EXPERT), *arguments[1:])

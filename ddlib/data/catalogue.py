@@ -60,13 +60,12 @@ class Set:
 def split(y: Tensor, counts: dict[str, int], seed: int) -> dict[str, Tensor]:
     """Indices of `counts[part]` images of each class per part, none twice, in order."""
     chosen: dict[str, list[Tensor]] = {part: [] for part in counts}
+    sizes = [*counts.values()]
     for k in y.unique().tolist():
         members = (y == k).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator(seed, "split", k))]
-        first = 0
-        for part, n in counts.items():
-            chosen[part].append(members[first : first + n])
-            first += n
+        for part, some in zip(counts, members[: sum(sizes)].split(sizes), strict=True):
+            chosen[part].append(some)
     return {part: torch.cat(some) for part, some in chosen.items()}
 
 

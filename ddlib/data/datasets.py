@@ -218,7 +218,7 @@ def _parts(found: Found, seed: int) -> image_folder.Parts:
     """
     files = {part: [file for some in classes for file in some] for part, classes in found.items()}
     y = {
-        part: torch.arange(len(classes)).repeat_interleave(torch.tensor([*map(len, classes)]))
+        part: torch.tensor([k for k, some in enumerate(classes) for _ in some])
         for part, classes in found.items()
     }
     places = {part: torch.arange(len(some)) for part, some in files.items()}

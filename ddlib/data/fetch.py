@@ -49,7 +49,7 @@ def _from_debian(name: str, folder: Path) -> None:
 
         def run(*command: str) -> None:
             done = subprocess.run(
-                command, cwd=home, capture_output=True, text=True, timeout=TIMEOUT, check=False
+                command, cwd=home, capture_output=True, text=True, timeout=TIMEOUT
             )
             if done.returncode:
                 said = (done.stderr.strip().splitlines() or ["no word of why"])[-1]

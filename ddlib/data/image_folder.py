@@ -50,12 +50,11 @@ def parts_in(folder: Path) -> dict[str, Path]:
             f"no folder {folder.absolute()}: expected there the images, a folder per class; "
             "put them back, or correct `data.path`"
         )
-    named = [name for name in _folders(folder) if name.lower() in ALIASES]
+    inside = _folders(folder)
+    named = [name for name in inside if name.lower() in ALIASES and _folders(folder / name)]
     parts: dict[str, Path] = {}
     for name in named:
         part = ALIASES[name.lower()]
-        if not _folders(folder / name):
-            continue
         if part in parts:
             raise InputError(
                 f"{folder} holds {parts[part].name} and {name}, which both mean `{part}`: "
