@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ddlib.runs.store import Artefact, read, write_whole
+from ddlib.files import write_whole
+from ddlib.runs.store import Artefact, read
 from ddlib.settings import InputError
 
 SEALS = "SHA256SUMS"

@@ -384,11 +384,7 @@ def make(settings: Task, inputs: Inputs, keep: Checkpoint) -> Made:
 
 
 def settings_of(fields: dict[str, Any]) -> Any:
-    """The settings that an artefact says it was made under.
-
-    Raises:
-        InputError: no stage has such settings.
-    """
+    """The settings that an artefact says it was made under."""
     for kind in KINDS:
         try:
             return kind(**fields)
