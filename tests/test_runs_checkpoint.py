@@ -146,7 +146,7 @@ def test_an_interval_is_a_number_of_seconds(monkeypatch, tmp_path):
         text = f"CHECKPOINT={wrong}: expected the seconds between two checkpoints"
         with pytest.raises(InputError, match=text):
             interval()
-    with pytest.raises(InputError, match=r"CHECKPOINT=inf: .*leave it out for 60"):
+    with pytest.raises(InputError, match=r"CHECKPOINT=inf: .*or leave CHECKPOINT out"):
         run.ensure([EXPERT], Store(tmp_path))
     assert not (tmp_path / "experts").exists()
 

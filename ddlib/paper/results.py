@@ -16,7 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddlib.runs.store import Artefact, read, write_whole
+from ddlib.files import write_whole
+from ddlib.runs.store import Artefact, read
 from ddlib.settings import InputError
 
 SEALS = "SHA256SUMS"

@@ -15,14 +15,16 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from ddlib.base import InputError, Task, key
+from ddlib.runs import engine
 from ddlib.runs.store import Store, write
 
-INTERVAL = 60.0  # seconds
+INTERVAL = 60  # seconds
 SPENT = "spent"  # in a checkpoint: what its runs took until then
 
 State = dict[str, Any]
@@ -30,19 +32,10 @@ Hook = Callable[[Task, int, Mapping[str, float]], object]
 
 
 def interval() -> float:
-    """Seconds between two checkpoints: the environment's CHECKPOINT, else 60.
-
-    Raises:
-        InputError: not a number of seconds.
-    """
-    given = os.environ.get("CHECKPOINT") or str(INTERVAL)
-    with suppress(ValueError):
-        if 0 <= float(given) < math.inf:
-            return float(given)
-    raise InputError(
-        f"CHECKPOINT={given}: expected the seconds between two checkpoints of a task, 0 or more; "
-        f"leave it out for {INTERVAL:g}"
-    )
+    """Seconds between two checkpoints: the environment's CHECKPOINT, else 60."""
+    seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    expected = "the seconds between two checkpoints of a task, 0 or more"
+    return engine.variable("CHECKPOINT", INTERVAL, seconds, expected)
 
 
 class Checkpoint:
@@ -112,13 +105,8 @@ def reset_peak() -> None:
 
 @cache
 def hook(store: Path) -> Hook | None:
-    """The function that TRACK names; None without TRACK.
-
-    Raises:
-        InputError: there is no such function.
-    """
-    name = os.environ.get("TRACK") or ""
-    if not name:
+    """The function that TRACK names; None without TRACK."""
+    if not (name := os.environ.get("TRACK")):
         return None
     if name == "tensorboard":
         return tensorboard(store / "tensorboard")
@@ -141,13 +129,11 @@ def tensorboard(folder: Path) -> Hook:
             "TRACK=tensorboard, but tensorboard is not installed: pip install tensorboard, or "
             "leave TRACK out"
         ) from None
-    writers: dict[str, Any] = {}
+    writer = cache(lambda task: SummaryWriter(str(folder / f"{task.title} {key(task)}")))
 
     def on_step(task: Task, step: int, numbers: Mapping[str, float]) -> None:
-        name = f"{task.title} {key(task)}"
-        writer = writers.get(name) or writers.setdefault(name, SummaryWriter(str(folder / name)))
         for what, number in numbers.items():
-            writer.add_scalar(what, number, step)
-        writer.flush()
+            writer(task).add_scalar(what, number, step)
+        writer(task).flush()
 
     return on_step

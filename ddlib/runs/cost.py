@@ -11,6 +11,7 @@ PyTorch in float32 with TF32 convolutions.
 from __future__ import annotations
 
 import time
+import timeit
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -170,12 +171,8 @@ def seconds(task: Task) -> float:
 def pace() -> float:
     """Processor seconds on this machine per predicted one, by some steps of an expert."""
     engine.settle()
-    work, taken = Work(Network(width=32), (3, 32, 32), 10, "gradient", 128), []
-    step = prepare(work, "cpu")
-    for _ in range(6):
-        began = time.process_time()
-        step()
-        taken.append(time.process_time() - began)
+    work = Work(Network(width=32), (3, 32, 32), 10, "gradient", 128)
+    taken = timeit.repeat(prepare(work, "cpu"), timer=time.process_time, number=1, repeat=6)
     return median(taken[1:]) / (work.images * IMAGE)
 
 

@@ -26,10 +26,11 @@ from itertools import cycle, islice
 from multiprocessing import get_context, parent_process
 from time import sleep
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import joblib
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from ddlib.base import InputError, printable
 from ddlib.files import Full
@@ -63,12 +64,17 @@ def wrong(name: str, value: str, expected: str) -> InputError:
     return InputError(f"{name}={value}: expected {expected}; correct it, or leave {name} out")
 
 
-def device() -> torch.device:
-    """Where tasks compute: the environment's DEVICE, else the first visible GPU, else the CPU.
+def variable(name: str, usual: Any, kind: Any, expected: str) -> Any:
+    """An environment variable as that type; `usual` where it is not set."""
+    text = os.environ.get(name) or str(usual)
+    try:
+        return TypeAdapter(kind).validate_strings(text)
+    except ValidationError:
+        raise wrong(name, text, expected) from None
 
-    Raises:
-        InputError: there is no such device.
-    """
+
+def device() -> torch.device:
+    """The environment's DEVICE, else the first visible GPU, else the CPU; there tasks compute."""
     name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     with suppress(RuntimeError):
         if torch.device(name).type != "cuda" or torch.cuda.is_available():
@@ -81,28 +87,21 @@ def memory() -> int:
 
     More is faster until all inner steps are kept. Results are the same.
     """
-    text = os.environ.get("MEMORY") or str(student.MEMORY >> 20)
-    if not text.isdecimal():
-        raise wrong("MEMORY", text, "a number of megabytes, 0 or more")
-    return int(text) << 20
+    usual, expected = student.MEMORY >> 20, "a number of megabytes, 0 or more"
+    return variable("MEMORY", usual, NonNegativeInt, expected) << 20
 
 
 def default_workers() -> int:
     """The environment's WORKERS, else what the GPUs hold by GPU_SHARE, else one per usable core."""
-    text, share = os.environ.get("WORKERS") or "", gpu_share()
-    if text and not (text.isdecimal() and int(text)):
-        raise wrong("WORKERS", text, "a number of processes, 1 or more")
-    on_gpus = int(1 / share) * len(gpus()) if share else 0
-    return int(text or on_gpus or joblib.cpu_count())
+    share = gpu_share()
+    usual = (int(1 / share) * len(gpus()) if share else 0) or joblib.cpu_count()
+    return variable("WORKERS", usual, PositiveInt, "a number of processes, 1 or more")
 
 
 def gpu_share() -> float:
     """The part of a GPU that a task takes, by GPU_SHARE: 0.25 puts four on each; 0 if not set."""
-    text = os.environ.get("GPU_SHARE") or "0"
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise wrong("GPU_SHARE", text, "the part of a GPU that a task takes, from 0 to 1")
+    part = Annotated[float, Field(ge=0, le=1)]
+    return variable("GPU_SHARE", 0, part, "the part of a GPU that a task takes, from 0 to 1")
 
 
 def gpus() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import time
+import timeit
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -100,11 +100,9 @@ def outer_gradient(
     loss = InnerLoss(net, labels, [torch.arange(len(labels))] * steps, draws, 1.0)
     loop = InnerLoop(loss, theta, images, torch.tensor(0.01), steps, settings.momentum, memory=0)
 
-    def once() -> float:
-        began = time.perf_counter()
+    def once() -> None:
         EXACT[settings.gradient](loop, lambda path: (path[steps] - target).square().sum(), [steps])
-        return time.perf_counter() - began
 
     most = peak(once)
     about: dict[str, Any] = {"gradient": settings.gradient, "inner_steps": steps}
-    return about | {"megabytes": most, "seconds": median(once() for _ in range(3))}
+    return about | {"megabytes": most, "seconds": median(timeit.repeat(once, number=1, repeat=3))}

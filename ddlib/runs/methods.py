@@ -94,9 +94,8 @@ DISTILLED = {
 RIVALS = {
     # arXiv 2211.11004; decay: its authors' scripts
     "FTD": Method("real", "ftd", {"momentum": 0.0, "ema": 0.9995}),
-    "TESLA": Method(
-        "real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, ("TESLA",)
-    ),  # 2211.10586
+    # arXiv 2211.10586
+    "TESLA": Method("real", "sgd", {"momentum": 0.0, "gradient": "tesla"}, ("TESLA",)),
     # arXiv 2406.19827: SGD experts made straight
     "MCT": Method("real", "sgd", {"momentum": 0.0, "convex": True}, ("MTT",)),
     # arXiv 2310.05773; lr_labels: its authors' settings for CIFAR-10 at IPC 10
@@ -157,19 +156,15 @@ def methods(profile: Profile) -> dict[str, Method]:
                 f"{'; '.join(every)}\ncorrect it under `variants`"
             )
         places = {key: fields[key] for key in ("start", "recipe") if key in fields}
-        switches = {k: v for k, v in fields.items() if k not in ("of", "start", "recipe")}
-        base = every[of]
-        tuned_as = tuple(dict.fromkeys((of, *base.tuned_as)))
-        every[name] = replace(base.but(**switches), tuned_as=tuned_as, **places)
+        switches = {k: v for k, v in fields.items() if k not in ("of", *places)}
+        every[name] = replace(
+            every[of].but(**switches), tuned_as=(of, *every[of].tuned_as), **places
+        )
     return every
 
 
 def known(profile: Profile, method: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The method of that name."""
     every = methods(profile)
     if method not in every:
         raise InputError(
@@ -205,15 +200,9 @@ def selection(
         seen = seen.at(seed % profile.n_experts)
     elif seen and seen.until:  # features are those of an end, which these experts do not reach
         seen = recipe(profile, cell, FEATURES, seed).model_copy(update={"until": None})
-    fields = {
-        "data": cell.data,
-        "method": method,
-        "ipc": cell.ipc,
-        "expert": seen,
-        "lr": cell.coreset_lr,
-        "seed": seed,
-    }
-    return validated(Selection, fields | changes, f"'{method}' images")
+    fields = {"data": cell.data, "method": method, "ipc": cell.ipc, "expert": seen}
+    fields |= {"lr": cell.coreset_lr, "seed": seed, **changes}
+    return validated(Selection, fields, f"'{method}' images")
 
 
 def layers(
@@ -235,11 +224,8 @@ def layers(
             "no ablation)"
         )
     kind = Distillation if how.recipe else Condensation
-    shared = {
-        name: value
-        for name, value in cell.student.items()
-        if name in kind.model_fields or name not in Distillation.model_fields
-    }
+    others = Distillation.model_fields.keys() - kind.model_fields.keys()
+    shared = {name: value for name, value in cell.student.items() if name not in others}
     found = [("cell", shared), ("published" if how.published else "method", how.switches)]
     if tuned:
         found.append((f"tuned for {tuned}", cell.tuned[tuned]))
@@ -263,16 +249,14 @@ def distillation(
     for _, layer in layers(profile, cell_name, method, changes):
         fields |= layer
     cell, how = profile.cells[cell_name], known(profile, method)
-    start = selection(
-        profile, cell, fields.pop("init", how.start), seed, how.recipe or FEATURES
-    ).model_dump()
-    place = f"'{method}' on {cell_name}"
+    init = fields.pop("init", how.start)
+    start = selection(profile, cell, init, seed, how.recipe or FEATURES).model_dump()
+    kind: type[Distilled] = Condensation
+    given: dict[str, Any] = {"start": start, "seed": seed, "network": profile.network.model_dump()}
     if how.recipe:
-        experts = recipe(profile, cell, how.recipe).model_dump()
-        given = {"experts": experts, "n_experts": profile.n_experts}
-        return validated(Distillation, {"start": start, "seed": seed, **given, **fields}, place)
-    given = {"network": profile.network.model_dump()}
-    return validated(Condensation, {"start": start, "seed": seed, **given, **fields}, place)
+        kind, experts = Distillation, recipe(profile, cell, how.recipe).model_dump()
+        given = {"start": start, "seed": seed, "experts": experts, "n_experts": profile.n_experts}
+    return validated(kind, given | fields, f"'{method}' on {cell_name}")
 
 
 def origins(profile: Profile, cell_name: str, method: str) -> list[tuple[str, Any, str]]:
@@ -282,9 +266,8 @@ def origins(profile: Profile, cell_name: str, method: str) -> list[tuple[str, An
     if isinstance(settings, Distilled):
         for name, layer in layers(profile, cell_name, method, {}):
             source |= dict.fromkeys(layer, name)
-        source |= dict.fromkeys(("start", "experts", "network"), "method") | {
-            "n_experts": "profile"
-        }
+        source |= dict.fromkeys(("start", "experts", "network"), "method")
+        source["n_experts"] = "profile"
     return [(name, getattr(settings, name), source[name]) for name in type(settings).model_fields]
 
 

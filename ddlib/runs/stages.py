@@ -208,10 +208,6 @@ class OuterLoop:
         """The state, for a checkpoint."""
         return self.state.tensors() | {"iteration": self.state.iteration}
 
-    def names(self) -> list[str]:
-        """What `unfinished` holds."""
-        return ["iteration", *self.state.tensors()]
-
     def steps(self) -> Iterator[Step]:
         """The outer iterations from the present state to the last."""
         settings, real = self.settings, self.inputs.real
@@ -245,7 +241,7 @@ def make_set(settings: Distilled, inputs: Inputs, keep: Checkpoint) -> Made:
     loop = OuterLoop(settings, inputs)
     checks, curve = marks(settings.iterations, settings.checks), []
     history = {name: [part] for name, part in loop.judged().items()}
-    if past := keep.left("curve", *history, *loop.names()):
+    if past := keep.left("curve", *history, *loop.unfinished()):
         loop.resume(past)
         curve, history = past["curve"], {name: list(past[name]) for name in history}
 
@@ -342,7 +338,7 @@ def make_film(settings: Film, inputs: Inputs, keep: Checkpoint) -> Made:
     frames_at = marks(of.iterations, settings.frames)
     first = slice(0, settings.shown * of.ipc, of.ipc)  # images lie class after class
     frames = [loop.state.kept[first].cpu()]
-    if past := keep.left("frames", *loop.names()):
+    if past := keep.left("frames", *loop.unfinished()):
         loop.resume(past)
         frames = list(past["frames"])
     for step in loop.steps():
@@ -384,11 +380,7 @@ def make(settings: Task, inputs: Inputs, keep: Checkpoint) -> Made:
 
 
 def settings_of(fields: dict[str, Any]) -> Any:
-    """The settings that an artefact says it was made under.
-
-    Raises:
-        InputError: no stage has such settings.
-    """
+    """The settings that an artefact says it was made under."""
     for kind in KINDS:
         try:
             return kind(**fields)

@@ -19,20 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddlib import files
 from ddlib.base import FORMAT, InputError, Task, key, own_torch
-from ddlib.files import (
-    Absent,
-    Damaged,
-    digest,
-    kept,
-    layout,
-    locked,
-    opened,
-    set_aside,
-    unpack,
-    whole,
-    write_whole,
-)
+from ddlib.files import Absent, Damaged
 
 HOME = Path(__file__).resolve().parent.parent.parent  # the project
 
@@ -66,7 +55,7 @@ class Artefact:
 def write(file: Path, settings: Task, tensors: dict[str, Tensor], record: dict) -> None:
     """Save an artefact under exactly this name."""
     start, tensors = packed(settings, tensors, record)
-    with whole(file, len(start) + sum(t.nbytes for t in tensors.values())) as out:
+    with files.whole(file, len(start) + sum(t.nbytes for t in tensors.values())) as out:
         out.write(start)
         for tensor in tensors.values():
             out.write(tensor.flatten().view(torch.uint8).numpy().data)
@@ -90,7 +79,7 @@ def packed(
     }
     header = json.dumps(about)
     # one note only: the order of several would vary
-    order, start = layout(tensors, {"ddlib": f"{digest(tensors, header)} {header}"})
+    order, start = files.layout(tensors, {"ddlib": f"{files.digest(tensors, header)} {header}"})
     return start, {name: tensors[name] for name in order}
 
 
@@ -106,12 +95,8 @@ def _header(file: Path, notes: dict[str, str]) -> tuple[str, str, dict[str, Any]
 
 
 def peek(file: Path) -> dict[str, Any]:
-    """`stage`, `settings` and `record` of an artefact, from its header alone; no digest is checked.
-
-    Raises:
-        Absent, Damaged: as for `read`.
-    """
-    with opened(file) as content:
+    """`stage`, `settings` and `record` of an artefact, from its header alone, unchecked."""
+    with files.opened(file) as content:
         return _header(file, content.metadata() or {})[2]
 
 
@@ -124,9 +109,9 @@ def read(file: Path | str) -> Artefact:
         Damaged: it is none of ours, of another format, or not as it was written.
     """
     file = Path(file)
-    tensors, notes = unpack(file)
+    tensors, notes = files.unpack(file)
     expected, header, about = _header(file, notes)
-    actual = digest(tensors, header)
+    actual = files.digest(tensors, header)
     if actual != expected:
         raise Damaged(file, f"its content hashes to {actual[:12]}, its header says {expected[:12]}")
     if (version := about["versions"].get("format")) != FORMAT:
@@ -135,11 +120,7 @@ def read(file: Path | str) -> Artefact:
 
 
 def checked(file: Path, settings: Task) -> Artefact:
-    """The artefact in `file`, made under exactly these settings.
-
-    Raises:
-        Absent, Damaged: as for `read`; or it was made under others.
-    """
+    """As `read`, and Damaged where it was not made under exactly these settings."""
     artefact = read(file)
     wanted = settings.model_dump(mode="json")
     for name in sorted(wanted.keys() | artefact.settings.keys()):
@@ -154,11 +135,7 @@ def checked(file: Path, settings: Task) -> Artefact:
 
 
 class Store:
-    """A folder of artefacts, `root/<stage>/<key>.safetensors`.
-
-    Raises:
-        InputError: no folder can be there.
-    """
+    """A folder of artefacts, `root/<stage>/<key>.safetensors`."""
 
     def __init__(self, root: Path | str = "store"):
         self.root = Path(root)
@@ -179,22 +156,17 @@ class Store:
         return self.file(settings).exists()
 
     def load(self, settings: Task) -> Artefact:
-        """What the task of `settings` made.
-
-        Raises:
-            Absent: it is not there.
-            Damaged: it is damaged, or was made under other settings (both values are named).
-        """
+        """What the task of `settings` made: as `read`, and its settings are compared."""
         return checked(self.file(settings), settings)
 
     def kept(self, settings: Task, make: Callable[[], object]) -> Artefact:
         """The artefact of `settings`. Where it is absent or damaged, one process makes it."""
         load = partial(checked, settings=settings)
-        return kept(self.root, self.file(settings), settings.title, load, make)
+        return files.kept(self.root, self.file(settings), settings.title, load, make)
 
     def busy(self, settings: Task) -> bool:
         """Whether a living process is making it."""
-        return locked(self.root, key(settings))
+        return files.locked(self.root, key(settings))
 
     def save(
         self,
@@ -206,7 +178,7 @@ class Store:
         """Keep what a task made, note what it cost, and drop its checkpoint."""
         write(self.file(settings), settings, tensors, record)
         if spent is not None:
-            write_whole(self.note_file(settings), json.dumps(spent).encode())
+            files.write_whole(self.note_file(settings), json.dumps(spent).encode())
         self.checkpoint_file(settings).unlink(missing_ok=True)
 
     def checkpoint_file(self, settings: Task) -> Path:
@@ -220,7 +192,7 @@ class Store:
         except Absent:
             return None
         except Damaged as error:
-            set_aside(self.root, error)
+            files.set_aside(self.root, error)
             return None
 
     def note_file(self, settings: Task) -> Path:

@@ -86,11 +86,7 @@ def coresets(profile: Profile) -> Iterator[Run]:
 
 
 def groups(profile: Profile) -> dict[str, Group]:
-    """The groups of the profile's ablation.
-
-    Raises:
-        InputError: no group of that name.
-    """
+    """The groups of the profile's ablation."""
     if profile.ablation is None:
         return {}
     if unknown := [name for name in profile.ablation.groups if name not in GROUPS]:
