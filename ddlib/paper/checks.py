@@ -310,15 +310,15 @@ def copy_fault(copy: Path, source: Path | None, kept: Paper) -> str | None:
 
 def of_pages(kept: Paper) -> Iterator[Verdict]:
     """The blocks of the README and the docs that show this profile's results."""
-
-    def fault(block: str) -> str | None:
-        page = pages.page_of(block)
-        if page is None:
-            raise Unchecked("on no page")
-        filled = pages.filled(page, block, pages.text_of(block, kept))
-        fault = parting(page.read_text("utf-8"), filled)
-        return f"{page.name}: {fault}; `make readme` fills it" if fault else None
-
-    for block, profile in pages.BLOCKS.items():
+    for block, (profile, text_of) in pages.BLOCKS.items():
         if profile == kept.name:
-            yield checked(f"block {block}", fault, block)
+            yield checked(f"block {block}", block_fault, kept, block, text_of)
+
+
+def block_fault(kept: Paper, block: str, text_of: Callable[[Paper], str]) -> str | None:
+    """Where the page of a block is other than the results give."""
+    page = pages.page_of(block)
+    if page is None:
+        raise Unchecked("on no page")
+    fault = parting(page.read_text("utf-8"), pages.filled(page, block, text_of(kept)))
+    return f"{page.name}: {fault}; `make readme` fills it" if fault else None
