@@ -52,11 +52,7 @@ def page_of(block: str) -> Path | None:
 
 
 def fill(block: str, text: str) -> None:
-    """Put a text between the markers of a block.
-
-    Raises:
-        InputError: no page holds that block, or its page has lost a marker.
-    """
+    """Put a text between the markers of a block; raises InputError where no page has them."""
     page = page_of(block)
     if page is None:
         raise InputError(
@@ -67,11 +63,7 @@ def fill(block: str, text: str) -> None:
 
 
 def filled(page: Path, block: str, text: str) -> str:
-    """The page with that text in the block.
-
-    Raises:
-        InputError: the page has lost one of the block's markers.
-    """
+    """The page with that text in the block; raises InputError where it has lost a marker."""
     start, end = f"<!-- {block}:start -->", f"<!-- {block}:end -->"
     head, first, rest = page.read_text("utf-8").partition(start)
     _, last, tail = rest.partition(end)

@@ -45,11 +45,7 @@ class Results:
         return there if newer or (there.exists() and not here.exists()) else here
 
     def rows(self, name: str) -> pd.DataFrame:
-        """The rows of a study.
-
-        Raises:
-            NoRows: they were not made yet.
-        """
+        """The rows of a study; raises NoRows where they were not made yet."""
         file = self.file(f"rows/{name}.csv")
         if not file.exists():
             raise NoRows(
