@@ -25,11 +25,7 @@ FIGURE = re.compile(r'paper\.figure\("(\w+)"\)\s*$')  # a cell that ends in a fi
 
 
 def make(profile: str = "laptop", folder: Path = BOOK) -> Path:
-    """`make book`: the book of what is kept under a profile; its first page.
-
-    Raises:
-        InputError: Sphinx is not installed, or the paper was not made under that profile.
-    """
+    """`make book`: the book of what is kept under a profile; its first page."""
     paper, sources = Paper.printed(profile), folder.parent / "sources"
     copies = [paper.results.folder / "notebooks" / source.name for source in notebooks()]
     executed = [copy for copy in copies if copy.exists()]

@@ -61,11 +61,7 @@ def studies_of(notebook: Path) -> list[str]:
 
 
 def parameters_of(file: Path | None, chosen: list[Path]) -> dict[str, Any]:
-    """A YAML file of parameters, which all the chosen notebooks have; papermill would only warn.
-
-    Raises:
-        InputError: it is missing, no YAML, not a mapping, or a notebook lacks one of them.
-    """
+    """A YAML file of parameters, which all the chosen notebooks have; papermill would only warn."""
     import papermill
 
     parameters = read_yaml(file) if file else {}

@@ -134,11 +134,7 @@ class Results:
         self.write(SEALS, "".join(f"{sha}  {path}\n" for path, sha in self.digests().items()))
 
     def sealed(self) -> dict[str, str]:
-        """What `seal` wrote: digests by path; empty where nothing was sealed.
-
-        Raises:
-            InputError: a line of it is not one that `seal` writes.
-        """
+        """What `seal` wrote: digests by path; raises InputError where a line is none of its own."""
         file = self.folder / SEALS
         lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
         for number, line in enumerate(lines, 1):

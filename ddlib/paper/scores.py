@@ -40,9 +40,7 @@ def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     `taught` is the accuracy under an expert's soft labels, `ior_taught` its lead over random's.
 
     `rows` are those of the study `scores`; a set is compared with the random images of its seed.
-
-    Raises:
-        InputError: no row of the full data, or none of random images.
+    Raises InputError where there is no row of the full data, or none of random images.
     """
     rows = rows[rows.protocol == "lr_chosen"]
     if lacking := {RANDOM, CEILING} - set(rows.method):
