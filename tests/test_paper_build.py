@@ -183,7 +183,7 @@ def test_wrong_names_and_parameters_are_errors_before_any_work(tmp_path):
 def test_the_blocks_of_the_pages_are_filled_from_what_is_kept(printed, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "README", tmp_path / "README.md")
     monkeypatch.setattr(pages, "DOCS", tmp_path / "docs")
-    monkeypatch.setattr(pages, "BLOCKS", {"paper": "smoke"})
+    monkeypatch.setattr(pages, "BLOCKS", {"paper": ("smoke", pages.summary)})
     monkeypatch.setenv("STORE", str(printed / "store"))
     monkeypatch.setenv("RESULTS", str(printed / "results"))
     (tmp_path / "docs").mkdir()

@@ -295,7 +295,8 @@ def test_the_machine_is_written_down_and_another_is_named(kept, capsys):
 def test_the_readme_is_held_to_the_tables(kept, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "README", tmp_path / "README.md")
     monkeypatch.setattr(pages, "DOCS", tmp_path / "docs")
-    monkeypatch.setattr(pages, "BLOCKS", {"paper": "smoke", "full": "smoke"})
+    blocks = dict.fromkeys(("paper", "full"), ("smoke", pages.summary))
+    monkeypatch.setattr(pages, "BLOCKS", blocks)
     pages.README.write_text("<!-- paper:start -->\n<!-- paper:end -->\n")
     paper = Paper("smoke")
     assert differing(checks.of_pages(paper)) == {"block paper"}

@@ -15,6 +15,7 @@ from typing import Any
 
 from ddlib.base import InputError
 from ddlib.paper import figures
+from ddlib.paper.build import notebooks
 from ddlib.paper.paper import Paper
 from ddlib.paper.results import Results
 from ddlib.runs.store import HOME
@@ -34,8 +35,8 @@ def make(profile: str = "laptop", folder: Path = BOOK, *options: str) -> Path:
         InputError: Sphinx is not installed, or the paper was not made under that profile.
     """
     paper, sources = Paper.printed(profile), folder.parent / "sources"
-    executed = sorted((paper.results.folder / "notebooks").glob("[0-9][0-9]_[!.]*.ipynb"))
-    executed = [file for file in executed if not file.name.endswith(".failed.ipynb")]
+    copies = [paper.results.folder / "notebooks" / source.name for source in notebooks()]
+    executed = [copy for copy in copies if copy.exists()]
     if not executed:
         raise InputError(
             f"no executed notebooks in {paper.results.folder / 'notebooks'}: run `make paper "

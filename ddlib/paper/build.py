@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from ddlib.base import InputError
 from ddlib.files import sweep, whole
-from ddlib.paper import figures as drawings
 from ddlib.paper import tables
+from ddlib.paper.figures import FIGURES
 from ddlib.paper.paper import Paper
 from ddlib.paper.results import NoRows
 from ddlib.progress import Progress, clock
@@ -43,20 +43,14 @@ RUNNING = 12.0  # seconds that a notebook takes once everything is there
 
 
 def notebooks(only: list[str] | None = None) -> list[Path]:
-    """The notebooks in order, or those named.
-
-    Raises:
-        InputError: there is no notebook of that name.
-    """
-    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    names = [notebook.stem for notebook in every]
-    for name in only or ():
-        if name not in names:
-            raise InputError(
-                f"no notebook '{name}': expected one of {', '.join(names)}; correct the name, or "
-                "leave it out to run all"
-            )
-    return [notebook for notebook in every if not only or notebook.stem in only]
+    """The notebooks in order, or those named; raises InputError where there is none of a name."""
+    every = {notebook.stem: notebook for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    if unknown := [name for name in only or () if name not in every]:
+        raise InputError(
+            f"no notebook '{unknown[0]}': expected one of {', '.join(every)}; correct the name, or "
+            "leave it out to run all"
+        )
+    return [notebook for name, notebook in every.items() if not only or name in only]
 
 
 def studies_of(notebook: Path) -> list[str]:
@@ -67,11 +61,7 @@ def studies_of(notebook: Path) -> list[str]:
 
 
 def parameters_of(file: Path | None, chosen: list[Path]) -> dict[str, Any]:
-    """A YAML file of parameters, which all the chosen notebooks have; papermill would only warn.
-
-    Raises:
-        InputError: it is missing, no YAML, not a mapping, or a notebook lacks one of them.
-    """
+    """A YAML file of parameters, which all the chosen notebooks have; papermill would only warn."""
     import papermill
 
     parameters = read_yaml(file) if file else {}
@@ -91,12 +81,9 @@ def parameters_of(file: Path | None, chosen: list[Path]) -> dict[str, Any]:
 
 
 def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
-    """Run one notebook into `folder`.
+    """Run one notebook into `folder`; raises InputError where a cell failed, and says which.
 
     A run that fails leaves NAME.failed.ipynb there, and the last good copy stays.
-
-    Raises:
-        InputError: a cell failed; says which, and where to look.
     """
     import nbformat
     import papermill
@@ -176,12 +163,9 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
         _make_and_run(paper, chosen, given)
         paper.results.seal()
     print(f"\nDone in {clock(time.monotonic() - began)}. Open:")
-    last = GATHERS if GATHERS in {n.stem for n in chosen} else chosen[-1].stem
-    for file, words in (
-        ("figures/main.png", "the main figure"),
-        ("claims.md", "the claims and their verdicts"),
-        (f"notebooks/{last}.ipynb", "what came out"),
-    ):
+    last = next((n for n in chosen if n.stem == GATHERS), chosen[-1])
+    shown = {"figures/main.png": "the main figure", "claims.md": "the claims and their verdicts"}
+    for file, words in (shown | {f"notebooks/{last.name}": "what came out"}).items():
         if (folder / file).exists():
             print(f"  {folder / file}  ({words})")
 
@@ -202,11 +186,7 @@ def left_out(notebook: Path, profile: Profile) -> bool:
 
 @contextmanager
 def at_work(paper: Paper) -> Iterator[None]:
-    """While results are being written: nobody else writes them, and nobody judges them.
-
-    Raises:
-        InputError: another process is on them.
-    """
+    """While results are being written: nobody else writes them, and nobody judges them."""
     file = lock_of(paper)
     file.parent.mkdir(exist_ok=True)
     try:
@@ -260,25 +240,19 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
 def figures(profile: str) -> None:
     """`make figures`: every table and figure from the kept rows and sets alone.
 
-    Those of a study without rows are left out, and named.
-
-    Raises:
-        InputError: there are no rows at all.
+    Those of a study without rows are left out, and named; raises NoRows where there are none.
     """
     paper, counts = Paper.printed(profile), {"table": 0, "figure": 0}
-    kinds: list[tuple[str, Callable, dict]] = [
-        ("table", paper.table, tables.TABLES),
-        ("figure", paper.figure, drawings.FIGURES),
-    ]
-    for kind, make, names in kinds:
-        for name in names:
-            try:
-                make(name)
-                counts[kind] += 1
-            except NoRows as error:
-                if not paper.results.has_rows("main"):
-                    raise
-                print(f"The {kind} {name} is left out: {error}")
+    every = [("table", name) for name in tables.TABLES] + [("figure", name) for name in FIGURES]
+    for kind, name in every:
+        try:
+            make = paper.table if kind == "table" else paper.figure
+            make(name)
+            counts[kind] += 1
+        except NoRows as error:
+            if not paper.results.has_rows("main"):
+                raise
+            print(f"The {kind} {name} is left out: {error}")
     paper.results.seal()
     folder = paper.results.folder
     print(f"{counts['table']} tables and {counts['figure']} figures are in {folder}")
@@ -292,11 +266,7 @@ def tune(profile: str) -> None:
 
 
 def run(study: str, profile: str) -> None:
-    """`make run`: the artefacts of a study and no notebook; `all`: of all but the search.
-
-    Raises:
-        InputError: there is no study of that name.
-    """
+    """`make run`: the artefacts of a study and no notebook; `all`: of all but the search."""
     if study not in (*STUDIES, "all"):
         raise InputError(
             f"no study '{study}': expected one of {', '.join(STUDIES)}, or all; correct the name"

@@ -105,14 +105,12 @@ def of_rows(kept: Paper) -> Iterator[Verdict]:
 
 def rows_fault(kept: Paper, study: str) -> str | None:
     """The first result of a study with other rows than the profile asks for, or altered ones."""
-    if not kept.results.has_rows(study):
-        raise Unchecked("not kept")
+    rows = kept_rows(kept, study)
     labels: list[str] = []
     asked: Counter[tuple] = Counter()
     for label, settings in STUDIES[study].asks(kept.profile):
         labels = [*label, "settings_key"]
         asked[(*label.values(), key(settings))] += length(study, settings)
-    rows = kept_rows(kept, study)
     there = Counter(tuple(row[name] for name in labels) for row in rows)
     foreign = there.keys() - asked.keys()
     if foreign and study == "tuning" and {r[:-2] for r in there} == {r[:-2] for r in asked}:
@@ -170,6 +168,8 @@ def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
 def kept_rows(kept: Paper, study: str) -> Rows:
     """A study's rows to the last digit, blanks as None."""
     file = kept.results.folder / "rows" / f"{study}.csv"
+    if not file.exists():
+        raise Unchecked("not kept")
     return blanks(pd.read_csv(file, float_precision="round_trip").to_dict("records"))
 
 
@@ -312,15 +312,15 @@ def copy_fault(copy: Path, source: Path | None, kept: Paper) -> str | None:
 
 def of_pages(kept: Paper) -> Iterator[Verdict]:
     """The blocks of the README and the docs that show this profile's results."""
-
-    def fault(block: str) -> str | None:
-        page = pages.page_of(block)
-        if page is None:
-            raise Unchecked("on no page")
-        filled = pages.filled(page, block, pages.text_of(block, kept))
-        fault = parting(page.read_text("utf-8"), filled)
-        return f"{page.name}: {fault}; `make readme` fills it" if fault else None
-
-    for block, profile in pages.BLOCKS.items():
+    for block, (profile, text_of) in pages.BLOCKS.items():
         if profile == kept.name:
-            yield checked(f"block {block}", fault, block)
+            yield checked(f"block {block}", block_fault, kept, block, text_of)
+
+
+def block_fault(kept: Paper, block: str, text_of: Callable[[Paper], str]) -> str | None:
+    """Where the page of a block is other than the results give."""
+    page = pages.page_of(block)
+    if page is None:
+        raise Unchecked("on no page")
+    fault = parting(page.read_text("utf-8"), pages.filled(page, block, text_of(kept)))
+    return f"{page.name}: {fault}; `make readme` fills it" if fault else None

@@ -1,12 +1,8 @@
 """The seven claims of the paper and a control of ours: effect, interval, verdict, from rows.
 
-Effects are signed so that positive speaks for the claim. An interval above zero: supported; below:
-not supported; across: inconclusive at this scale; without rows: not tested. Intervals are Student's
-t over the seeds: at three to five seeds they cover the truth as often as they say. A claim is
-supported where each of its m parts is; it is not supported where the interval of one, taken at
-1 - 5 %/m, lies below zero (Bonferroni): else m null parts would refute it m times too often.
-Claims about smoothness are read only where there is roughness to smooth: where the experts' step
-with momentum is more than ROUGH times that with SGD.
+LEDGER says how they are read. Student's t over three to five seeds covers the truth as often as it
+says, and the level 1 - 5 %/m of m parts is Bonferroni's: else m null parts would refute a claim m
+times too often. A claim's statement is the docstring of what measures its parts.
 """
 
 from __future__ import annotations

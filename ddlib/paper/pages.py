@@ -5,6 +5,7 @@ A block stands between `<!-- name:start -->` and `<!-- name:end -->`; no number 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 
@@ -21,16 +22,13 @@ from ddlib.runs.store import HOME
 from ddlib.settings import Distillation
 
 README, DOCS, CELLS = HOME / "README.md", HOME / "docs", HOME / "results" / "scale" / "cells.csv"
-# block -> the profile whose results it shows
-BLOCKS = {"paper": "laptop", "full": "laptop-full", "picture": "laptop"}
-BLOCKS |= {"benchmark": "fashion-published"}
 
 
 def readme() -> None:
     """Fill every block that is made from kept results."""
-    for block, profile in BLOCKS.items():
+    for block, (profile, text_of) in BLOCKS.items():
         if page_of(block):
-            fill(block, text_of(block, Paper.printed(profile)))
+            fill(block, text_of(Paper.printed(profile)))
     for block, text in {"cells": cells_table, "verdicts": verdicts}.items():
         if page_of(block):
             fill(block, text())
@@ -54,11 +52,7 @@ def page_of(block: str) -> Path | None:
 
 
 def fill(block: str, text: str) -> None:
-    """Put a text between the markers of a block.
-
-    Raises:
-        InputError: no page holds that block, or its page has lost a marker.
-    """
+    """Put a text between the markers of a block; raises InputError where no page has them."""
     page = page_of(block)
     if page is None:
         raise InputError(
@@ -69,11 +63,7 @@ def fill(block: str, text: str) -> None:
 
 
 def filled(page: Path, block: str, text: str) -> str:
-    """The page with that text in the block.
-
-    Raises:
-        InputError: the page has lost one of the block's markers.
-    """
+    """The page with that text in the block; raises InputError where it has lost a marker."""
     start, end = f"<!-- {block}:start -->", f"<!-- {block}:end -->"
     head, first, rest = page.read_text("utf-8").partition(start)
     _, last, tail = rest.partition(end)
@@ -83,12 +73,6 @@ def filled(page: Path, block: str, text: str) -> str:
             f"{end if first else start}; put them back where that block belongs"
         )
     return head + "\n\n".join([start, text, end]) + tail
-
-
-def text_of(block: str, paper: Paper) -> str:
-    """What a block of BLOCKS says of a paper."""
-    texts = {"picture": caption, "benchmark": benchmark}
-    return texts.get(block, summary)(paper)
 
 
 def benchmark(paper: Paper) -> str:
@@ -161,6 +145,14 @@ def scale(profile: Profile) -> str:
         f"training images, {len(studies.seeds(profile, cell))} distillation seeds, which "
         "follow these same experts."
     )
+
+
+BLOCKS: dict[str, tuple[str, Callable[[Paper], str]]] = {  # profiles, and what they fill in
+    "paper": ("laptop", summary),
+    "full": ("laptop-full", summary),
+    "picture": ("laptop", caption),
+    "benchmark": ("fashion-published", benchmark),
+}
 
 
 def verdicts() -> str:

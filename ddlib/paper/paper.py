@@ -99,9 +99,8 @@ class Paper:
 
     def data(self, cell: str | None = None) -> Images:
         """The images of a cell, by default the main one, on the CPU."""
-        return datasets.load(
-            self.profile.cells[cell or self.profile.main_cell].data, self.store.root
-        )
+        of = self.profile.cells[cell or self.profile.main_cell]
+        return datasets.load(of.data, self.store.root)
 
     def get(self, settings: Task) -> Artefact:
         """One artefact; it and all that it needs are made side by side if missing."""
@@ -183,14 +182,13 @@ class Paper:
                 if methods is not None and of.method not in methods:
                     continue
                 settings, place = of.settings.of, (of.cell, of.method, of.distil_seed)
-                artefact = run.get(settings, self.store)
-                tensors, record = artefact.tensors, artefact.record
-                self.results.keep_set_digest(*place, set_digest(tensors), record["lr"])
+                made = run.get(settings, self.store)
+                self.results.keep_set_digest(*place, set_digest(made.tensors), made.record["lr"])
                 if keeps_tensors(of):
-                    kept = {n: t for n, t in tensors.items() if n != "history"}
-                    if settings.ipc == 1 and "history" in tensors:
-                        kept["history"] = tensors["history"][[0, -1]]  # the picture shows both ends
-                    write(self.results.set_file(*place), settings, kept, record)
+                    tensors = {n: t for n, t in made.tensors.items() if n != "history"}
+                    if settings.ipc == 1 and "history" in made.tensors:  # a picture shows its ends
+                        tensors["history"] = made.tensors["history"][[0, -1]]
+                    write(self.results.set_file(*place), settings, tensors, made.record)
 
 
 def main_sets(profile: Profile) -> list[Run]:

@@ -52,11 +52,7 @@ class Results:
         return there if newer or (there.exists() and not here.exists()) else here
 
     def rows(self, name: str) -> pd.DataFrame:
-        """The rows of a study.
-
-        Raises:
-            NoRows: they were not made yet.
-        """
+        """The rows of a study; raises NoRows where they were not made yet."""
         file = self.file(f"rows/{name}.csv")
         if not file.exists():
             raise NoRows(
@@ -148,11 +144,7 @@ class Results:
         self.write(SEALS, "".join(f"{sha}  {path}\n" for path, sha in self.digests().items()))
 
     def sealed(self) -> dict[str, str]:
-        """What `seal` wrote: digests by path; empty where nothing was sealed.
-
-        Raises:
-            InputError: a line of it is not one that `seal` writes.
-        """
+        """What `seal` wrote: digests by path; raises InputError where a line is none of its own."""
         file = self.folder / SEALS
         lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
         for number, line in enumerate(lines, 1):

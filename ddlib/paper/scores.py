@@ -5,11 +5,11 @@ real images by the same protocol::
 
     HLR = full - set                     hard-label recovery: the smaller, the better
     IOR = set - random                   improvement over random
-    LRS = squash(w IOR - (1 - w) HLR)    label-robust score
-    ARS = squash(g d + (1 - g) d')       augmentation-robust score; d = set - random with
+    LRS = squash((IOR - HLR) / 2)        label-robust score
+    ARS = squash((d + d') / 2)           augmentation-robust score; d = set - random with
                                          augmentation, d' without
 
-with w = g = 1/2. HLR trains on a set's images under their classes, IOR and d under its own labels.
+HLR trains on a set's images under their classes, IOR and d under its own labels.
 Beside them stands what becomes of the improvement over random where both sets carry the soft labels
 of one expert, which are fixed (arXiv 2604.18811).
 
@@ -34,25 +34,13 @@ def squash(x: float) -> float:
     return (exp(x) - 1 / e) / (e - 1 / e)
 
 
-def label_robust(ior: float, hlr: float, weight: float = 0.5) -> float:
-    """LRS."""
-    return squash(weight * ior - (1 - weight) * hlr)
-
-
-def augmentation_robust(augmented: float, plain: float, weight: float = 0.5) -> float:
-    """ARS of the improvements over random with augmentation and without it."""
-    return squash(weight * augmented + (1 - weight) * plain)
-
-
 def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     """hlr, ior, ior_plain (without augmentation), lrs, ars of each (method, distil_seed).
 
     `taught` is the accuracy under an expert's soft labels, `ior_taught` its lead over random's.
 
     `rows` are those of the study `scores`; a set is compared with the random images of its seed.
-
-    Raises:
-        InputError: no row of the full data, or none of random images.
+    Raises InputError where there is no row of the full data, or none of random images.
     """
     rows = rows[rows.protocol == "lr_chosen"]
     if lacking := {RANDOM, CEILING} - set(rows.method):
@@ -61,18 +49,22 @@ def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
             "score is measured against; run the study again"
         )
     full = mean(rows[rows.method == CEILING].accuracy)
-    rows, by = rows[rows.method != CEILING], ["method", "distil_seed"]
-    own = rows[rows.labels == "own"].groupby([*by, "augmented"], sort=False).accuracy.agg(mean)
-    sets = own.unstack("augmented")
-    seeds = sets.index.get_level_values("distil_seed")
-    better = sets - sets.loc[RANDOM].reindex(seeds).to_numpy()
-    hard = rows[rows.labels == "hard"].groupby(by).accuracy.agg(mean)
-    hlr = full - hard.reindex(sets.index).fillna(sets[True])
-    taught = rows[rows.labels == "teacher"].groupby(by).accuracy.agg(mean).reindex(sets.index)
-    scores = pd.DataFrame({"hlr": hlr, "ior": better[True], "ior_plain": better[False]})
-    return scores.assign(
-        taught=taught,
-        ior_taught=taught - taught.loc[RANDOM].reindex(seeds).to_numpy(),
-        lrs=[label_robust(*line) for line in zip(scores.ior, scores.hlr, strict=True)],
-        ars=[augmentation_robust(*line) for line in zip(scores.ior, scores.ior_plain, strict=True)],
+    of_sets = rows[rows.method != CEILING].groupby(
+        ["method", "distil_seed", "labels", "augmented"], sort=False
+    )
+    wide = of_sets.accuracy.agg(mean).unstack(["labels", "augmented"])
+    wide = wide.reindex(columns=[("own", True), ("own", False), ("teacher", True), ("hard", True)])
+    wide.columns = ["own", "plain", "taught", "hard"]
+    random = wide.loc[RANDOM].reindex(wide.index.get_level_values("distil_seed"))
+    lead, hlr = wide - random.to_numpy(), full - wide.hard.fillna(wide.own)
+    return pd.DataFrame(
+        {
+            "hlr": hlr,
+            "ior": lead.own,
+            "ior_plain": lead.plain,
+            "taught": wide.taught,
+            "ior_taught": lead.taught,
+            "lrs": ((lead.own - hlr) / 2).map(squash),
+            "ars": ((lead.own + lead.plain) / 2).map(squash),
+        }
     )

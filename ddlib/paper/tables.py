@@ -15,8 +15,7 @@ import pandas as pd
 
 from ddlib.paper import claims
 from ddlib.paper import scores as robust
-from ddlib.paper.claims import distinct, mean, std
-from ddlib.paper.curves import rising, tracking
+from ddlib.paper.claims import distinct, mean, part, std
 from ddlib.paper.results import Results
 from ddlib.runs.methods import CEILING, CORESETS
 
@@ -27,6 +26,7 @@ COMPARED = [
     *("difference", "verdict", "source"),
 ]
 EFFORT = ["learned_lr", "iterations", "seconds", "megabytes"]
+RISE, STILL = 0.005, "still rising"  # accuracy, of an outer loop that was cut short
 
 
 def spread(rows: pd.DataFrame, column: str = "accuracy") -> str:
@@ -90,8 +90,57 @@ def beside(rows: pd.DataFrame, method: str, base: str) -> dict[str, Any]:
     effects = 100 * claims.paired(rows, method, base) if method != base else ()
     if len(effects) < 2:
         return dict.fromkeys(("difference", "low", "high", "pairs"))
-    part = claims.part("", effects)
-    return {"difference": part.effect, "low": part.low, "high": part.high, "pairs": part.n}
+    known = part("", effects)
+    return {"difference": known.effect, "low": known.low, "high": known.high, "pairs": known.n}
+
+
+def rising(results: Results) -> dict[tuple[str, str], tuple[str, int]]:
+    """By cell and method, whether the last third of an outer loop's checks gained; its iterations.
+
+    It is "still rising" where validation accuracy rose by more than RISE, in the mean over the
+    seeds. With fewer than three checks nobody can tell.
+    """
+    if not results.has_rows("curves"):
+        return {}
+    rows, found = results.rows("curves"), {}
+    main = rows[rows.study == "main"].groupby(["cell", "method"], sort=False)
+    for (cell, method), runs in main:
+        checks = runs.dropna(subset="validation_accuracy")
+        looks = checks.groupby("iteration").validation_accuracy.agg(mean).tolist()
+        known = len(looks) >= 3
+        gain = looks[-1] - looks[-1 - len(looks) // 3] if known else 0.0
+        words = STILL if gain > RISE else "" if known else "too few checks to tell"
+        found[cell, method] = words, int(runs.iteration.max())
+    return found
+
+
+def tracking(results: Results) -> pd.DataFrame:
+    """How well the matching loss ranks the sets along a run: Spearman's correlation, by method.
+
+    At each check the loss since the check before is averaged, and ranked beside the validation
+    error. 1: whatever lowers the loss lowers the error. 0: the loss says nothing about it. Mean and
+    95 % interval over seeds, of runs with three checks or more.
+    """
+    rows, lines = results.rows("curves"), []
+    main = rows[rows.study == "main"].groupby(["cell", "method"], sort=False)
+    for (cell, method), runs in main:
+        found = [correlation(run) for _, run in runs.groupby("distil_seed")]
+        known = part("", found)
+        if known.n:
+            ends = {"low": max(known.low, -1.0), "high": min(known.high, 1.0), "seeds": known.n}
+            lines.append({"cell": cell, "method": method, "correlation": known.effect} | ends)
+    return pd.DataFrame(lines, columns=["cell", "method", "correlation", "low", "high", "seeds"])
+
+
+def correlation(run: pd.DataFrame) -> float:
+    """Of one run's curve, NaN with fewer than three checks."""
+    checked = run.validation_accuracy.notna()
+    since = checked.shift(fill_value=False).cumsum()[run.loss.notna()]  # which check comes next
+    loss = run.loss.groupby(since).mean().to_numpy()[: checked.sum()]
+    error = 1 - run.validation_accuracy[checked].to_numpy()
+    if len(error) < 3 or len(loss) != len(error):
+        return float("nan")
+    return float(pd.Series(loss).corr(pd.Series(error), method="spearman"))
 
 
 def main(results: Results) -> pd.DataFrame:
@@ -140,8 +189,8 @@ def scores(results: Results) -> pd.DataFrame:
         for name in ("hlr", "ior", "ior_plain", "taught", "ior_taught"):
             line[name] = mean(seeds[name])
         for name in ("lrs", "ars"):
-            part = claims.part("", seeds[name])
-            line |= {name: part.effect, f"{name}_low": part.low, f"{name}_high": part.high}
+            known = part("", seeds[name])
+            line |= {name: known.effect, f"{name}_low": known.low, f"{name}_high": known.high}
         lines.append(line)
     return pd.DataFrame(lines)
 

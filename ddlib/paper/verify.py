@@ -34,11 +34,7 @@ JUDGED = {"experts": ["test_accuracy"], "smoothness": ["test_accuracy", "step"],
 
 
 def verify(profile: str, quick: bool = False) -> bool:
-    """Print a verdict on each kept file; whether none differs. Nothing is written.
-
-    Raises:
-        InputError: nothing is kept under that profile.
-    """
+    """Print a verdict on each kept file; whether none differs. Nothing is written."""
     kept = Paper.printed(profile)
     if locked(kept.store.root, build.lock_of(kept).stem):
         raise InputError(
@@ -66,11 +62,7 @@ def verify(profile: str, quick: bool = False) -> bool:
 
 
 def sample(kept: Paper) -> Run:
-    """The evaluation of the main study's distilled set that is cheapest to make with its experts.
-
-    Raises:
-        InputError: the profile distils nothing.
-    """
+    """The evaluation of the main study's set that is cheapest to distil with its experts."""
     runs = [of for of in main_sets(kept.profile) if isinstance(of.settings.of, Distilled)]
     if not runs:
         raise InputError(f"profile {kept.name} distils nothing to make anew: verify with --quick")
@@ -115,8 +107,6 @@ def same_kind(kept: Paper) -> bool:
 
 def anew_rows(kept: Paper, study: str, made: Rows, alike: bool) -> str | None:
     """Where rows made anew differ from the kept ones, or are too far from them."""
-    if not kept.results.has_rows(study):
-        raise Unchecked("not kept")
     keys = {row["settings_key"] for row in made}
     rows = [row for row in checks.kept_rows(kept, study) if row["settings_key"] in keys]
     if len(rows) != len(made):
