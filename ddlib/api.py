@@ -13,7 +13,7 @@ from contextlib import closing
 from functools import wraps
 from math import ceil
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
@@ -29,9 +29,18 @@ from ddlib.progress import Progress, clock
 from ddlib.runs import cost, engine, methods, run, stages
 from ddlib.runs.profile import Profile, profile
 from ddlib.runs.store import Artefact, Store, packed, read, store_folder
-from ddlib.settings import NEED_EXPERT, AnySet, Evaluation, Expert, Imported, Selection
+from ddlib.settings import (
+    NEED_EXPERT,
+    AnySet,
+    Distilled,
+    Evaluation,
+    Expert,
+    Imported,
+    Selection,
+)
 
-__all__ = ["distil", "evaluate", "load", "load_data", "pick_images", "save", "train_experts"]
+__all__ = ["distil", "evaluate", "load", "load_data", "merge", "pick_images", "save"]
+__all__ += ["train_experts"]
 
 PROFILE = "laptop"  # whose network, recipes and numbers are taken where nothing else is given
 SMALLEST = 16  # images per step of an expert: with fewer, gradients are mostly noise
@@ -167,6 +176,8 @@ def distil(
 ) -> Artefact:
     """Distil synthetic images, from the images `start`, along the experts.
 
+    `start` may be a set that was distilled, loaded or merged: it goes on from its images and lr.
+
     `method` names the switches and the tuned numbers. The default, `AST+`, is what validation
     favours: SGD experts, an inner loop with momentum, representative images to start from. Others
     are `AST` (with experts of the recipe `ast`), `MTT`, `FTD`, `DATM` ... `DC`, `DSA` and `DM`
@@ -176,13 +187,30 @@ def distil(
     Raises:
         InputError: no such method, or experts that do not fit.
     """
-    images = _settings(start, Selection, "images of pick_images")
-    scaled, cell = _profile_for(images.data, images.ipc)
-    followed = {}
+    of = _settings(start, AnySet, "images of pick_images, or a set to go on with")
+    if not isinstance(of, Selection):
+        of = _handed_over(of.data, [start])
+    scaled, cell = _profile_for(of.data, of.ipc)
+    followed: dict[str, Any] = {}
     if methods.known(scaled, method).recipe:
         followed = {"experts": _recipe_of(experts), "n_experts": len(experts)}
-    given = {"start": start.settings, **followed, **changes}
+        followed |= {"a0": of.lr} if of.method == "given" else {}
+    given = {"start": of.model_dump(), **followed, **changes}
     return _make([methods.distillation(scaled, cell, method, seed, **given)])[0]
+
+
+@verb
+def merge(sets: Sequence[Artefact]) -> Artefact:
+    """All images of several sets of the same data as one set; its lr is their geometric mean.
+
+    Raises:
+        InputError: no sets, or sets of different data.
+    """
+    each = [_settings(one, AnySet, "sets of distil or pick_images") for one in sets]
+    if not each or any(of.data != each[0].data for of in each):
+        found = "; ".join(f"{of.data}" for of in each) or "none"
+        raise InputError(f"sets of {found} were given: expected sets of the same data")
+    return run.get(_handed_over(each[0].data, sets), _store())
 
 
 @verb
@@ -191,7 +219,8 @@ def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any
 
     One row per network and protocol: `lr_chosen` has the learning rate selected on the validation
     set, `lr_a` the set's own. Rows of a set in the store are kept there. Any other set, say a
-    friend's file, is judged as it is, each time anew.
+    friend's file, is judged as it is, each time anew. Where nothing is changed, the accuracy of a
+    distilled set is printed beside that of the images it began with and that of its experts.
 
     Raises:
         InputError: what was given is no set.
@@ -201,7 +230,13 @@ def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any
     settings = methods.evaluation(scaled, cell, of, network or of.network, **changes)
     store = _store()
     if store.has(of) and _taught(store.load(of)) == _taught(synthetic):
-        return pd.DataFrame(_make([settings])[0].record["rows"])
+        asked: list[Task] = [settings]
+        if isinstance(of, Distilled) and network is None and not changes:
+            asked.append(methods.evaluation(scaled, cell, of.start, of.network))
+        each = [pd.DataFrame(made.record["rows"]) for made in _make(asked)]
+        if len(each) > 1:
+            _compare(of, *each)
+        return each[0]
     teachers = {other: run.get(other, store) for other in settings.needs()[1:]}
     inputs = stages.Inputs(run.images(of.data, store), teachers)
     return pd.DataFrame(judge(settings, stages.judged(settings, synthetic, inputs)))
@@ -236,6 +271,37 @@ def judge(settings: Evaluation, synthetic: SyntheticSet) -> list[dict]:
             progress.advance(min(share, progress.total - progress.done), "networks train on it")
 
         return stages.judge(settings, synthetic, real, done)
+
+
+def _compare(of: Distilled, rows: pd.DataFrame, before: pd.DataFrame) -> None:
+    """Print what a distilled set teaches, what its images taught before, and what experts know."""
+    first, then = (r[r.protocol == "lr_chosen"].accuracy.mean() for r in (before, rows))
+    words = f"{of.title}: test accuracy {first:.1%} before, {then:.1%} distilled"
+    experts = [_store().load(one).record["rows"][-1] for one in of.needs()[1:]]
+    if experts:
+        words += f", {fmean(row['test_accuracy'] for row in experts):.1%} the experts"
+    print(words)
+
+
+def _handed_over(data: Data, sets: Sequence[Artefact]) -> Selection:
+    """These sets as one selection, class after class; the store keeps it under its digest."""
+    known = datasets.about(data)
+    synthetic = [SyntheticSet.of(one) for one in sets]
+    for one in synthetic:
+        one.check(known.shape, len(known.class_names))
+    labels = torch.cat([one.tensors["labels"] for one in sets])
+    order = labels.argsort(stable=True)
+    tensors = {"images": torch.cat([one.images for one in synthetic])[order]}
+    tensors["labels"] = labels[order]
+    if all("soft" in one.tensors for one in sets):
+        tensors["soft"] = torch.cat([one.tensors["soft"] for one in sets])[order]
+    lr = geometric_mean(one.lr for one in synthetic)
+    ipc, contents = len(labels) // len(known.class_names), digest(tensors, f"{lr}")[:16]
+    settings = Selection(data=data, method="given", ipc=ipc, lr=lr, contents=contents)
+    store, space = _store(), {k: t for k, t in sets[0].tensors.items() if k.startswith("space.")}
+    if not store.has(settings):
+        store.save(settings, tensors | space, {"lr": lr})
+    return settings
 
 
 def _store() -> Store:

@@ -110,6 +110,9 @@ AnyExpert = Annotated[
     Annotated[Expert, Tag("trained")] | Annotated[Imported, Tag("imported")], Discriminator(_origin)
 ]
 NEED_EXPERT = ("correct", "representative", "herding", "k_center")  # selections that use features
+Choice = Literal[
+    "noise", "real", "correct", "representative", "herding", "k_center", "all", "given"
+]
 
 
 class Selection(Task):
@@ -117,18 +120,22 @@ class Selection(Task):
 
     stage: ClassVar[str] = "selections"
     words: ClassVar[str] = "{s.method} images, ipc {s.ipc}, seed {s.seed}, of {s.data.title}"
+    later: ClassVar[tuple[str, ...]] = ("contents",)
     data: Data
-    method: Literal["noise", "real", "correct", "representative", "herding", "k_center", "all"]
+    method: Choice
     ipc: Count = 1  # images per class
     expert: AnyExpert | None = None  # whose features the selection uses
     features: Literal["logits", "penultimate"] = "logits"
     centres: Count | None = None  # k-means centres per class; None: as many as images
     lr: Positive = 0.01  # to train on the selection with: nothing is learned here
+    contents: str | None = None  # names a set that was handed over ("given")
     seed: int = 0
 
     def faults(self) -> Iterator[str]:
         if self.expert is None and self.method in NEED_EXPERT:
             yield f"selection '{self.method}' uses the features of an expert: set `expert`"
+        if (self.method == "given") != (self.contents is not None):
+            yield "'given' images are those of a set that distil or merge is handed: hand one over"
         if self.method == "correct" and self.features != "logits":
             found = f"selection 'correct' with features '{self.features}'"
             yield f"{found}: expected 'logits'; leave it out"

@@ -14,7 +14,16 @@ import torch
 from PIL import Image
 
 from ddlib import api
-from ddlib.api import distil, evaluate, load, load_data, pick_images, save, train_experts
+from ddlib.api import (
+    distil,
+    evaluate,
+    load,
+    load_data,
+    merge,
+    pick_images,
+    save,
+    train_experts,
+)
 from ddlib.base import InputError
 from ddlib.data import datasets
 from ddlib.files import Damaged
@@ -27,13 +36,14 @@ from ddlib.settings import Data
 README = (Path(__file__).parent.parent / "README.md").read_text()
 CELL = profile("smoke"), "digits-ipc1"
 PAPERS = methods.evaluation(*CELL, methods.distillation(*CELL, "AST+", 0))
+BEFORE = methods.evaluation(*CELL, PAPERS.of.start)
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A store that holds what a paper under `smoke` asks for first of AST+."""
     store = Store(tmp_path_factory.mktemp("api"))
-    run.ensure([PAPERS], store, workers=1)
+    run.ensure([PAPERS, BEFORE], store, workers=1)
     return store
 
 
@@ -62,12 +72,61 @@ def test_it_makes_what_a_paper_makes(stored, monkeypatch, tmp_path):
     assert not list((tmp_path / "elsewhere").rglob("*.safetensors"))
 
 
+def test_a_judged_set_is_shown_beside_what_it_began_with_and_its_experts(stored, capsys):
+    made = stored.load(PAPERS.of)
+    evaluate(made, networks=1, epochs=1)
+    assert "experts" not in capsys.readouterr().out, "only where nothing is changed"
+    evaluate(made)
+    ends = [stored.load(one).record["rows"][-1] for one in PAPERS.of.needs()[1:]]
+    numbers = [np.mean([row["test_accuracy"] for row in ends])]
+    for one in (PAPERS, BEFORE):
+        rows = pd.DataFrame(stored.load(one).record["rows"])
+        numbers.append(rows[rows.protocol == "lr_chosen"].accuracy.mean())
+    experts, then, first = (f"{number:.1%}" for number in numbers)
+    said = f"test accuracy {first} before, {then} distilled, {experts} the experts\n"
+    assert capsys.readouterr().out.endswith(said)
+
+
+def test_a_set_goes_on_from_its_images_and_lr_and_several_become_one(stored, tmp_path):
+    real = load_data("digits")
+    experts = train_experts(real)
+    short = {"iterations": 2, "checks": 1, "check_epochs": 1}
+    start = pick_images(real, experts)
+    half = distil(experts, start, **short)
+    save(half, tmp_path / "half.safetensors")
+    more = distil(experts, load(tmp_path / "half.safetensors"), **short)
+    assert torch.equal(more.tensors["history"][0], half.tensors["images"])
+    assert more.record["curve"][0]["lr"] == pytest.approx(half.record["lr"], rel=0.05)
+    again = distil(experts, half, **short)
+    assert again.settings == more.settings, "a set is known by what it teaches"
+    learned = short | {"labels": "learned", "lr_labels": 1.0}
+    soft = distil(experts, start, **learned)
+    further = distil(experts, soft, **learned)
+    assert torch.equal(further.tensors["soft_history"][0], soft.tensors["soft"])
+    both = merge([half, start])
+    assert both.settings["ipc"] == 2 and both.tensors["labels"].tolist() == [
+        k for k in range(10) for _ in range(2)
+    ]
+    assert torch.equal(both.tensors["images"][::2], half.tensors["images"])
+    assert torch.equal(both.tensors["images"][1::2], start.tensors["images"])
+    assert both.record["lr"] == pytest.approx((half.record["lr"] * start.record["lr"]) ** 0.5)
+    assert len(evaluate(both, networks=1, epochs=1))
+    with pytest.raises(InputError, match="expected sets of the same data"):
+        merge([])
+    with pytest.raises(InputError, match="hand one over"):
+        pick_images(real, method="given")
+    gone = Store(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="hand that set to distil or merge again"):
+        run.get(stages.settings_of(both.settings), gone)
+
+
 def test_the_readmes_script_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script = re.search(r"<!-- api:start -->\s+```python\n(.*?)```", README, re.DOTALL)[1]
     names = {}
     exec(compile(script, "README.md", "exec"), names)
-    assert re.fullmatch(r"\w+: [0-9.]+%\ndistilled: [0-9.]+%\n", capsys.readouterr().out)
+    said = r"test accuracy [0-9.]+% before, [0-9.]+% distilled, [0-9.]+% the experts\n"
+    assert re.search(said, capsys.readouterr().out)
     again, made = load("first.safetensors"), names["made"]
     assert again.settings == made.settings and again.tensors.keys() == made.tensors.keys()
     assert all(torch.equal(t, made.tensors[name]) for name, t in again.tensors.items())

@@ -74,7 +74,7 @@ def check(settings: Task) -> None:
                     f"{task.buffer} holds {number} trajectories, but number {task.seed} (from 0) "
                     f"is asked for: set n_experts to at most {number}"
                 )
-        if isinstance(task, Selection) and task.method not in ("noise", "all"):
+        if isinstance(task, Selection) and task.method not in ("noise", "all", "given"):
             most = datasets.about(task.data).per_class
             if task.ipc > most:
                 raise InputError(

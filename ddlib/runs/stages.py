@@ -173,7 +173,12 @@ def import_expert(settings: Imported, inputs: Inputs, keep: Checkpoint) -> Made:
 
 
 def make_selection(settings: Selection, inputs: Inputs, keep: Checkpoint) -> Made:
-    """Pick IPC images per class, class after class."""
+    """Pick IPC images per class, class after class; those that were handed over are not here."""
+    if settings.method == "given":
+        raise InputError(
+            f"{settings.title} ({settings.contents}) are those of a set that was handed over, and "
+            "are not in this store: hand that set to distil or merge again"
+        )
     seen = None
     if settings.expert:
         net = inputs.network(settings.expert.network)
@@ -196,7 +201,8 @@ class OuterLoop:
             # Soft labels start from the expert whose features pick the images of a study. DATM
             # averages all experts that are right.
             expert = settings.experts.at(settings.seed % settings.n_experts)
-            soft = inputs.logits(expert, images)
+            of_set = "soft" in start  # one that goes on
+            soft = inputs.on_device(start["soft"]) if of_set else inputs.logits(expert, images)
         self.state = begin(settings, images, soft)
 
     def resume(self, past: dict[str, Any]) -> None:
@@ -271,8 +277,8 @@ def make_set(settings: Distilled, inputs: Inputs, keep: Checkpoint) -> Made:
         "history": torch.stack(history["history"]),
         **inputs.space(),
     }
-    if "soft_history" in history:
-        tensors["soft"] = history["soft_history"][best + 1]
+    if soft := history.get("soft_history"):
+        tensors |= {"soft": soft[best + 1], "soft_history": torch.stack(soft)}
     lr, chosen = checked[best]["lr"], checked[best]["iteration"]
     return tensors, {"lr": lr, "chosen_iteration": chosen, "curve": curve}
 
