@@ -19,6 +19,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from ddlib.paper.results import NoRows, Results
+from ddlib.paper.style import named
 
 LEVEL = 0.95
 MANY = 200  # seeds, above which an effect is too small to be worth them
@@ -163,14 +164,23 @@ def unevenness(results: Results, cell: str, methods: Sequence[str]) -> pd.Series
     return by_set.agg(std) / by_set.agg(mean)
 
 
+def above(better: str, worse: str) -> str:
+    """Two methods or recipes in words, for a part that is positive where the first has more."""
+    first, other = (
+        named(name).replace(", ", " with ").replace(" − ", " without ") for name in (better, worse)
+    )
+    return f"{first} above {other}"
+
+
 def strong_experts(results: Results) -> Iterator[Part]:
     """Stronger experts classify better but move less smoothly, and unsmoothed they distil worse."""
     smooth, main = results.rows("smoothness"), results.rows("main")
     columns = {"test_accuracy": "expert test accuracy", "step": "mean step length of experts"}
     for column, words in columns.items():
         for strong in ("momentum", "adam"):
-            yield part(f"{words}, {strong} − SGD", experts(smooth, column, strong, "sgd"))
-    statement = "test accuracy of sets, MTT with SGD experts − with strong experts"
+            statement = f"{words}: {above(strong, 'sgd')}"
+            yield part(statement, experts(smooth, column, strong, "sgd"))
+    statement = "test accuracy of sets: MTT with SGD experts above MTT with strong experts"
     yield part(statement, paired(main, "MTT", "MTT, strong experts"))
 
 
@@ -179,11 +189,12 @@ def smoothing(results: Results) -> Iterator[Part]:
     smooth = results.rows("smoothness")
     for recipe in ("momentum_ramp", "momentum_penalty", "ast"):
         shorter = experts(smooth, "step", "momentum", recipe)
-        yield part(f"mean step length, momentum − {recipe}", shorter)
+        yield part(f"mean step length: {above('momentum', recipe)}", shorter)
     longest = experts(smooth, "longest_step", "momentum", "ast")
-    yield part("longest step, momentum − ast", longest)
+    yield part(f"longest step: {above('momentum', 'ast')}", longest)
     kept = experts(smooth, "test_accuracy", "ast", "momentum") + MARGIN
-    yield part(f"expert test accuracy, ast − momentum, plus the margin of {MARGIN:g}", kept)
+    statement = f"expert test accuracy: {above('ast', 'momentum')}, plus the margin of {MARGIN:g}"
+    yield part(statement, kept)
 
 
 def smooth_experts(results: Results) -> Iterator[Part]:
@@ -191,18 +202,18 @@ def smooth_experts(results: Results) -> Iterator[Part]:
     slower ones."""
     rows = first_cell(results.rows("ablation"))
     for other in ("AST, SGD experts", "AST, unsmoothed experts", "AST, lr-matched experts"):
-        yield part(f"test accuracy, AST − {other}", paired(rows, "AST", other))
+        yield part(f"test accuracy: {above('AST', other)}", paired(rows, "AST", other))
 
 
 def representative(results: Results) -> Iterator[Part]:
     """Representative initialisation beats random real images and varies less over seeds."""
     main, ablation = results.rows("main"), first_cell(results.rows("ablation"))
     better = paired(main, "k-means", "random")
-    yield part("test accuracy of coresets, k-means − random", better)
+    yield part("test accuracy of coresets: k-means above random", better)
     better = paired(ablation, "AST", "AST − representative start")
-    yield part("test accuracy, AST − AST from random real images", better)
+    yield part("test accuracy: AST above AST from random real images", better)
     narrower = (strays(accuracy(main, "random")) - strays(accuracy(main, "k-means"))).dropna()
-    statement = "mean distance of coreset accuracy from its median over seeds, random − k-means"
+    statement = "mean distance of coreset accuracy from its median over seeds: random above k-means"
     # distances from a median come in pairs: one degree of freedom less
     yield part(statement, over_cells(narrower), spare=1)
 
@@ -219,15 +230,15 @@ def balanced_loss(results: Results) -> Iterator[Part]:
     """The balanced inner-loop loss reduces sensitivity to the start epoch."""
     every = results.rows("ablation")
     for i, (cell, rows) in enumerate(every.groupby("cell", sort=False)):
-        place = f" on {cell}" if i else ""
+        place = f" on {named(cell)}" if i else ""
         for method in rows.method.unique():
             without = method + UNBALANCED
             if (rows.method == without).any():
                 uneven = unevenness(results, cell, (method, without))
                 words = "relative std of the matching loss over start epochs"
-                statement = f"{words}, {method} without the balanced loss − with it{place}"
+                statement = f"{words}: {above(without, method)}{place}"
                 yield part(statement, difference(uneven, without, method))
-                statement = f"test accuracy, {method} − the same without the balanced loss{place}"
+                statement = f"test accuracy: {above(method, without)}{place}"
                 yield part(statement, paired(rows, method, without))
 
 
@@ -238,28 +249,30 @@ def accumulated_error(results: Results) -> Iterator[Part]:
     error = last.groupby(["method", "distil_seed"]).error.agg(mean)
     others = ("AST − intermediate matching", "AST − weight perturbation")
     for other in others:
-        statement = f"relative distance to the expert after its whole way, {other} minus AST"
+        words = "relative distance to the expert after its whole way"
+        statement = f"{words}: {above(other, 'AST')}"
         yield part(statement, difference(error, other, "AST"))
     for other in others:
-        yield part(f"test accuracy, AST minus {other}", paired(ablation, "AST", other))
+        yield part(f"test accuracy: {above('AST', other)}", paired(ablation, "AST", other))
 
 
 def whole(results: Results) -> Iterator[Part]:
     """The whole beats prior trajectory matching and coresets at every IPC tried."""
     for cell, rows in results.rows("main").groupby("cell", sort=False):
         rivals = [method for method in CORESETS_AND_RIVALS if (rows.method == method).any()]
-        words = f"test accuracy on {cell}, AST − "
+        words = f"test accuracy on {named(cell)}: "
         if rivals:
             best = max(rivals, key=lambda method: mean(accuracy(rows, method)))
-            yield part(f"{words}{best}, the best rival", paired(rows, "AST", best))
+            statement = f"{words}{above('AST', best)}, the best rival"
+            yield part(statement, paired(rows, "AST", best))
         if (rows.method == CONTROL).any():
-            yield part(f"{words}{CONTROL}", paired(rows, "AST", CONTROL))
+            yield part(f"{words}{above('AST', CONTROL)}", paired(rows, "AST", CONTROL))
 
 
 def straight(results: Results) -> Iterator[Part]:
     """Smoothing rough experts helps more than making them straight (MCT), a control of ours."""
     rows, other = first_cell(results.rows("ablation")), "AST, straight rough experts"
-    yield part(f"test accuracy, AST − {other}", paired(rows, "AST", other))
+    yield part(f"test accuracy: {above('AST', other)}", paired(rows, "AST", other))
 
 
 MEASURES: list[Callable[[Results], Iterable[Part]]] = [

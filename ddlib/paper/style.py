@@ -78,10 +78,16 @@ RECIPES |= {
         ("ast_natural", "*", DOT),
     )
 }
-NAMES = {"sgd": "SGD", "ftd": "SGD made flat (FTD)", "adam": "Adam", "ast": "AST: ramp + penalty"}
+NAMES = {
+    "sgd": "SGD",
+    "ftd": "SGD made flat (FTD)",
+    "adam": "Adam",
+    "ast": "AST's ramp and penalty",
+}
 NAMES |= {
     "ast_published": "AST, penalty as published",
     "momentum_lr_matched": "momentum, smaller lr",
+    **{"momentum_ramp": "momentum and ramp", "momentum_penalty": "momentum and penalty"},
     **{"mnist_m_5k": "MNIST-M-5k", "mnist_5k": "MNIST-5k", "fashion_mnist": "FashionMNIST"},
     **{"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"},
 }
