@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from ddlib.api import judge
 from ddlib.base import InputError, validated
-from ddlib.data import datasets, mtt_format
+from ddlib.data import croissant, datasets, mtt_format
 from ddlib.files import Damaged, opened, write_new
 from ddlib.method.evaluate import SyntheticSet
 from ddlib.paper import pictures, style
@@ -56,11 +56,7 @@ class About(NamedTuple):
 
 
 def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
-    """Train fresh networks on a set and print what they score.
-
-    Raises:
-        InputError: the file is not sound, or what is said about it is missing, doubled or wrong.
-    """
+    """Train fresh networks on a set and print what they score."""
     of, network, synthetic = (_read_ours if _is_ours(file) else _read_foreign)(file, about)
     how = {"of": of, "network": network, "networks": networks, "epochs": epochs}
     settings = validated(Evaluation, how, "--networks and --epochs")
@@ -236,8 +232,8 @@ def _export_pixels(file: Path, artefact: Artefact, folder: Path, form: str, forc
         look = {"format": "png", "dpi": 150, "bbox_inches": "tight", "metadata": {"Software": None}}
         with style.style():
             pictures.before_after(artefact, names).savefig(sheet, **look)
-        csv = rows.to_csv(index=False, lineterminator="\n").encode()
-        files |= {folder / "labels.csv": csv, folder / "sheet.png": sheet.getvalue()}
+        files[folder / "labels.csv"] = rows.to_csv(index=False, lineterminator="\n").encode()
+        files[folder / "sheet.png"] = sheet.getvalue()
         shown = f"{folder / 'labels.csv'}, and a sheet of them, {folder / 'sheet.png'}"
     else:
         records = rows.rename(columns={"file": "file_name"}).to_dict("records")
@@ -245,6 +241,8 @@ def _export_pixels(file: Path, artefact: Artefact, folder: Path, form: str, forc
         files[home / "metadata.jsonl"] = lines.encode()
         ours = card.is_file() and _settings_text(artefact) in card.read_text("utf-8", "replace")
         (fresh if ours else files)[card] = _card(file, artefact, names).encode()
+        title, _, licence = _about(artefact)
+        files[folder / "croissant.json"] = croissant.describe(title, licence, lines.encode())
         shown = str(card)
     # A reader of the folder would take two sets for one.
     there = {png for depth in ("*/*.png", "*/*/*.png") for png in folder.glob(depth)}
@@ -295,14 +293,20 @@ def _class_names(artefact: Artefact) -> tuple[str, ...]:
         return tuple(map(str, range(_shape(artefact, made)[1])))
 
 
-def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
-    """The dataset card: YAML for machines (its title is JSON, which YAML reads), then text."""
+def _about(artefact: Artefact) -> tuple[str, str, str]:
+    """A set's title, and source and licence of the images that it was made of."""
     made = settings_of(artefact.settings)
     known = datasets.SETS.get(made.data.name)
-    licence = known.licence if known else "unknown"
-    n, *shape = artefact.tensors["images"].shape
     kind = "distilled" if isinstance(made, Distilled) else "a coreset"
-    title = f"{made.data.title}, {kind}, {n} images"
+    title = f"{made.data.title}, {kind}, {len(artefact.tensors['images'])} images"
+    source = known.source if known else "a folder of images of its maker's own"
+    return title, source, known.licence if known else "unknown"
+
+
+def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
+    """The dataset card: YAML for machines (its title is JSON, which YAML reads), then text."""
+    title, source, licence = _about(artefact)
+    n, *shape = artefact.tensors["images"].shape
     rows = _rows_at_hand(file, artefact)
     accuracy = "No evaluation was at hand when this was written."
     if not rows.empty:
@@ -328,14 +332,14 @@ training set. Each has its class{", and soft labels" if "soft" in artefact.tenso
 them with `datasets.load_dataset("imagefolder", data_dir="path/of/this/folder", split="train")`, and
 train with the learning rate {artefact.record["lr"]:.6g}.
 
-Source: {known.source if known else "a folder of images of its maker's own"}. The images are derived
+Source: {source}. The images are derived
 from it, so its licence applies to them (`{licence}`).
 
 {accuracy}
 
 {_loss(artefact)}
 
-How they were made ({made.title}), as settings of ddlib:
+How they were made ({settings_of(artefact.settings).title}), as settings of ddlib:
 
 ```json
 {_settings_text(artefact)}

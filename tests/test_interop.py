@@ -1,5 +1,6 @@
 """Sets and experts that come and go, through the command line and back."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -309,6 +310,14 @@ def test_a_set_goes_out_as_a_folder_for_datasets(store, tmp_path, capsys):
     images = [json.loads(line) for line in lines]
     assert [image["label"] for image in images] == list(range(10))
     assert all((tmp_path / "train" / image["file_name"]).exists() for image in images)
+    croissant = json.loads((tmp_path / "croissant.json").read_text())
+    assert croissant["name"] == "digits, distilled, 10 images"
+    listing, pictures = croissant["distribution"]
+    listed = (tmp_path / listing["contentUrl"]).read_bytes()
+    assert hashlib.sha256(listed).hexdigest() == listing["sha256"]
+    assert len([*tmp_path.glob(pictures["includes"])]) == len(images)
+    columns = [field["source"]["extract"]["column"] for field in croissant["recordSet"][0]["field"]]
+    assert columns == [*images[0]]
     _, head, text = card.split("---\n", 2)
     about = yaml.safe_load(head)
     assert about["license"] == "cc-by-4.0" and about["size_categories"] == ["n<1K"]

@@ -528,3 +528,14 @@ def test_results_that_are_being_made_are_not_judged(kept, capsys):
     with build.at_work(Paper("smoke")):
         assert main(["verify", "smoke", "--quick"]) == 2
         assert "a process is at work on" in capsys.readouterr().err
+
+
+def test_what_an_independent_check_expects_is_there(tmp_path, monkeypatch):
+    manifest = yaml.safe_load((HOME / "codecheck.yml").read_text())["manifest"]
+    assert {entry["claim"] for entry in manifest if "claim" in entry} == set("12345678")
+    paper = Paper("laptop")
+    assert all(verdict.verdict == OK for verdict in checks.of_manifest(paper))
+    lacking = checks.manifest_fault(paper, manifest[0] | {"claim": "9"})
+    assert lacking == "results/laptop/tables/claims.csv has no claim 9"
+    gone = {"figure": "x", "file": "results/laptop/figures/x.svg", "command": "make paper"}
+    assert "x.svg is missing; `make paper` makes it" in checks.manifest_fault(paper, gone)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import nbformat
 import pandas as pd
+import yaml
 
 from ddlib.base import InputError, Task, key
 from ddlib.paper import build, figures, pages, style, tables
@@ -25,6 +26,7 @@ from ddlib.paper.paper import Paper, keeps_tensors, main_sets, name_of, set_dige
 from ddlib.paper.results import KINDS, SEALS, SET, NoRows
 from ddlib.runs import store
 from ddlib.runs.stages import Film, Following
+from ddlib.runs.store import HOME
 from ddlib.runs.studies import STUDIES, Run
 from ddlib.settings import Distillation, Distilled, Evaluation
 
@@ -70,6 +72,7 @@ def kept_files(kept: Paper, fresh: Paper) -> Iterator[Verdict]:
     yield from redrawn(kept, fresh)
     yield from of_notebooks(kept)
     yield from of_pages(kept)
+    yield from of_manifest(kept)
 
 
 def sealed(kept: Paper) -> Iterator[Verdict]:
@@ -324,3 +327,21 @@ def block_fault(kept: Paper, block: str, text_of: Callable[[Paper], str]) -> str
         raise Unchecked("on no page")
     fault = parting(page.read_text("utf-8"), pages.filled(page, block, text_of(kept)))
     return f"{page.name}: {fault}; `make readme` fills it" if fault else None
+
+
+def of_manifest(kept: Paper) -> Iterator[Verdict]:
+    """Each artefact that codecheck.yml expects of this profile."""
+    for entry in yaml.safe_load((HOME / "codecheck.yml").read_text("utf-8"))["manifest"]:
+        if (HOME / entry["file"]).parents[1] == kept.results.folder:
+            kind, name = next(iter(entry.items()))
+            yield checked(f"codecheck {kind} {name}", manifest_fault, kept, entry)
+
+
+def manifest_fault(kept: Paper, entry: dict[str, str]) -> str | None:
+    """What is lacking of an artefact that a check has to reproduce."""
+    file = HOME / entry["file"]
+    if not file.exists():
+        return f"{entry['file']} is missing; `{entry['command']}` makes it"
+    claims = pd.read_csv(file, dtype={"claim": str}).claim if "claim" in entry else pd.Series()
+    lacks = "claim" in entry and entry["claim"] not in set(claims)
+    return f"{entry['file']} has no claim {entry['claim']}" if lacks else None
