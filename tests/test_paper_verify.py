@@ -163,7 +163,7 @@ def replace(rows):
 @pytest.mark.parametrize(
     "study, change, fault",
     [
-        ("main", drop, "0 rows, expected 2"),
+        ("main", drop, "0 rows, expected 4"),
         ("main", double, "3 rows, expected 2"),
         ("experts", replace, "a row stands there twice"),
         ("main", other_lr, "lr is"),
