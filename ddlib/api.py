@@ -46,6 +46,7 @@ PROFILE = "laptop"  # whose network, recipes and numbers are taken where nothing
 SMALLEST = 16  # images per step of an expert: with fewer, gradients are mostly noise
 LARGE = 10  # times the training images of the profile's main data: there experts do less
 PATIENCE = 120  # seconds, above which the work is announced
+WORTH = 50  # training images per class, below which distilled images learn these by heart
 NEAR = 1.5  # times chance: an expert that is not better than this has learned next to nothing
 
 log = logging.getLogger("ddlib")
@@ -190,6 +191,12 @@ def distil(
     of = _settings(start, AnySet, "images of pick_images, or a set to go on with")
     if not isinstance(of, Selection):
         of = _handed_over(of.data, [start])
+    if (per_class := datasets.about(of.data).per_class) < WORTH:
+        log.warning(
+            "%s has %d training images per class: distilled images then learn these by heart, and "
+            "seldom teach more about others than picked ones; it is worth it from about %d on",
+            *(of.data.title, per_class, WORTH),
+        )
     scaled, cell = _profile_for(of.data, of.ipc)
     followed: dict[str, Any] = {}
     if methods.known(scaled, method).recipe:

@@ -87,6 +87,17 @@ def test_a_judged_set_is_shown_beside_what_it_began_with_and_its_experts(stored,
     assert capsys.readouterr().out.endswith(said)
 
 
+@pytest.mark.parametrize("worth", [121, 120])
+def test_it_says_when_there_are_too_few_images_to_distil(worth, monkeypatch, caplog):
+    monkeypatch.setattr(api, "WORTH", worth)
+    real = load_data("digits")
+    experts = train_experts(real)
+    with caplog.at_level(logging.WARNING, "ddlib"):
+        distil(experts, pick_images(real, experts))
+    said = "digits has 120 training images per class: distilled images then learn these by heart"
+    assert [message.startswith(said) for message in caplog.messages] == [True] * (worth > 120)
+
+
 def test_a_set_goes_on_from_its_images_and_lr_and_several_become_one(stored, tmp_path):
     real = load_data("digits")
     experts = train_experts(real)
