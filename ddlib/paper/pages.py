@@ -176,7 +176,7 @@ def cells_table() -> str:
     here = {
         "MNIST-M-5k": ("`laptop`", "yes, on two cores"),
         "FashionMNIST, whole": ("`fashion-published`, `fashion`", "yes, in hours"),
-        "the same, every rival and more images": ("`laptop-full`", "yes, in hours"),
+        "the same, 1 000 outer iterations": ("`laptop-full`", "yes, in hours"),
         "digits": ("`smoke`", "yes, its numbers mean nothing"),
     }
     columns = ["data", "cells", "run here"]
