@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -75,6 +76,9 @@ def answers(address):
         return False
 
 
+IMAGES = {"image/png", "image/svg+xml"}
+
+
 def wait_for(done, server=None, seconds=60):
     """Until it is done; fails when the server ends or the time is over."""
     until = time.monotonic() + seconds
@@ -104,13 +108,13 @@ def test_the_tour_runs_in_jupyterlab(lab, chromium):
     address, tour = lab
     page = run_all(chromium, address, tour)
     pictures = page.locator(".jp-OutputArea-output img")
-    drawn = [
-        [output for output in cell["outputs"] if "image/png" in output.get("data", {})]
-        for cell in code_cells(tour)
-        if "figure" in "".join(cell["source"])
-    ]
-    assert all(drawn), "a cell that draws a figure shows none"
-    assert sum(map(len, drawn)) == pictures.count() > 0
+    drawn = {  # of each cell that draws
+        number: [output for output in cell["outputs"] if {*output.get("data", {})} & IMAGES]
+        for number, cell in enumerate(code_cells(tour))
+        if re.search(r"plt\.|SVG\(", "".join(cell["source"]))
+    }
+    assert all(drawn.values()), "a cell that draws a figure shows none"
+    assert sum(map(len, drawn.values())) == pictures.count() > 0
     assert pictures.evaluate_all(DRAWN)
     page.close()
 

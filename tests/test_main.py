@@ -161,9 +161,9 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "check its spelling",
     ),
     "unknown key of a stage": (
-        profile({f"{CELL}/student/inner_step": 3}),
-        "inner_step: unknown key",
-        "expected one of a0, balance, batch",
+        profile({"evaluation/epoch": 3}),
+        "unknown key 'epoch'",
+        "expected one of batch, epochs, images, labels",
         "correct this line",
     ),
     "missing key": (profile({"seeds": None}), "profile", "seeds: Field required", "correct this"),
