@@ -122,7 +122,7 @@ def test_the_tour_runs_in_jupyterlab(lab, chromium):
 @pytest.mark.parametrize("lab", ["05_student"], indirect=True)
 def test_what_a_control_shows_is_drawn_anew_in_jupyterlab(lab, chromium):
     page = run_all(chromium, *lab)
-    pictures = page.locator(".jp-OutputArea-output .widget-image")
+    pictures = page.locator(".jp-OutputArea-output .widget-interact img")
     pictures.last.wait_for()
     before = sources(pictures)
     assert len(before) == 1 and all(before)
