@@ -41,7 +41,7 @@ gc: .venv/ready             ## show what no profile needs, and remove it once as
 	$(DDLIB) gc "$(PROFILE)"
 
 test: .venv/ready
-	$(BIN)/ruff check ddlib tests notebooks
+	$(BIN)/ruff check --no-cache ddlib tests notebooks
 	$(BIN)/ruff format --check ddlib tests
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile

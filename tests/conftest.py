@@ -39,10 +39,9 @@ def printed(tmp_path_factory):
 @pytest.fixture(scope="session")
 def done(tmp_path_factory):
     """A store filled with `tiny.ALL` by one process, one task after the other; to be read only."""
-    from tiny import ALL
-
     from ddlib.runs import run
     from ddlib.runs.store import Store
+    from tiny import ALL
 
     store = Store(tmp_path_factory.mktemp("done"))
     for settings in ALL:

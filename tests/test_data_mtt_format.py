@@ -7,7 +7,6 @@ import zipfile
 
 import pytest
 import torch
-from tiny import DATA, EXPERT, NET
 from torch import nn
 
 from ddlib.base import InputError, generator, key
@@ -18,6 +17,7 @@ from ddlib.method.networks import build
 from ddlib.runs import run
 from ddlib.runs.store import Store
 from ddlib.settings import Imported, Network
+from tiny import DATA, EXPERT, NET
 
 EPOCHS = 3
 GOOD = {

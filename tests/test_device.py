@@ -2,9 +2,9 @@
 
 import json
 
-import device
 import pytest
 
+import device
 from ddlib.runs import studies
 from ddlib.runs.profile import profile
 from ddlib.settings import Evaluation

@@ -7,7 +7,6 @@ from itertools import islice
 
 import pytest
 import torch
-from tiny import DATA, SET
 
 from ddlib.method.distill import LABEL_MOMENTUM, window
 from ddlib.method.train import Diverged
@@ -15,6 +14,7 @@ from ddlib.runs import run
 from ddlib.runs.run import get
 from ddlib.runs.stages import Following, Inputs, OuterLoop
 from ddlib.settings import Selection
+from tiny import DATA, SET
 
 FTD = SET.model_copy(update={"ema": 0.7})
 DATM = SET.model_copy(

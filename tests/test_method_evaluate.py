@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import DATA, NET, ROWS, SET
 
 from ddlib.method.evaluate import FEW, MOST, WIDER, SyntheticSet, choose, evaluate
 from ddlib.method.functional import network
 from ddlib.runs import run
 from ddlib.runs.run import get
 from ddlib.settings import LRS
+from tiny import DATA, NET, ROWS, SET
 
 
 def peak(best):

@@ -9,12 +9,12 @@ import sys
 import tomllib
 from pathlib import Path
 
-import bench
 import pandas as pd
 import pytest
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import bench
 from ddlib.paper import tables
 from ddlib.paper.results import NoRows, Results
 

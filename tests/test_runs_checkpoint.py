@@ -8,8 +8,6 @@ import sys
 
 import pytest
 import torch
-from kills import dies_at, in_a_child, with_needs
-from tiny import EXPERT, NET, SET, START
 
 from ddlib.base import InputError
 from ddlib.method import experts
@@ -20,6 +18,8 @@ from ddlib.runs.run import get
 from ddlib.runs.stages import Film
 from ddlib.runs.store import Store
 from ddlib.settings import Condensation
+from kills import dies_at, in_a_child, with_needs
+from tiny import EXPERT, NET, SET, START
 
 HARDER = {
     "optimiser": "adam",

@@ -7,13 +7,13 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from tiny import EXPERT, SET
 
 from ddlib.__main__ import main
 from ddlib.runs import cost, machine
 from ddlib.runs.cost import Work
 from ddlib.runs.profile import profile, profiles
 from ddlib.settings import Network
+from tiny import EXPERT, SET
 
 COLOUR = (3, 32, 32)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import EXPERT, ROWS, SET, START
 
 from ddlib.files import Damaged
 from ddlib.runs import run, store
 from ddlib.runs.run import get
 from ddlib.runs.stages import Following
+from tiny import EXPERT, ROWS, SET, START
 
 HOME = Path(store.__file__).parents[2]
 FOLLOWING = Following(of=SET)

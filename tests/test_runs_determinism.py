@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny import ALL
-
 import ddlib
 from ddlib.runs.run import get
 from ddlib.runs.store import Store
+from tiny import ALL
 
 PROGRAM = """
 if __name__ == "__main__":

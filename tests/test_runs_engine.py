@@ -11,7 +11,6 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
-from tiny import ALL, ROWS, SET
 
 from ddlib.base import InputError, key
 from ddlib.files import Full
@@ -19,6 +18,7 @@ from ddlib.method.train import Diverged
 from ddlib.runs import cost, engine, run
 from ddlib.runs.engine import Job
 from ddlib.runs.store import Store
+from tiny import ALL, ROWS, SET
 
 PATHS = os.pathsep.join([str(Path(__file__).parent), str(Path(engine.__file__).parents[2])])
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny import SET, START
 
 from ddlib.paper.pictures import pixels
 from ddlib.runs import cost, run, studies
 from ddlib.runs.profile import profile
 from ddlib.runs.stages import Film
+from tiny import SET, START
 
 FILM = Film(of=SET)
 

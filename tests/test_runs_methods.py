@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import yaml
-from tiny import DATA
 
 from ddlib.base import InputError
 from ddlib.runs.methods import (
@@ -20,6 +19,7 @@ from ddlib.runs.methods import (
 )
 from ddlib.runs.profile import PROFILES, profile
 from ddlib.settings import Condensation, Distillation, Selection
+from tiny import DATA
 
 CELL = "digits-ipc1"
 SMOKE = yaml.safe_load((PROFILES / "smoke.yaml").read_text())

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import ALL, DATA, EXPERT, NET, ROWS, SET, START
 
 from ddlib.base import InputError, validated
 from ddlib.data.space import Space
@@ -15,6 +14,7 @@ from ddlib.runs.run import get
 from ddlib.runs.stages import Following, Inputs, make, settings_of
 from ddlib.runs.store import Store
 from ddlib.settings import Distillation, Evaluation, Network, Selection
+from tiny import ALL, DATA, EXPERT, NET, ROWS, SET, START
 
 HARSH = SET.model_copy(update={"lr_images": 1e30})
 FOLLOWING = Following(of=SET)

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from filelock import FileLock
-from tiny import ALL
 
 from ddlib.__main__ import main
 from ddlib.base import key
@@ -15,6 +14,7 @@ from ddlib.runs import run, status, store, studies
 from ddlib.runs.profile import PROFILES, profile
 from ddlib.runs.store import Store
 from ddlib.settings import Distillation
+from tiny import ALL
 
 TINY = "extends: smoke\nseeds: 1\nevaluation: {networks: 1, epochs: 1, lrs: [0.01], looks: 1}\n"
 

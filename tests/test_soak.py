@@ -9,8 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import soak
 
+import soak
 from ddlib.paper import build
 
 CODE = nbformat.v4.new_code_cell
