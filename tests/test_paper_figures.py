@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ddlib.paper import evidence, figures, style, tables
-from ddlib.paper.results import Results
+from ddlib.paper.results import NoRows, Results
 from ddlib.paper.style import same_picture
 from ddlib.runs import methods
 
@@ -115,6 +115,19 @@ def test_items_stand_in_two_columns_where_one_would_be_too_high():
     left, right = evidence.in_columns([*range(10)], heights)
     assert left + right == [*range(10)] and abs(sum(heights[: len(left)]) - 33) <= 4
     assert evidence.in_columns(["high", "low"], [40.0, 1.0]) == [["high"], ["low"]]
+
+
+def test_claims_without_rows_are_not_drawn(tmp_path, styled):
+    lines = [("1", 0), ("1a", 3), ("1b", 0), ("2", 0), ("2a", 0)]
+    numbers = {"effect": 0.1, "low": 0.05, "high": 0.15, "verdict": "supported"}
+    table = pd.DataFrame([{"claim": c, "statement": f"of {c}", "n": n} | numbers for c, n in lines])
+    results = Results(tmp_path)
+    results.keep_table("claims", table)
+    shown = {text.get_text() for text in evidence.claims(results).axes[0].texts}
+    assert {"of 1", "of 1a", "of 1b"} <= shown and not {"of 2", "of 2a"} & shown
+    results.keep_table("claims", table.assign(n=0))
+    with pytest.raises(NoRows):
+        evidence.claims(results)
 
 
 def test_an_ablation_of_every_group_fits_a_page(tmp_path, styled):

@@ -23,10 +23,12 @@ LAPTOP = Results(HOME / "results/laptop")
 DEPOSIT = ".zenodo.json"
 
 
-def test_environment_is_the_conda_face_of_pyproject():
+def test_the_cpu_environment_lists_what_pyproject_lists():
+    """PyTorch comes from conda, where it can be had without CUDA; all else as pip installs it."""
     wanted = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["dependencies"]
-    listed = yaml.safe_load((HOME / "environment.yml").read_text())["dependencies"][-1]["pip"]
-    assert listed == [*wanted, "--editable ."]
+    *conda, other = yaml.safe_load((HOME / "environment.yml").read_text())["dependencies"]
+    torch = [name.replace("pytorch-cpu", "torch") for name in conda if "torch" in name]
+    assert [*torch, *other["pip"]] == [*wanted, "--editable ."]
 
 
 def test_who_cites_deposits_or_indexes_reads_one_version_date_and_text():

@@ -117,6 +117,15 @@ def test_a_profile_extends_others_key_by_key(written, tmp_path):
     assert given.cells == smoke.cells and given.main_cell == CELL
 
 
+def test_null_takes_away_what_an_extended_profile_has(written):
+    other = next(cell for cell in profile("smoke").cells if cell != CELL)
+    own = f"extends: smoke\ncells: {{{CELL}: null}}\ncross_architecture: null\nablation: null\n"
+    given = profile(written(own))
+    assert [*given.cells] == [other] and not given.cross_architecture and not given.ablation
+    with pytest.raises(InputError, match="sedes"):
+        profile(written("extends: smoke\nsedes: null\n"))
+
+
 BOMB = "".join(
     f"{name}: &{name} [{', '.join([f'*{below}'] * 9 if below else '111111111')}]\n"
     for below, name in zip(["", *"abcdefgh"], "abcdefghi", strict=True)

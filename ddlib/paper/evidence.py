@@ -73,9 +73,12 @@ def in_columns(items: list, heights: list[float], most: float = 30.0) -> list[li
 def claims(results: Results) -> Figure:
     """What holds: effect and 95 % interval of each part of each claim, on a scale of its own.
 
-    Right of zero speaks for the claim.
+    Right of zero speaks for the claim. A claim without rows is left out.
     """
     table = pd.read_csv(results.file("tables/claims.csv"), dtype={"claim": str})
+    tested = table.n.groupby(table.claim.str.extract(r"(\d+)")[0]).transform("max") > 0
+    if (table := table[tested]).empty:
+        raise NoRows("no claim was tested")
     whole = table.claim.str.isdigit().to_numpy()
     lines = [
         textwrap.wrap(statement, 56 if claim else 64)

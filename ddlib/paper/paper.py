@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 from filelock import FileLock
+from IPython.display import SVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -32,11 +33,11 @@ from ddlib.runs import engine, run, studies
 from ddlib.runs.methods import CEILING
 from ddlib.runs.profile import Profile
 from ddlib.runs.profile import profile as read_profile
-from ddlib.runs.store import Artefact, Store, place, store_folder, write
+from ddlib.runs.store import HOME, Artefact, Store, place, store_folder, write
 from ddlib.runs.studies import STUDIES, Run
 from ddlib.settings import AnySet, Distilled
 
-LARGE = 2 << 20  # bytes of images above which a set stays in the store
+LARGE = 1 << 20  # bytes of images above which a set stays in the store
 TRAINED_ON = ("images", "labels", "soft")  # what a set's digest is of, beside its learned lr
 
 
@@ -156,6 +157,12 @@ class Paper:
             self.results.write("claims.md", claims.ledger(self.results))
         return table
 
+    @staticmethod
+    def schematic(step: int) -> SVG | None:
+        """A step of the method, 1 to 5, as a picture; None where the package alone is installed."""
+        file = HOME / f"docs/_static/schematic-{step}.svg"
+        return SVG(filename=str(file)) if file.exists() else None
+
     def figure(self, name: str) -> Figure:
         """A figure, from rows and kept sets alone; also kept as figures/<name>.svg, .pdf, .png."""
         with style.style():
@@ -186,8 +193,8 @@ class Paper:
                 self.results.keep_set_digest(*place, set_digest(made.tensors), made.record["lr"])
                 if keeps_tensors(of):
                     tensors = {n: t for n, t in made.tensors.items() if n != "history"}
-                    if settings.ipc == 1 and "history" in made.tensors:  # a picture shows its ends
-                        tensors["history"] = made.tensors["history"][[0, -1]]
+                    if settings.ipc == 1 and of.method == pictures.SHOWN:
+                        tensors["history"] = made.tensors["history"][:1]
                     write(self.results.set_file(*place), settings, tensors, made.record)
 
 

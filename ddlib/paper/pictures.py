@@ -22,9 +22,10 @@ from ddlib.paper.style import STYLE, WIDE, canvas
 from ddlib.runs.methods import CORESETS
 from ddlib.runs.store import Artefact
 
+SHOWN = "AST"  # the method whose images a figure shows before and after
 CLASSES, FEW = 20, 5  # columns of an image grid, at most; images per class in one
 COLOURS = 252  # of a film, beside black and white; two are left over for what stays transparent
-TALL = 64  # pixels that an image of a film is high, about
+TALL = 32  # pixels that an image of a film is high, at least
 
 
 def unclipped(artefact: Artefact, images: Tensor | None = None) -> Tensor:
@@ -104,11 +105,11 @@ def initialisation(results: Results) -> Figure:
 
 
 def distilled(results: Results) -> tuple[Artefact, np.ndarray, np.ndarray]:
-    """AST's set of the smallest cell, the index of the first image per class, and their labels."""
-    distilled_set = results.set(smallest_cell(results.rows("curves")), "AST", 0)
+    """SHOWN's set of the smallest cell, the first image of each class in it, and their labels."""
+    distilled_set = results.set(smallest_cell(results.rows("curves")), SHOWN, 0)
     if "history" not in distilled_set.tensors:
         raise NoRows(
-            "the AST set at seed 0 holds no 'history': it is kept for one image per class; "
+            f"the {SHOWN} set at seed 0 holds no 'history': it is kept for one image per class; "
             "add such a cell to the profile"
         )
     first = first_of_each(distilled_set.tensors["labels"])

@@ -116,7 +116,7 @@ class Ablation(Settings):
     cell: str
     networks: Few = 3
     groups: Names = ("AST minus one", "controls")  # of `methods.GROUPS`
-    more: dict[str, Group | None] = {}  # the profile's own; null: without that of an extended one
+    more: dict[str, Group] = {}  # the profile's own
 
 
 class Cross(Settings):
@@ -306,11 +306,12 @@ def placed(fields: Any, home: Path) -> Any:
 
 
 def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, key by key where both hold mappings."""
+    """`above` laid over `below`, key by key where both hold mappings; null takes a key away."""
     both = {
         name: over(below[name], value)
         if isinstance(value, dict) and isinstance(below.get(name), dict)
         else value
         for name, value in above.items()
     }
-    return below | both
+    taken = {name for name, value in above.items() if value is None and name in below}
+    return {name: value for name, value in (below | both).items() if name not in taken}

@@ -94,8 +94,7 @@ def groups(profile: Profile) -> dict[str, Group]:
             f"no group '{unknown[0]}': expected one of {', '.join(GROUPS)}; correct "
             "ablation.groups, or add the group under ablation.more"
         )
-    more = {name: group for name, group in profile.ablation.more.items() if group}
-    return {name: GROUPS[name] for name in profile.ablation.groups} | more
+    return {name: GROUPS[name] for name in profile.ablation.groups} | profile.ablation.more
 
 
 def ablation(profile: Profile) -> Iterator[Run]:
