@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ddlib.data.datasets import Images
@@ -30,6 +29,8 @@ def representative(
 
     There are as many centres as images unless `centres` says otherwise.
     """
+    from sklearn.cluster import KMeans  # here: it takes as long to import as PyTorch
+
     centres = centres or count
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     kmeans = KMeans(centres, n_init=10, random_state=seed).fit(features.double().numpy())

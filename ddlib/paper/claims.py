@@ -16,7 +16,7 @@ from string import ascii_lowercase
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # quantiles of Student's t
 
 from ddlib.paper.results import NoRows, Results
 from ddlib.paper.style import named
@@ -83,7 +83,7 @@ class Part:
         freedom = self.n - 1 - self.spare
         if freedom < 1 or not np.isfinite(self.low):
             return self
-        wider = student_t.ppf((1 + level) / 2, freedom) / student_t.ppf((1 + LEVEL) / 2, freedom)
+        wider = stdtrit(freedom, (1 + level) / 2) / stdtrit(freedom, (1 + LEVEL) / 2)
         low, high = (self.effect + wider * (end - self.effect) for end in (self.low, self.high))
         return replace(self, low=low, high=high)
 
@@ -109,7 +109,7 @@ def part(statement: str, effects: Iterable[float], spare: int = 0) -> Part:
     known = [float(value) for value in effects if value == value]
     n, half, spread = len(known), math.inf, std(known)
     if n - 1 - spare >= 1 and spread > 0:
-        half = float(student_t.ppf((1 + LEVEL) / 2, n - 1 - spare)) * spread / math.sqrt(n)
+        half = float(stdtrit(n - 1 - spare, (1 + LEVEL) / 2)) * spread / math.sqrt(n)
     centre = mean(known)
     return Part("", statement, centre, centre - half, centre + half, n, spare=spare)
 

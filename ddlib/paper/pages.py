@@ -14,8 +14,9 @@ import pandas as pd
 from ddlib.base import InputError
 from ddlib.data import datasets
 from ddlib.files import write_whole
-from ddlib.paper.claims import UNTESTED
+from ddlib.paper.claims import UNTESTED, accuracy, mean, std
 from ddlib.paper.paper import Paper
+from ddlib.paper.tables import beside
 from ddlib.runs import cost, studies
 from ddlib.runs.profile import Profile
 from ddlib.runs.store import HOME
@@ -29,7 +30,8 @@ def readme() -> None:
     for block, (profile, text_of) in BLOCKS.items():
         if page_of(block):
             fill(block, text_of(Paper.printed(profile)))
-    for block, text in {"cells": cells_table, "verdicts": verdicts}.items():
+    others = {"cells": cells_table, "verdicts": verdicts, "processors": processors}
+    for block, text in others.items():
         if page_of(block):
             fill(block, text())
 
@@ -149,7 +151,6 @@ def scale(profile: Profile) -> str:
 
 BLOCKS: dict[str, tuple[str, Callable[[Paper], str]]] = {  # profiles, and what they fill in
     "paper": ("laptop", summary),
-    "full": ("laptop-full", summary),
     "picture": ("laptop", caption),
     "benchmark": ("fashion-published", benchmark),
 }
@@ -168,6 +169,29 @@ def verdicts() -> str:
         scales.append(f"`{paper.name}`. {scale(paper.profile)}")
     wide = pd.DataFrame(columns).fillna("").rename_axis("claim").reset_index()
     return "\n\n".join([wide.to_markdown(index=False), *scales])
+
+
+def processors() -> str:
+    """The same seeds on another processor: accuracies, how far a seed moves, AST's lead on both.
+
+    `results/processors/NAME.csv` holds rows of `laptop`'s main study that NAME computed.
+    """
+    here, lines = Paper.printed("laptop").results.rows("main"), []
+    for file in sorted((CELLS.parents[1] / "processors").glob("*.csv")):
+        there = pd.read_csv(file)
+        for method in there.method.unique():
+            line = {"processor": file.stem, "method": method}
+            both = [100 * accuracy(of[of.cell.isin(there.cell)], method) for of in (here, there)]
+            for name, scores in zip(("as printed", "there"), both, strict=True):
+                line[name] = f"{mean(scores):.1f} ± {std(scores):.1f}"
+            moved = both[1] - both[0]
+            line["a seed moves by"] = f"{mean(moved):+.1f} ± {std(moved):.1f}"
+            leads = [beside(of[of.cell.isin(there.cell)], "AST", method) for of in (here, there)]
+            for name, lead in zip(("as printed", "there"), leads, strict=True):
+                words = "{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+                line[f"AST's lead, {name}"] = words.format(**lead) if lead["pairs"] else ""
+            lines.append(line)
+    return pd.DataFrame(lines).to_markdown(index=False)
 
 
 def cells_table() -> str:

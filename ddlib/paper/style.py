@@ -23,7 +23,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from PIL import Image
-from sklearn.isotonic import isotonic_regression
 
 WIDE, NARROW = 7.0, 3.4  # inches: a page, a column
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"  # by Okabe & Ito
@@ -198,6 +197,8 @@ def name_ends(ax: Axes) -> None:
 
     A sample of the line before each name makes them a key to other panels, too, and in grey.
     """
+    from sklearn.isotonic import isotonic_regression  # here: it takes seconds to import
+
     ax.autoscale_view()  # before it, the ends are not yet where they will be
     size = plt.rcParams["xtick.labelsize"]
     lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from ddlib.base import Task, generator
 from ddlib.data import datasets
@@ -189,7 +188,10 @@ class Ledger(TorchDispatchMode):
     """Counts what happens inside; FLOP by PyTorch's registry (convolutions, matrix products)."""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # here: it brings a compiler
+
         super().__init__()
+        self.registry = flop_registry
         self.flops = self.live = self.peak = self.moved = self.kernels = 0
         self.held: dict[weakref.ref, int] = {}
 
@@ -200,7 +202,7 @@ class Ledger(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if counter := flop_registry.get(function._overloadpacket):
+        if counter := self.registry.get(function._overloadpacket):
             self.flops += counter(*args, **(kwargs or {}), out_val=result)
         new = function._schema.is_mutable
         for tensor in (t for t in tree_leaves(result) if isinstance(t, Tensor)):
