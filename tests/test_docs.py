@@ -23,7 +23,7 @@ CITED = yaml.safe_load((HOME / "CITATION.cff").read_text())
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
 BLOCKS = {
     "README.md": ("picture", "paper", "api"),
-    "docs/paper_cells.md": ("cells", "benchmark", "verdicts"),
+    "docs/paper_cells.md": ("cells", "benchmark", "processors", "verdicts"),
     "docs/speed_and_memory.md": ("bench",),
 }
 
@@ -75,6 +75,28 @@ def test_pages_have_their_markers(page):
         start, end = f"<!-- {part}:start -->", f"<!-- {part}:end -->"
         assert text.count(start) == text.count(end) == 1
         assert text.index(start) < text.index(end)
+
+
+def test_the_page_shows_how_far_the_same_seeds_move_on_another_processor():
+    here, there = (
+        pd.read_csv(HOME / "results" / file).query("protocol == 'lr_chosen'")
+        for file in ("laptop/rows/main.csv", "processors/avx2.csv")
+    )
+    (cell,) = there.cell.unique()
+    page = (HOME / "docs/paper_cells.md").read_text()
+    lines = page.partition("<!-- processors:start -->")[2].partition("<!--")[0].splitlines()
+    shown = {cells[2].strip(): cells[3:] for cells in (line.split("|") for line in lines[4:-2])}
+    assert {*shown} == {*there.method} and len(shown) >= 3
+    for method, (printed, other, moved, *_) in shown.items():
+        scores = [
+            100
+            * of[(of.cell == cell) & (of.method == method)].groupby("distil_seed").accuracy.mean()
+            for of in (here, there)
+        ]
+        for words, values in zip((printed, other), scores, strict=True):
+            assert words.strip() == f"{values.mean():.1f} ± {values.std():.1f}"
+        change = scores[1] - scores[0]
+        assert moved.strip() == f"{change.mean():+.1f} ± {change.std():.1f}" and len(change) == 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(HOME)))

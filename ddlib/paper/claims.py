@@ -270,7 +270,7 @@ def whole(results: Results) -> Iterator[Part]:
 
 
 def straight(results: Results) -> Iterator[Part]:
-    """Smoothing rough experts helps more than making them straight (MCT), a control of ours."""
+    """Smoothing rough experts helps more than making them straight, a control of ours."""
     rows, other = first_cell(results.rows("ablation")), "AST, straight rough experts"
     yield part(f"test accuracy: {above('AST', other)}", paired(rows, "AST", other))
 

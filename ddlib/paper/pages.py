@@ -121,28 +121,27 @@ def caption(paper: Paper) -> str:
     """What the README's picture shows, with the accuracies of its cell."""
     table = pd.read_csv(paper.results.folder / "tables" / "summary.csv").set_index("method")
     cell = next(name for name in table if name.endswith("-ipc1"))
-    picked, distilled = table[cell]["k-means"], table[cell]["AST"]
+    picked, distilled = (table[cell][name].partition(" (")[0] for name in ("k-means", "AST"))
     return (
         "Top row: one real image per class. Middle row: [what AST made of them]"
         f"(results/{paper.name}/figures/film.gif). Bottom row: the difference. Test accuracy of "
-        f"networks trained on ten images only, in percent: {picked} on real images picked by "
-        f"k-means, {distilled} on the images distilled by AST."
+        "networks trained on ten images only, in percent (mean ± standard deviation over sets): "
+        f"{picked} on real images picked by k-means, {distilled} on the images distilled by AST."
     )
 
 
 def scale(profile: Profile) -> str:
-    """How small the main cell is, in one sentence, from its first method that follows experts."""
-    cell = profile.main_cell
-    sets = (run.settings.of for run in studies.main(profile) if run.cell == cell)
-    of = next((of for of in sets if isinstance(of, Distillation)), None)
+    """How small the first cell is on which a method follows experts, in one sentence."""
+    every = ((run.cell, run.settings.of) for run in studies.main(profile))
+    cell, of = next(((cell, of) for cell, of in every if isinstance(of, Distillation)), ("", None))
     if of is None:
-        return f"No method follows experts on `{cell}`."
+        return "No method follows experts."
     known = datasets.about(of.data)
     images = known.per_class * len(known.class_names)
     steps = ceil(images / of.experts.batch) if hasattr(of.experts, "batch") else None
     epochs = f"{of.experts.until or of.experts.epochs} epochs" + f" × {steps} steps" * bool(steps)
     return (
-        f"Scale of the main cell, `{cell}`: {of.iterations} outer iterations, {of.n_experts} "
+        f"Scale of `{cell}`: {of.iterations} outer iterations, {of.n_experts} "
         f"experts of {epochs}, a {of.network.architecture} of width {of.network.width}, {images} "
         f"training images, {len(studies.seeds(profile, cell))} distillation seeds, which "
         "follow these same experts."
