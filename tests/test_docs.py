@@ -60,6 +60,10 @@ def test_what_the_readme_says_of_the_results_is_what_came_out():
         for _, cell in table[table.method != "full data"].groupby("cell"):
             best = cell.set_index("method")["mean"]
             assert "AST+" not in best or best.idxmax() == "AST+"
+        rows = pd.read_csv(HOME / f"results/{name}/rows/main.csv").query("protocol == 'lr_chosen'")
+        for _, cell in rows[rows.method != "full data"].groupby("cell"):
+            validated = cell.groupby("method").validation_accuracy.mean()
+            assert "AST+" not in validated or validated.idxmax() == "AST+", "as the guide says"
 
 
 def test_the_readme_is_short():
@@ -88,11 +92,8 @@ def test_the_page_shows_how_far_the_same_seeds_move_on_another_processor():
     shown = {cells[2].strip(): cells[3:] for cells in (line.split("|") for line in lines[4:-2])}
     assert {*shown} == {*there.method} and len(shown) >= 3
     for method, (printed, other, moved, *_) in shown.items():
-        scores = [
-            100
-            * of[(of.cell == cell) & (of.method == method)].groupby("distil_seed").accuracy.mean()
-            for of in (here, there)
-        ]
+        ours = [of[(of.cell == cell) & (of.method == method)] for of in (here, there)]
+        scores = [100 * rows.groupby("distil_seed").accuracy.mean() for rows in ours]
         for words, values in zip((printed, other), scores, strict=True):
             assert words.strip() == f"{values.mean():.1f} ± {values.std():.1f}"
         change = scores[1] - scores[0]
@@ -178,7 +179,7 @@ def test_the_accuracies_under_the_picture_are_those_of_the_summary():
     table = pd.read_csv(HOME / "results/laptop/tables/summary.csv").set_index("method")
     column = next(name for name in table if name.endswith("-ipc1"))  # the first cell: the picture's
     for method in ("k-means", "AST"):
-        assert table.loc[method, column] in block
+        assert table.loc[method, column].partition(" (")[0] in block
 
 
 def test_version_and_licence_are_the_same_everywhere():
