@@ -69,6 +69,8 @@ def test_every_notebook_was_executed_and_shows_what_it_draws(printed):
             if "plt.subplots(" in source or source.splitlines()[-1].startswith(drawn):
                 shown = any("image/png" in output.get("data", {}) for output in cell["outputs"])
                 assert shown, f"{file.name} draws and does not show:\n{source}"
+            if source.startswith("paper.schematic("):
+                assert ["image/svg+xml" in output["data"] for output in cell["outputs"]] == [True]
         assert str(printed) not in text and str(Path.home()) not in text, "a path of this machine"
 
 
