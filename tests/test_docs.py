@@ -90,7 +90,7 @@ def test_the_page_shows_how_far_the_same_seeds_move_on_another_processor():
     page = (HOME / "docs/paper_cells.md").read_text()
     lines = page.partition("<!-- processors:start -->")[2].partition("<!--")[0].splitlines()
     shown = {cells[2].strip(): cells[3:] for cells in (line.split("|") for line in lines[4:-2])}
-    assert {*shown} == {*there.method} and len(shown) >= 3
+    assert {*shown} == {*there.method} and len(shown) >= 2
     for method, (printed, other, moved, *_) in shown.items():
         ours = [of[(of.cell == cell) & (of.method == method)] for of in (here, there)]
         scores = [100 * rows.groupby("distil_seed").accuracy.mean() for rows in ours]
