@@ -180,7 +180,7 @@ def distil(
     `start` may be a set that was distilled, loaded or merged: it goes on from its images and lr.
 
     `method` names the switches and the tuned numbers. The default, `AST+`, is what validation
-    favours in runs of full length: SGD experts, inner momentum, a representative start. Others
+    favours in `laptop` and `fashion`: SGD experts, inner momentum, a representative start. Others
     are `AST` (with experts of the recipe `ast`), `MTT`, `FTD`, `DATM` ... `DC`, `DSA` and `DM`
     follow no experts. The artefact holds `images`, `labels`, and their `history` at each
     checkpoint evaluation; the learned `lr` and the `curve` are in its record.

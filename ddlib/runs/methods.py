@@ -86,7 +86,7 @@ DISTILLED = {
     "MTT + inner momentum": Method("real", "sgd", FAST),
     "MTT, strong experts": Method("real", "momentum", {"momentum": 0.0}),
     "AST": AST,
-    # ours, and the default of the six functions: what validation favours at full length
+    # ours, and the default of the six functions: what validation favours in `laptop`, `fashion`
     "AST+": Method("representative", "sgd", FAST, ("MTT + inner momentum",)),
 }
 # Published switches, which a cell's tuned numbers may change. What depends on the length of a run
