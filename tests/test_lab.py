@@ -90,7 +90,7 @@ def wait_for(done, server=None, seconds=60):
 def run_all(chromium, address, notebook):
     """A page in which all cells of the notebook at that address have run without error."""
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     page.goto(address)
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     # in the status bar: the kernel is there; asked to run before, JupyterLab asks which
