@@ -175,17 +175,18 @@ def processors() -> str:
 
     `results/processors/NAME.csv` holds rows of `laptop`'s main study that NAME computed.
     """
-    here, lines = Paper.printed("laptop").results.rows("main"), []
+    printed, lines = Paper.printed("laptop").results.rows("main"), []
     for file in sorted((CELLS.parents[1] / "processors").glob("*.csv")):
         there = pd.read_csv(file)
+        both = printed[printed.cell.isin(there.cell)], there
         for method in there.method.unique():
             line = {"processor": file.stem, "method": method}
-            both = [100 * accuracy(of[of.cell.isin(there.cell)], method) for of in (here, there)]
-            for name, scores in zip(("as printed", "there"), both, strict=True):
-                line[name] = f"{mean(scores):.1f} ± {std(scores):.1f}"
-            moved = both[1] - both[0]
+            scores = [100 * accuracy(rows, method) for rows in both]
+            for name, of in zip(("as printed", "there"), scores, strict=True):
+                line[name] = f"{mean(of):.1f} ± {std(of):.1f}"
+            moved = scores[1] - scores[0]
             line["a seed moves by"] = f"{mean(moved):+.1f} ± {std(moved):.1f}"
-            leads = [beside(of[of.cell.isin(there.cell)], "AST", method) for of in (here, there)]
+            leads = [beside(rows, "AST", method) for rows in both]
             for name, lead in zip(("as printed", "there"), leads, strict=True):
                 words = "{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
                 line[f"AST's lead, {name}"] = words.format(**lead) if lead["pairs"] else ""
@@ -199,7 +200,7 @@ def cells_table() -> str:
     here = {
         "MNIST-M-5k": ("`laptop`", "yes, on two cores"),
         "FashionMNIST, whole": ("`fashion-published`, `fashion`", "yes, in hours"),
-        "the same, 1 000 outer iterations": ("`laptop-full`", "yes, in hours"),
+        "MNIST-M-5k, 1 000 outer iterations": ("`laptop-full`", "yes, in hours"),
         "digits": ("`smoke`", "yes, its numbers mean nothing"),
     }
     columns = ["data", "cells", "run here"]
