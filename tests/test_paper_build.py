@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import sys
@@ -159,11 +160,13 @@ def test_a_failed_notebook_is_set_aside_and_the_good_copy_stays(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), source)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/00_wrong.ipynb").write_text("the good copy")
+    before = dict(os.environ)  # what kernels are told is not told to who asked
     # cell 3: the parameters that are given are a cell of their own
     with pytest.raises(InputError, match="failed in cell 3 with ZeroDivisionError"):
         build.execute(source, tmp_path / "out", {"profile": "smoke"})
     assert (tmp_path / "out/00_wrong.failed.ipynb").exists()
     assert (tmp_path / "out/00_wrong.ipynb").read_text() == "the good copy"
+    assert dict(os.environ) == before
 
 
 def test_wrong_names_and_parameters_are_errors_before_any_work(tmp_path):
@@ -296,6 +299,7 @@ def test_notebooks_run_in_this_python_whatever_kernels_there_are(tmp_path, monke
     monkeypatch.setattr(build, "NOTEBOOKS", tmp_path)
     build.execute(tmp_path / "00_who.ipynb", tmp_path / "done", {})
     assert sys.executable in (tmp_path / "done/00_who.ipynb").read_text()
+    assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
 
 
 ODD = {

@@ -91,9 +91,11 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
     failed = folder / f"{notebook.stem}.failed.ipynb"
     # the kernel of this Python, whatever others are installed
     search = [f"{sys.prefix}/share/jupyter", *os.environ.get("JUPYTER_PATH", "").split(os.pathsep)]
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, dict.fromkeys(search)))
-    os.environ["NO_READER"] = "1"  # for kernels: a run waits for no slider, some would for ever
-    with whole(folder / notebook.name) as half:
+    kernels = {
+        "JUPYTER_PATH": os.pathsep.join(filter(None, dict.fromkeys(search))),
+        "NO_READER": "1",  # a run waits for no slider, some would for ever
+    }
+    with environment(kernels), whole(folder / notebook.name) as half:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -117,6 +119,19 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
         half.truncate()
         half.write(nbformat.writes(done).encode())
     failed.unlink(missing_ok=True)
+
+
+@contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set these variables for the kernels started meanwhile; afterwards all are as before."""
+    before = dict(os.environ)
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name)
+        os.environ |= {name: before[name] for name in variables if name in before}
 
 
 def cleaned(done: Any) -> Any:
@@ -157,9 +172,8 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
         paper.data(cell)  # a missing data set stops here
     folder = paper.results.folder
     sweep(folder)
-    places = {"STORE": paper.store.root, "RESULTS": folder.parent}  # for the kernels
-    os.environ |= {name: str(place.resolve()) for name, place in places.items()}
-    with at_work(paper):
+    places = {"STORE": str(paper.store.root.resolve()), "RESULTS": str(folder.parent.resolve())}
+    with at_work(paper), environment(places):
         _make_and_run(paper, chosen, given)
         paper.results.seal()
     print(f"\nDone in {clock(time.monotonic() - began)}. Open:")
