@@ -327,6 +327,7 @@ def test_every_profile_gets_its_claims_tables_and_figures(
     monkeypatch.setenv("STORE", str(tmp_path_factory.getbasetemp() / "odd"))  # one for all
     monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("WORKERS", "1")
+    monkeypatch.setattr(Results, "kinds", ("png",))
     short = {"evaluation": {"networks": 1, "epochs": 1, "lrs": [0.01]}, "seeds": 2}
     fields = {"extends": "smoke"} | over(short, ODD[odd])
     (tmp_path / "odd.yaml").write_text(yaml.safe_dump(fields))

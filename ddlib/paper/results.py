@@ -41,6 +41,8 @@ class Results:
     Of a file that is in both the newer one is read.
     """
 
+    kinds = tuple(KINDS)  # the files that a figure is kept as
+
     def __init__(self, folder: Path | str, behind: Path | None = None):
         self.folder, self.behind = Path(folder), behind
 
@@ -114,9 +116,11 @@ class Results:
 
     def keep_figure(self, name: str, figure: Figure) -> None:
         """figures/<name>.svg, .pdf and .png, the same bytes from the same rows."""
-        for kind, about in KINDS.items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=300, bbox_inches="tight", metadata=about)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out, and each drawing would move it a little
+        for kind in self.kinds:
+            buffer, options = io.BytesIO(), {"dpi": 300, "bbox_inches": "tight"}
+            figure.savefig(buffer, format=kind, metadata=KINDS[kind], **options)
             if kind == "png":  # 256 colours: a third of the bytes, and the eye sees no difference
                 picture = Image.open(buffer).convert("RGB").quantize(dither=Image.Dither.NONE)
                 picture.save(buffer := io.BytesIO(), kind, optimize=True, dpi=(300, 300))
