@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from PIL import Image
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from ddlib import settings as config
+from ddlib.data import catalogue, imagenet
 from ddlib.data import datasets as data
 from ddlib.data import image_folder as folders
-from ddlib.data import imagenet
 from ddlib.runs import cost, run
 from ddlib.runs.store import Store
 from ddlib.settings import Data, InputError, Selection, key
@@ -182,15 +183,20 @@ def test_a_faulty_tiny_imagenet_is_refused(harm, parts, tiny, tmp_path):
     )
 
 
+def subset(name):
+    """WordNet id -> class name, of a subset of ImageNet."""
+    return dict(item.split(maxsplit=1) for item in catalogue.KNOWN[name]["classes"].split(", "))
+
+
 def test_class_lists():
     for name, numbers in PUBLISHED.items():
-        ids = imagenet.SUBSETS[name]
+        ids = subset(name)
         categories = [_IMAGENET_CATEGORIES[i] for i in numbers]
         assert list(ids.values()) == categories == list(data.about(Data(name=name)).class_names)
         by_number = [wnid for _, wnid in sorted(zip(numbers, ids, strict=True))]
         assert by_number == sorted(ids)  # ImageNet numbers its classes in the order of their ids
     shared = {}
-    for ids in imagenet.SUBSETS.values():
+    for ids in map(subset, PUBLISHED):
         for wnid, word in ids.items():
             assert shared.setdefault(wnid, word) == word
 
@@ -199,12 +205,11 @@ def test_class_lists():
 def meow(tmp_path, monkeypatch):
     """Four cats, three to five training and two validation images each, at the sizes and in the
     modes that ImageNet has."""
-    ids = dict(list(imagenet.SUBSETS["imagemeow"].items())[-4:])
-    monkeypatch.setitem(imagenet.SUBSETS, "imagemeow", ids)
+    ids = dict(list(subset("imagemeow").items())[-4:])
+    cats, find = tuple(ids.values()), partial(imagenet.imagenet, ids)
     monkeypatch.setattr(imagenet, "IMAGENET_COUNTS", {"train": (3, 5), "test": (2, 2)})
-    monkeypatch.setitem(
-        data.SETS, "imagemeow", replace(data.SETS["imagemeow"], class_names=tuple(ids.values()))
-    )
+    few = replace(data.SETS["imagemeow"], class_names=cats, find=find)
+    monkeypatch.setitem(data.SETS, "imagemeow", few)
     home = tmp_path / "data" / "imagenet"
     sizes = [(500, 375), (333, 500), (128, 128), (96, 140)]
     for k, wnid in enumerate(ids):

