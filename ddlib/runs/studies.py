@@ -157,7 +157,7 @@ def scores(profile: Profile) -> Iterator[Ask]:
     cell = profile.cells[name]
     networks = profile.ablation.networks if profile.ablation else 3
     for method in dict.fromkeys([RANDOM, *cell.methods]):
-        for seed in seeds(profile, name):
+        for seed in seeds(profile, name)[:3]:
             of = synthetic(profile, name, method, seed)
             teacher = recipe(profile, cell, FEATURES, seed % profile.n_experts)
             variants: list[tuple[bool, str, dict]] = [
