@@ -63,6 +63,9 @@ def test_digests_of_sets_replace_one_another_and_stay_in_order(tmp_path):
     assert digests.sha256.tolist() == ["d", "b", "c"]
     assert digests.distil_seed.tolist() == [3, 1, 2]
     assert np.isnan(digests.lr[0]) and digests.lr.tolist()[1:] == [1 / 3, 0.2]
+    asked = [("mnist-ipc1", "AST+", 1), ("mnist-ipc1", "AST+", 7)]
+    results.keep_digests(asked)
+    assert results.set_digests().sha256.tolist() == ["b"]
 
 
 def test_a_table_is_kept_with_six_digits_and_shown_with_four(tmp_path):

@@ -185,7 +185,9 @@ class Paper:
         """
         # notebooks run side by side, and digests.csv is read before it is written
         with FileLock(self.store.root / "locks" / f"{self.name}-sets.lock"):
-            for of in main_sets(self.profile):
+            wanted = main_sets(self.profile)
+            self.results.keep_digests([(of.cell, of.method, of.distil_seed) for of in wanted])
+            for of in wanted:
                 if methods is not None and of.method not in methods:
                     continue
                 settings, place = of.settings.of, (of.cell, of.method, of.distil_seed)

@@ -101,6 +101,13 @@ class Results:
         every = pd.DataFrame([*others.to_dict("records"), line])
         self._write_csv("sets/digests.csv", every.sort_values(SET))
 
+    def keep_digests(self, places: list[tuple[str, str, int]]) -> None:
+        """Drop the digests of all other sets: the profile asks for them no more."""
+        digests = self.set_digests()
+        places_of = digests[SET].apply(tuple, axis=1)
+        if not digests.empty and not places_of.isin(places).all():
+            self._write_csv("sets/digests.csv", digests[places_of.isin(places)])
+
     def set_digests(self) -> pd.DataFrame:
         """cell, method, distil_seed, sha256, lr of the sets whose tensors need not be kept."""
         file = self.file("sets/digests.csv")
