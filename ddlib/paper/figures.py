@@ -29,8 +29,9 @@ def dots(rows: pd.DataFrame, by: str, methods: list[str]) -> Figure:
     rows, panels = distinct(rows), list(rows[by].unique())
     down = -(-len(panels) // 3)
     across = -(-len(panels) // down)
-    size = style.NARROW if across == 1 else style.WIDE, down * (0.75 + 0.19 * len(methods))
-    figure, axes = style.canvas(*size, down, across, sharey=True, sharex=by != "cell")
+    wide = style.NARROW if across == 1 else style.WIDE
+    tall = down * (0.75 + 0.19 * max(5, len(methods)))
+    figure, axes = style.canvas(wide, tall, down, across, sharey=True, sharex=by != "cell")
     for ax, panel in zip(axes, panels, strict=False):
         every = rows[rows[by] == panel]
         scored = every[every.method.isin(methods)]
@@ -114,7 +115,7 @@ def cross_architecture(results: Results) -> Figure:
     rows = results.rows("cross_architecture")
     methods = list(rows.method.unique())
     if rows.cell.nunique() > 1:
-        panel = rows.architecture + ", " + rows.cell.map(style.named)
+        panel = rows.architecture.map(style.named) + ", " + rows.cell.map(style.named)
         return dots(rows.assign(panel=panel), "panel", methods)
     figure = dots(rows, "architecture", methods)
     figure.suptitle(style.named(rows.cell.iloc[0]))

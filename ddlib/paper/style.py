@@ -88,7 +88,8 @@ NAMES |= {
     "momentum_lr_matched": "momentum, smaller lr",
     **{"momentum_ramp": "momentum and ramp", "momentum_penalty": "momentum and penalty"},
     **{"mnist_m_5k": "MNIST-M-5k", "mnist_5k": "MNIST-5k", "fashion_mnist": "FashionMNIST"},
-    **{"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"},
+    **{"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "convnet": "ConvNet"},
+    **{"alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18", "vit": "ViT"},
 }
 OTHERS = {
     **{"picked": Look(GREY, "D"), "distilled": Look(VERMILION)},  # sets of the user's own images
