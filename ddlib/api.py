@@ -47,6 +47,7 @@ SMALLEST = 16  # images per step of an expert: with fewer, gradients are mostly 
 LARGE = 10  # times the training images of the profile's main data: there experts do less
 PATIENCE = 120  # seconds, above which the work is announced
 WORTH = 50  # training images per class, below which distilled images learn these by heart
+SHORT = "not enough memory: take a smaller `size`, `ipc` or `batch`, or fewer WORKERS"
 NEAR = 1.5  # times chance: an expert that is not better than this has learned next to nothing
 
 log = logging.getLogger("ddlib")
@@ -66,6 +67,10 @@ def verb(do: Callable[P, T]) -> Callable[P, T]:
                 return do(*given, **named)
         except OSError as error:
             raise InputError(trouble(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+                raise
+            raise InputError(f"{do.__name__}: {SHORT}") from error
         except ValidationError as error:
             raise InputError(f"{do.__name__}: {error}") from None
 
@@ -203,6 +208,9 @@ def distil(
         followed = {"experts": _recipe_of(experts), "n_experts": len(experts)}
         followed |= {"a0": of.lr} if of.method == "given" else {}
     given = {"start": of.model_dump(), **followed, **changes}
+    usual = scaled.cells[cell].student.get("checks")
+    if usual and isinstance(few := changes.get("iterations"), int):
+        given.setdefault("checks", max(1, min(usual, few)))
     return _make([methods.distillation(scaled, cell, method, seed, **given)])[0]
 
 
@@ -226,8 +234,8 @@ def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any
 
     One row per network and protocol: `lr_chosen` has the learning rate selected on the validation
     set, `lr_a` the set's own. Rows of a set in the store are kept there. Any other set, say a
-    friend's file, is judged as it is, each time anew. Where nothing is changed, the accuracy of a
-    distilled set is printed beside that of the images it began with and that of its experts.
+    friend's file, is judged as it is, each time anew. The accuracy is printed; where nothing is
+    changed, that of a distilled set beside those of the images it began with and of its experts.
 
     Raises:
         InputError: what was given is no set.
@@ -241,12 +249,13 @@ def evaluate(synthetic: Artefact, network: Network | None = None, **changes: Any
         if isinstance(of, Distilled) and network is None and not changes:
             asked.append(methods.evaluation(scaled, cell, of.start, of.network))
         each = [pd.DataFrame(made.record["rows"]) for made in _make(asked)]
-        if len(each) > 1:
-            _compare(of, *each)
+        _tell(of, *each)
         return each[0]
     teachers = {other: run.get(other, store) for other in settings.needs()[1:]}
     inputs = stages.Inputs(run.images(of.data, store), teachers)
-    return pd.DataFrame(judge(settings, stages.judged(settings, synthetic, inputs)))
+    rows = pd.DataFrame(judge(settings, stages.judged(settings, synthetic, inputs)))
+    _tell(of, rows)
+    return rows
 
 
 @verb
@@ -280,13 +289,23 @@ def judge(settings: Evaluation, synthetic: SyntheticSet) -> list[dict]:
         return stages.judge(settings, synthetic, real, done)
 
 
-def _compare(of: Distilled, rows: pd.DataFrame, before: pd.DataFrame) -> None:
-    """Print what a distilled set teaches, what its images taught before, and what experts know."""
-    first, then = (r[r.protocol == "lr_chosen"].accuracy.mean() for r in (before, rows))
-    words = f"{of.title}: test accuracy {first:.1%} before, {then:.1%} distilled"
-    experts = [_store().load(one).record["rows"][-1] for one in of.needs()[1:]]
-    if experts:
-        words += f", {fmean(row['test_accuracy'] for row in experts):.1%} the experts"
+def _tell(of: AnySet, rows: pd.DataFrame, before: pd.DataFrame | None = None) -> None:
+    """Print what a set teaches, and what its images taught `before`, and what experts know."""
+
+    def shown(rows: pd.DataFrame) -> str:
+        some = rows[rows.protocol == "lr_chosen"]
+        return f"{some.accuracy.mean():.1%}{{}} (lr {some.lr.iloc[0]:.2g})"
+
+    if rows.accuracy.isna().any():
+        return  # the test images stay unseen
+    words = f"{of.title}, {rows.epochs[0]} epochs: test accuracy "
+    if before is None:
+        words += shown(rows).format("")
+    else:
+        words += f"{shown(before)}, {shown(rows)}".format(" before", " distilled")
+        experts = [_store().load(one).record["rows"][-1] for one in of.needs()[1:]]
+        if experts:
+            words += f", {fmean(row['test_accuracy'] for row in experts):.1%} the experts"
     print(words)
 
 
@@ -333,7 +352,8 @@ def _make(wanted: Sequence[Task]) -> list[Artefact]:
 def _settings(artefact: Artefact, kind: Any, expected: str) -> Any:
     """The settings of an artefact that was handed over, which should be of that kind."""
     if not isinstance(artefact, Artefact):
-        raise InputError(f"a {type(artefact).__name__} was given, expected {expected}")
+        hint = ": load(file) reads one" if isinstance(artefact, str | Path) else ""
+        raise InputError(f"a {type(artefact).__name__} was given, expected {expected}{hint}")
     settings = stages.settings_of(artefact.settings)
     if not isinstance(settings, kind):
         raise InputError(f"{settings.title} was given, expected {expected}: hand that over")

@@ -261,9 +261,7 @@ def opened(file: Path) -> Iterator[Any]:
         with safe_open(str(file), "pt") as archive:
             yield archive
     except FileNotFoundError:
-        raise Absent(
-            f"no file {file}: check the path, or make it by asking for its table"
-        ) from None
+        raise Absent(f"no file {file}: check the path") from None
     except OSError as error:
         raise InputError(
             f"{file} cannot be read ({error.strerror or error}): "

@@ -211,9 +211,9 @@ def _loss(artefact: Artefact) -> str:
     away = ((x.clamp(0, 1) * 255).round() - 255 * x).abs()
     mean, most = (f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in (away.mean(), away.max()))
     return (
-        f"PNGs are for viewing only: values outside 0 to 255 are clipped ({clipped:.1%} of them), "
-        f"and all are rounded. The mean pixel is {mean} of 255 levels away from the set's own, the "
-        f"farthest {most}. The .safetensors file is exact, and is what accuracies are of."
+        f"In PNGs values outside 0 to 255 are clipped ({clipped:.1%} of them), all are rounded. "
+        f"The mean pixel is {mean} of 255 levels away from the set's own, the farthest {most}. "
+        "Accuracies are those of the exact .safetensors file: PNGs may teach less."
     )
 
 
@@ -312,10 +312,11 @@ def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
     if not rows.empty:
         scores = rows.groupby("architecture").accuracy.apply(_over_networks)
         table = scores.rename("test accuracy").reset_index().to_markdown(index=False)
+        chosen = "lr_networks" not in rows or (rows.lr_networks > 0).all()
+        rate = "selected on the validation set" if chosen else "of the set"
         accuracy = (
             "Test accuracy in percent of fresh networks trained on these images alone, after the "
-            "last epoch, the learning rate selected on the validation set: mean ± std (networks)."
-            f"\n\n{table}"
+            f"last epoch, with the learning rate {rate}: mean ± std (networks).\n\n{table}"
         )
     return f"""---
 pretty_name: {json.dumps(title)}

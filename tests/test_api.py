@@ -75,7 +75,10 @@ def test_it_makes_what_a_paper_makes(stored, monkeypatch, tmp_path):
 def test_a_judged_set_is_shown_beside_what_it_began_with_and_its_experts(stored, capsys):
     made = stored.load(PAPERS.of)
     evaluate(made, networks=1, epochs=1)
-    assert "experts" not in capsys.readouterr().out, "only where nothing is changed"
+    alone = r", 1 epochs: test accuracy [0-9.]+% \(lr [0-9.]+\)\n$"
+    assert re.search(alone, capsys.readouterr().out), "beside others only where nothing is changed"
+    evaluate(made, networks=1, epochs=1, test=False)
+    assert not capsys.readouterr().out, "the test images stay unseen"
     evaluate(made)
     ends = [stored.load(one).record["rows"][-1] for one in PAPERS.of.needs()[1:]]
     numbers = [np.mean([row["test_accuracy"] for row in ends])]
@@ -83,8 +86,8 @@ def test_a_judged_set_is_shown_beside_what_it_began_with_and_its_experts(stored,
         rows = pd.DataFrame(stored.load(one).record["rows"])
         numbers.append(rows[rows.protocol == "lr_chosen"].accuracy.mean())
     experts, then, first = (f"{number:.1%}" for number in numbers)
-    said = f"test accuracy {first} before, {then} distilled, {experts} the experts\n"
-    assert capsys.readouterr().out.endswith(said)
+    said = rf"epochs: test accuracy {first} before \(lr [0-9.]+\), {then} distilled "
+    assert re.search(said + rf"\(lr [0-9.]+\), {experts} the experts\n$", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("worth", [121, 120])
@@ -136,7 +139,9 @@ def test_the_readmes_script_runs(tmp_path, monkeypatch, capsys):
     script = re.search(r"<!-- api:start -->\s+```python\n(.*?)```", README, re.DOTALL)[1]
     names = {}
     exec(compile(script, "README.md", "exec"), names)
-    said = r"test accuracy [0-9.]+% before, [0-9.]+% distilled, [0-9.]+% the experts\n"
+    part = r"[0-9.]+% {} \(lr [0-9.]+\), "
+    said = "test accuracy " + part.format("before") + part.format("distilled")
+    said += r"[0-9.]+% the experts\n"
     assert re.search(said, capsys.readouterr().out)
     again, made = load("first.safetensors"), names["made"]
     assert again.settings == made.settings and again.tensors.keys() == made.tensors.keys()

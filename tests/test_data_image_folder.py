@@ -488,7 +488,7 @@ OWN_FAULTS = [
     (lambda home: few(home, "bird", 0), ["bird: 0", "3+ of each class"]),
     (
         lambda home: (home / "train" / "bird").rename(home / "bird"),
-        ["holds 1 classes (cat)", "at least two"],
+        ["holds 1 folders (cat)", "at least two"],
     ),
     (
         lambda home: draw(home / "val" / "cat" / "1.png", COLOURS[0]),
@@ -554,9 +554,7 @@ def test_other_files_are_other_data(mine, tmp_path):
     again = Data(
         **first.model_dump()
     )  # what an artefact holds is read without looking at the folder
-    assert again == first and f"no folder {mine}: expected there the images" in refused(
-        again, tmp_path
-    )
+    assert again == first and f"no folder {mine}, it is not there" in refused(again, tmp_path)
 
 
 def test_another_decoding_is_other_data_of_folders_alone(mine, tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_a_set_goes_out_as_pngs(store, tmp_path, capsys):
     artefact = store.load(SOFT)
     arguments = ("export", store.file(SOFT), "--to", tmp_path, "--form", "png")
     status, text = call(capsys, *arguments)
-    assert status == 0 and "PNGs are for viewing only" in text
+    assert status == 0 and "In PNGs values outside 0 to 255 are clipped" in text
     rows = pd.read_csv(tmp_path / "labels.csv")
     assert list(rows.columns) == ["file", "class", "label", *(f"soft_{k}" for k in range(10))]
     assert rows.file[3] == "3_3/0000.png" and rows.label.tolist() == list(range(10))

@@ -231,7 +231,7 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         of_data("mnist_6k"),
         "data 'mnist_6k' is unknown",
         "expected one of digits",
-        "correct `data.name`",
+        "correct the name",
     ),
     "no CIFAR-10": (
         of_data("cifar10"),
@@ -260,8 +260,8 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
     "no folder": (
         of_data("folder", path="/no/where", size=32),
         "no folder /no/where",
-        "expected there the images",
-        "correct `data.path`",
+        "expected the images there",
+        "correct the `path`",
     ),
     "no path": (
         of_data("folder", size=32),

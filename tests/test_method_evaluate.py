@@ -69,7 +69,7 @@ def test_one_lr_is_no_choice():
 
 
 @pytest.mark.parametrize("few", [True, False])
-def test_with_few_validation_images_the_learned_lr_is_kept(done, caplog, few):
+def test_with_few_validation_images_every_set_keeps_its_own_lr(done, caplog, few):
     real = run.images(DATA, done)
     left = FEW - few
     real = replace(real, x_val=real.x_val[:left], y_val=real.y_val[:left])
@@ -79,3 +79,6 @@ def test_with_few_validation_images_the_learned_lr_is_kept(done, caplog, few):
     assert ((chosen["lr_networks"] == 0) == few) and learned["lr"] == made.lr
     assert (f"{left} validation images are too few" in caplog.text) == few
     assert not few or chosen["lr"] == made.lr
+    how = how.model_copy(update={"of": SET.start})  # of the images that were picked, too
+    (picked,) = evaluate(how, network(NET, real.shape, real.classes), replace(made, lr=0.02), real)
+    assert (picked["lr"] == 0.02 and picked["lr_networks"] == 0) == few

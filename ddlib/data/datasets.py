@@ -95,7 +95,7 @@ def about(settings: Data) -> Set:
     else:
         raise InputError(
             f"data '{settings.name}' is unknown: expected one of {', '.join(SETS)} or folder; "
-            "correct `data.name`"
+            'correct the name. Images of your own are data "folder" with a `path` and a `size`'
         )
     side = entry.shape[1]
     if settings.zca and side > LARGEST_ZCA:  # it would take tens of GB and days

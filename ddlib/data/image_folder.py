@@ -46,9 +46,10 @@ def parts_in(folder: Path) -> dict[str, Path]:
     A part holds folders of classes. So a class of images alone may be called train.
     """
     if not folder.is_dir():
+        what = "is a file" if folder.exists() else "is not there"
         raise InputError(
-            f"no folder {folder.absolute()}: expected there the images, a folder per class; "
-            "put them back, or correct `data.path`"
+            f"no folder {folder.absolute()}, it {what}: expected the images there, a folder per "
+            "class; put them there, or correct the `path`"
         )
     inside = _folders(folder)
     named = [name for name in inside if name.lower() in ALIASES and _folders(folder / name)]
@@ -116,8 +117,8 @@ def own_classes(folder: Path) -> tuple[str, ...]:
     names = _folders(train)
     if len(names) < 2:
         raise InputError(
-            f"{train} holds {len(names)} classes ({few(names)}): "
-            "expected a folder of images for each of at least two"
+            f"{train} holds {len(names)} folders ({few(names)}): expected one per class, of at "
+            "least two classes; put the images of each class into a folder named after it"
         )
     for name in names:
         if printable(name) != name:

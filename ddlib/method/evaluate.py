@@ -24,7 +24,7 @@ from ddlib.settings import Distillation, Evaluation, InputError, Recipe, generat
 SEARCH_SEED = 1000  # choosing the lr and scoring share no network
 WIDER = 3.0  # times an end of the grid: the next lr to try where that end is best
 MOST = 3  # such steps
-FEW = 50  # validation images, below which a learned lr is trusted more than a choice
+FEW = 50  # validation images, below which a set's own lr is trusted more than a choice
 
 log = logging.getLogger("ddlib")
 
@@ -188,11 +188,9 @@ def evaluate(
         return result
 
     lrs, learned = settings.lrs, isinstance(settings.of, Distillation)
-    if learned and len(lrs) > 1 and len(real.y_val) < FEW:
+    if len(lrs) > 1 and len(real.y_val) < FEW:  # for every set, so that they can be compared
         lrs = (synthetic.lr,)
-        words = (
-            "%d validation images are too few to choose a learning rate: the learned one is kept"
-        )
+        words = "%d validation images are too few to choose a learning rate: the set's own is kept"
         log.warning(words, len(real.y_val))
     choice = choose(lrs, settings.search_networks, lambda lr, seed: judge(lr, seed).validation)
     protocols = {"lr_chosen": choice.lr} | ({"lr_a": synthetic.lr} if learned else {})

@@ -123,9 +123,10 @@ def before_after(artefact: Artefact, class_names: Sequence[str]) -> Figure:
     down = min(FEW, *(int((y == k).sum()) for k in classes))
     of_classes = [(y == k).nonzero().flatten()[:down] for k in classes]
     shown = torch.stack(of_classes, 1).flatten()  # row after row
-    states = {"distilled" if start else "picked": artefact.tensors["images"][shown]}
+    now = "distilled" if start else "given" if artefact.settings["method"] == "given" else "picked"
+    states = {now: artefact.tensors["images"][shown]}
     if start and "history" in artefact.tensors:
-        began = "noise" if start["method"] == "noise" else "picked"
+        began = {"noise": "noise", "given": "before"}.get(start["method"], "picked")
         states = {began: artefact.tensors["history"][0][shown]} | states
     rows = [name if i == 0 else "" for name in states for i in range(down)]
     images = pixels(artefact, torch.cat([*states.values()]))
