@@ -185,8 +185,8 @@ def distil(
     `start` may be a set that was distilled, loaded or merged: it goes on from its images and lr.
 
     `method` names the switches and the tuned numbers. The default, `AST+`, is what validation
-    favours in `laptop` and `fashion`: SGD experts, inner momentum, a representative start. Others
-    are `AST` (with experts of the recipe `ast`), `MTT`, `FTD`, `DATM` ... `DC`, `DSA` and `DM`
+    favours over the cells of `laptop` and `fashion`: SGD experts, inner momentum, a start from
+    representative images. Others are `AST` (with experts of the recipe `ast`), `MTT`, `FTD`, `DATM` ... `DC`, `DSA` and `DM`
     follow no experts. The artefact holds `images`, `labels`, and their `history` at each
     checkpoint evaluation; the learned `lr` and the `curve` are in its record.
 

@@ -132,16 +132,19 @@ def caption(paper: Paper) -> str:
 
 def scale(profile: Profile) -> str:
     """How small the first cell is on which a method follows experts, in one sentence."""
-    every = ((run.cell, run.settings.of) for run in studies.main(profile))
-    cell, of = next(((cell, of) for cell, of in every if isinstance(of, Distillation)), ("", None))
-    if of is None:
+    sets = ((run.cell, run.settings.of) for run in studies.main(profile))
+    every = [(cell, of) for cell, of in sets if isinstance(of, Distillation)]
+    if not every:
         return "No method follows experts."
+    cell, of = every[0]
+    counts = [other.iterations for name, other in every if name == cell]
+    iterations = " to ".join(f"{n}" for n in dict.fromkeys((min(counts), max(counts))))
     known = datasets.about(of.data)
     images = known.per_class * len(known.class_names)
     steps = ceil(images / of.experts.batch) if hasattr(of.experts, "batch") else None
     epochs = f"{of.experts.until or of.experts.epochs} epochs" + f" × {steps} steps" * bool(steps)
     return (
-        f"Scale of `{cell}`: {of.iterations} outer iterations, {of.n_experts} "
+        f"Scale of `{cell}`: {iterations} outer iterations, {of.n_experts} "
         f"experts of {epochs}, a {of.network.architecture} of width {of.network.width}, {images} "
         f"training images, {len(studies.seeds(profile, cell))} distillation seeds, which "
         "follow these same experts."
