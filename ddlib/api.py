@@ -186,9 +186,10 @@ def distil(
 
     `method` names the switches and the tuned numbers. The default, `AST+`, is what validation
     favours over the cells of `laptop` and `fashion`: SGD experts, inner momentum, a start from
-    representative images. Others are `AST` (with experts of the recipe `ast`), `MTT`, `FTD`, `DATM` ... `DC`, `DSA` and `DM`
-    follow no experts. The artefact holds `images`, `labels`, and their `history` at each
-    checkpoint evaluation; the learned `lr` and the `curve` are in its record.
+    representative images. Others are `AST` (with experts of the recipe `ast`), `MTT`, `FTD`,
+    `DATM` ... `DC`, `DSA` and `DM` follow no experts. The artefact holds `images`, `labels`, and
+    their `history` at each checkpoint evaluation; the learned `lr` and the `curve` are in its
+    record.
 
     Raises:
         InputError: no such method, or experts that do not fit.
