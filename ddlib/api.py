@@ -51,8 +51,6 @@ SHORT = "not enough memory: take a smaller `size`, `ipc` or `batch`, or fewer WO
 NEAR = 1.5  # times chance: an expert that is not better than this has learned next to nothing
 
 log = logging.getLogger("ddlib")
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -117,6 +115,8 @@ def train_experts(
     batch = min(fields["batch"], max(SMALLEST, int(fields["batch"] * n_here / n_there)))
     longer = max(1, round(ceil(n_there / fields["batch"]) / ceil(n_here / batch)))
     epochs = {name: fields[name] * longer for name in ("epochs", "ramp_epochs")}
+    if "seed" in changes or (n is not None and n < 1):
+        raise InputError("train_experts trains seeds 0 to n - 1, with n from 1 on: set n alone")
     usually = scaled.n_experts
     if n_here >= LARGE * n_there:
         students = [cell.student for cell in usual.cells.values()]
@@ -195,7 +195,9 @@ def distil(
         InputError: no such method, or experts that do not fit.
     """
     of = _settings(start, AnySet, "images of pick_images, or a set to go on with")
-    if not isinstance(of, Selection):
+    store = _store()
+    other = store.has(of) and _taught(store.load(of)) != _taught(start)
+    if not isinstance(of, Selection) or other:
         of = _handed_over(of.data, [start])
     if (per_class := datasets.about(of.data).per_class) < WORTH:
         log.warning(
@@ -304,7 +306,8 @@ def _tell(of: AnySet, rows: pd.DataFrame, before: pd.DataFrame | None = None) ->
         words += shown(rows).format("")
     else:
         words += f"{shown(before)}, {shown(rows)}".format(" before", " distilled")
-        experts = [_store().load(one).record["rows"][-1] for one in of.needs()[1:]]
+        kept = [one for one in of.needs()[1:] if _store().has(one)]
+        experts = [_store().load(one).record["rows"][-1] for one in kept]
         if experts:
             words += f", {fmean(row['test_accuracy'] for row in experts):.1%} the experts"
     print(words)
@@ -320,7 +323,10 @@ def _handed_over(data: Data, sets: Sequence[Artefact]) -> Selection:
     order = labels.argsort(stable=True)
     tensors = {"images": torch.cat([one.images for one in synthetic])[order]}
     tensors["labels"] = labels[order]
-    if all("soft" in one.tensors for one in sets):
+    soft = ["soft" in one.tensors for one in sets]
+    if any(soft) and not all(soft):
+        raise InputError("some sets have soft labels, some have none: merge sets of one kind")
+    if all(soft):
         tensors["soft"] = torch.cat([one.tensors["soft"] for one in sets])[order]
     lr = geometric_mean(one.lr for one in synthetic)
     ipc, contents = len(labels) // len(known.class_names), digest(tensors, f"{lr}")[:16]

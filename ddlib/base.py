@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import numpy as np
@@ -50,8 +51,40 @@ def own_torch() -> Iterator[None]:
     """PyTorch as the library expects it, whatever the caller set: the same settings, same bytes.
 
     That is float32 in full precision on one thread, the CPU as default device, no autocast, and
-    gradients. What was set before is set again at the end.
+    gradients. What was set before is set again at the end; of threads side by side, at the last
+    one's end, for half of it is set for all of them.
     """
+    with _everywhere(), ExitStack() as stack:
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+_guard, _inside, _before = Lock(), [0], ExitStack()
+
+
+@contextmanager
+def _everywhere() -> Iterator[None]:
+    """What is set for the whole process."""
+    with _guard:
+        _inside[0] += 1
+        if _inside[0] == 1:
+            _set_for_all()
+    try:
+        yield
+    finally:
+        with _guard:
+            _inside[0] -= 1
+            if not _inside[0]:
+                _before.close()
+
+
+def _set_for_all() -> None:
     flushes = not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).any()
     onednn: Any = torch.backends.mkldnn
     # what sets it, as it is, as it is to be
@@ -62,18 +95,9 @@ def own_torch() -> Iterator[None]:
         (torch.set_flush_denormal, flushes, False),
         (partial(setattr, onednn, "enabled"), onednn.enabled, True),
     ]
-    with ExitStack() as stack:
-        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        for change, before, ours in states:
-            stack.callback(change, before)
-            change(ours)
-        yield
+    for change, before, ours in states:
+        _before.callback(change, before)
+        change(ours)
 
 
 class Settings(BaseModel):

@@ -29,6 +29,8 @@ from ddlib.base import InputError, printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota left, a file above the limit
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EROFS)  # of the file system
+UMASK = os.umask(0o022)  # it is read by setting it
+os.umask(UMASK)
 ABANDONED = 3600.0  # seconds: nobody has written into a half file for so long
 
 T = TypeVar("T")
@@ -98,7 +100,7 @@ def whole(file: Path, size: int = 0) -> Iterator[IO[bytes]]:
             dir=file.parent, prefix=".half-", suffix=file.suffix, delete=False
         ) as out:
             half = Path(out.name)
-            os.chmod(half, 0o644)
+            os.chmod(half, 0o666 & ~UMASK)
             yield out
             out.flush()
             os.fsync(out.fileno())

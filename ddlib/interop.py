@@ -207,9 +207,9 @@ def dataset(artefact: Artefact, pixels: bool = False, hard: bool = False) -> Ten
 def _loss(artefact: Artefact) -> str:
     """Sentences on how far PNGs are from the set's own pixels."""
     x = pictures.unclipped(artefact)
-    clipped = ((x < 0) | (x > 1)).float().mean()
-    away = ((x.clamp(0, 1) * 255).round() - 255 * x).abs()
-    mean, most = (f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in (away.mean(), away.max()))
+    clipped, away = ((x < 0) | (x > 1)).float().mean(), (x.clamp(0, 1) * 255).round() - 255 * x
+    ends = (away.abs().mean(), away.abs().max())
+    mean, most = (f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in ends)
     return (
         f"In PNGs values outside 0 to 255 are clipped ({clipped:.1%} of them), all are rounded. "
         f"The mean pixel is {mean} of 255 levels away from the set's own, the farthest {most}. "
@@ -272,8 +272,7 @@ def _image_rows(artefact: Artefact, class_names: tuple[str, ...]) -> pd.DataFram
 def _pngs(folder: Path, artefact: Artefact, names: pd.Series) -> dict[Path, bytes]:
     """Each image as a PNG file, if it has one channel or three."""
     if (channels := artefact.tensors["images"].shape[1]) not in (1, 3):
-        words = f"images of {channels} channels cannot be PNGs: expected 1 or 3; export the set"
-        raise InputError(f"{words} in another form")
+        raise InputError(f"{channels} channels make no PNG, 1 or 3 do: export the set as it is")
     files: dict[Path, bytes] = {}
     levels = (pictures.pixels(artefact) * 255).round().astype("uint8")
     for name, image in zip(names, levels, strict=True):
@@ -298,7 +297,7 @@ def _about(artefact: Artefact) -> tuple[str, str, str]:
     made = settings_of(artefact.settings)
     known = datasets.SETS.get(made.data.name)
     kind = "distilled" if isinstance(made, Distilled) else "a coreset"
-    title = f"{made.data.title}, {kind}, {len(artefact.tensors['images'])} images"
+    title = f"{made.data.title}, {kind}, {len(artefact.tensors['labels'])} images"
     source = known.source if known else "a folder of images of its maker's own"
     return title, source, known.licence if known else "unknown"
 
@@ -312,8 +311,8 @@ def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
     if not rows.empty:
         scores = rows.groupby("architecture").accuracy.apply(_over_networks)
         table = scores.rename("test accuracy").reset_index().to_markdown(index=False)
-        chosen = "lr_networks" not in rows or (rows.lr_networks > 0).all()
-        rate = "selected on the validation set" if chosen else "of the set"
+        own = "lr_networks" in rows and not rows.lr_networks.all()
+        rate = "of the set" if own else "selected on the validation set"
         accuracy = (
             "Test accuracy in percent of fresh networks trained on these images alone, after the "
             f"last epoch, with the learning rate {rate}: mean ± std (networks).\n\n{table}"

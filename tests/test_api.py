@@ -30,7 +30,7 @@ from ddlib.files import Damaged
 from ddlib.interop import dataset
 from ddlib.runs import cost, methods, run, stages
 from ddlib.runs.profile import profile
-from ddlib.runs.store import Store
+from ddlib.runs.store import Artefact, Store
 from ddlib.settings import Data
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -132,6 +132,38 @@ def test_a_set_goes_on_from_its_images_and_lr_and_several_become_one(stored, tmp
     gone = Store(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="hand that set to distil or merge again"):
         run.get(stages.settings_of(both.settings), gone)
+
+
+def test_what_a_call_cannot_do_it_refuses(stored):
+    real = load_data("digits")
+    with pytest.raises(InputError, match="trains seeds 0 to n - 1"):
+        train_experts(real, seed=5)
+    with pytest.raises(InputError, match="n from 1 on"):
+        train_experts(real, n=-1)
+    hard = stored.load(PAPERS.of)
+    soft = Artefact(hard.tensors | {"soft": torch.zeros(10, 10)}, hard.record, hard.settings)
+    with pytest.raises(InputError, match="merge sets of one kind"):
+        merge([hard, soft])
+    with pytest.raises(InputError, match=r"expected a set.*: load\(file\)"):
+        evaluate("first.safetensors")
+
+
+def test_distil_starts_from_the_images_that_it_is_handed(stored):
+    real = load_data("digits")
+    experts = train_experts(real)
+    short = {"iterations": 1, "check_epochs": 1}
+    start = pick_images(real, experts)
+    blank = Artefact(
+        start.tensors | {"images": torch.zeros_like(start.tensors["images"])},
+        start.record,
+        start.settings,
+    )
+    made = distil(experts, blank, **short)
+    assert made.settings["checks"] == 1, "no more checks than iterations"
+    assert not made.tensors["history"][0].any()
+    assert torch.equal(
+        distil(experts, start, **short).tensors["history"][0], start.tensors["images"]
+    )
 
 
 def test_the_readmes_script_runs(tmp_path, monkeypatch, capsys):

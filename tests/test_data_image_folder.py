@@ -188,6 +188,16 @@ def subset(name):
     return dict(item.split(maxsplit=1) for item in catalogue.KNOWN[name]["classes"].split(", "))
 
 
+def test_a_linked_folder_inside_a_class_is_refused(tmp_path):
+    """It may lead to another class's images, or round in a circle."""
+    for name in ("a", "b"):
+        for i in range(5):
+            draw(tmp_path / "mine" / name / f"{i}.png", COLOURS[0], (8, 8))
+    (tmp_path / "mine/a/loop").symlink_to("..")
+    text = refused(Data(name="folder", path=str(tmp_path / "mine"), size=8), tmp_path)
+    assert "loop is a link to a folder" in text
+
+
 def test_class_lists():
     for name, numbers in PUBLISHED.items():
         ids = subset(name)

@@ -51,6 +51,10 @@ FAULTS = {  # place -> value, what the message says
     f"cells/{CELL}/student/start_epochs": (5, [f"on {CELL}", "T_max = 5", "lower T_max or M"]),
     f"cells/{CELL}/data/name": ("mnist_6k", ["data 'mnist_6k' is unknown", "mnist_5k"]),
     f"cells/{CELL}/ipc": (121, ["ipc = 121, but digits has 120 training images per class"]),
+    f"cells/{CELL}/tuned/Ast": ({"lr_images": 7.0}, ["no method 'Ast'"]),
+    "cells/NA": (SMOKE["cells"][CELL], ["'NA' would be read as a number or a blank"]),
+    "cells/001": (SMOKE["cells"][CELL], ["'001' would be read as a number or a blank"]),
+    "cross_architecture/networks": (2 * SMOKE["cross_architecture"]["networks"], ["stands twice"]),
     "recipes/ast": (None, ["no expert recipe 'ast'", "expected one of adam, momentum"]),
     "recipes/ast/lr": (0.0, ["recipes.ast", "lr", "greater than 0"]),
     "recipes/sgd/learning_rate": (0.1, ["recipes.sgd", "unknown key 'learning_rate'"]),
@@ -211,3 +215,11 @@ def test_a_profile_of_coresets_alone_is_sound(written):
     asked = {name: list(entry.asks(given)) for name, entry in studies.STUDIES.items()}
     assert asked["main"] and asked["scores"] and asked["experts"]
     assert not any(asked[name] for name in ("ablation", "following", "film", "curves", "tuning"))
+
+
+def test_a_file_of_ones_own_is_named_with_its_ending(written):
+    """Without it, its results would lie beside it."""
+    file = written(SMOKE)
+    with pytest.raises(InputError, match="no profile"):
+        profile(file.removesuffix(".yaml"))
+    assert profile(file).title == SMOKE["title"]

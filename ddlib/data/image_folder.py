@@ -85,6 +85,11 @@ def pictures(folder: Path, deep: bool = False) -> list[Path]:
     """The images that lie in `folder` itself, by name, or if `deep` in its folders, too."""
     files = _images(folder)
     for inner in _folders(folder) if deep else ():
+        if (folder / inner).is_symlink():
+            raise InputError(
+                f"{folder / inner} is a link to a folder, which may lead to images of another "
+                "class: put the images themselves there, or remove it"
+            )
         files += pictures(folder / inner, deep)
     for file in files:
         if not file.is_file():

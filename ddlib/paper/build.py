@@ -257,6 +257,10 @@ def figures(profile: str) -> None:
     Those of a study without rows are left out, and named; raises NoRows where there are none.
     """
     paper, counts = Paper.printed(profile), {"table": 0, "figure": 0}
+    sealed, there = paper.results.sealed(), paper.results.digests()
+    for path in sealed:
+        if path.startswith(("rows/", "sets/")) and there.get(path) != sealed[path]:
+            print(f"{path} is not the file that was sealed: it was changed, or made since")
     every = [("table", name) for name in tables.TABLES] + [("figure", name) for name in FIGURES]
     for kind, name in every:
         try:

@@ -214,6 +214,8 @@ def layers(
         InputError: the cell has no tuned numbers for the method.
     """
     every, cell, how = methods(profile), profile.cells[cell_name], known(profile, method)
+    for name in cell.tuned:
+        known(profile, name)
     names = tuple(dict.fromkeys((method, *how.tuned_as)))
     tuned = next((name for name in names if name in cell.tuned), None)
     if tuned is None and not how.published:

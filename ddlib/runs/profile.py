@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
+import pandas as pd
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
@@ -29,9 +32,9 @@ PROFILES = Path(__file__).parent / "profiles"
 LARGEST = 100_000  # values in a YAML file
 
 
-def _once(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse a name that stands twice: its rows would count twice."""
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+def _once(names: Sequence[Any]) -> Sequence[Any]:
+    """Refuse what stands twice: its rows would count twice."""
+    if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"'{twice[0]}' stands twice: name it once")
     return names
 
@@ -43,6 +46,9 @@ def _in_one_folder(name: str) -> str:
     """Refuse a name that, in the name of a file, would lead into another folder."""
     if not name.strip() or len(name) > 100 or name[0] == "." or re.search(r"[/\\\x00-\x1f]", name):
         raise ValueError("expected at most 100 characters, no / or \\, and no dot at the beginning")
+    kept = pd.DataFrame({"of": [name]}).to_csv(index=False)
+    if pd.read_csv(io.StringIO(kept)).of[0] != name:
+        raise ValueError(f"'{name}' would be read as a number or a blank: add a letter")
     return name
 
 
@@ -124,7 +130,7 @@ class Cross(Settings):
 
     cells: Annotated[Names, Field(min_length=1)]
     methods: Names
-    networks: list[Network]
+    networks: Annotated[list[Network], AfterValidator(_once)]
     seeds: Few = 3
     evaluation: OfEvaluation = {}
 
@@ -181,8 +187,9 @@ def profile(name: str) -> Profile:
     Raises:
         InputError: no such profile, or something in it that no profile may hold.
     """
-    file = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
-    if not file.exists():
+    ours = PROFILES / f"{name}.yaml"
+    file = Path(name) if name.endswith((".yaml", ".yml")) else ours
+    if not file.exists() or (file == ours and ours.parent != PROFILES):
         raise InputError(
             f"no profile '{name}': expected one of {', '.join(profiles())}, or the path of a YAML "
             "file; correct the name, or write that file"
