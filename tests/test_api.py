@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddlib import api
+from ddlib import api, base
 from ddlib.api import (
     distil,
     evaluate,
@@ -380,3 +380,17 @@ def test_nothing_is_overwritten_and_the_file_system_is_one_message(stored, tmp_p
     for place in (tmp_path / "mine/below", tmp_path / ("y" * 300)):
         with pytest.raises(InputError, match="expected a place that can be read and written"):
             save(made, place)
+
+
+def test_of_calls_side_by_side_the_last_sets_pytorch_back():
+    torch.set_default_dtype(torch.float64)
+    try:
+        first, second = base._everywhere(), base._everywhere()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float32, "the second is at work"
+        second.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -224,3 +224,11 @@ def test_another_users_lock_is_respected(umask, says, tmp_path):
             assert says in second.stdout.readline()
             second.kill()
         first.kill()
+
+
+def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path):
+    code = "import os, sys; os.umask(0o077); from pathlib import Path; from ddlib import files; "
+    code += "files.write_whole(Path(sys.argv[1]), b'x')"
+    paths = os.environ | {"PYTHONPATH": str(Path(ddlib.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "x"], env=paths, check=True)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600

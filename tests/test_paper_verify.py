@@ -16,6 +16,7 @@ from ddlib.base import key
 from ddlib.paper import build, checks, pages, verify
 from ddlib.paper.checks import DIFFERENT, NEAR, OK, UNCHECKED
 from ddlib.paper.paper import Paper
+from ddlib.paper.results import Results
 from ddlib.runs.profile import PROFILES
 from ddlib.runs.store import HOME, read, write
 from ddlib.runs.studies import STUDIES
@@ -521,6 +522,16 @@ def test_every_harm_is_told(harm, kept, tmp_path):
         told = (verdict for check in asked for verdict in check(paper))
         told = itertools.chain(told, checks.redrawn(paper, fresh))
         assert any(verdict.verdict == DIFFERENT for verdict in told), harm
+
+
+def test_figures_drawn_from_rows_that_were_changed_say_so(kept, monkeypatch, capsys):
+    monkeypatch.setattr(Results, "kinds", ("png",))
+    edit_csv(kept / "rows/main.csv", add("accuracy", 0.1))
+    assert main(["figures", "smoke"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        said.startswith("rows/main.csv is not the file that was sealed") and said.count("seal") == 1
+    )
 
 
 def test_results_that_are_being_made_are_not_judged(kept, capsys):
