@@ -87,7 +87,7 @@ def load_data(
     Raises:
         InputError: no such data set, or not all of its files are there.
     """
-    fields = {"name": name, "path": path and str(path), "size": size, **changes}
+    fields = {"name": name, "path": path and str(Path(path).expanduser()), "size": size, **changes}
     data = validated(Data, fields, f"data '{name}'")
     return datasets.load(datasets.identify(data), store_folder())
 
@@ -115,8 +115,8 @@ def train_experts(
     batch = min(fields["batch"], max(SMALLEST, int(fields["batch"] * n_here / n_there)))
     longer = max(1, round(ceil(n_there / fields["batch"]) / ceil(n_here / batch)))
     epochs = {name: fields[name] * longer for name in ("epochs", "ramp_epochs")}
-    if "seed" in changes or (n is not None and n < 1):
-        raise InputError("train_experts trains seeds 0 to n - 1, with n from 1 on: set n alone")
+    if "seed" in changes or not 1 <= (1 if n is None else n) <= 10_000:
+        raise InputError("seeds 0 to n - 1 are trained, n from 1 to 10000: set n alone")
     usually = scaled.n_experts
     if n_here >= LARGE * n_there:
         students = [cell.student for cell in usual.cells.values()]

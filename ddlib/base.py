@@ -86,11 +86,15 @@ def _everywhere() -> Iterator[None]:
 
 def _set_for_all() -> None:
     flushes = not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).any()
-    onednn: Any = torch.backends.mkldnn
+    backends: Any = torch.backends
+    onednn = backends.mkldnn
     # what sets it, as it is, as it is to be
     states: list[tuple[Callable[[Any], Any], Any, Any]] = [
         (torch.set_default_dtype, torch.get_default_dtype(), torch.float32),
-        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"),
+        *(
+            (partial(setattr, of, "fp32_precision"), of.fp32_precision, "ieee")
+            for of in (backends.cuda.matmul, onednn.matmul)
+        ),
         (torch.set_num_threads, torch.get_num_threads(), 1),
         (torch.set_flush_denormal, flushes, False),
         (partial(setattr, onednn, "enabled"), onednn.enabled, True),

@@ -136,9 +136,9 @@ def test_a_set_goes_on_from_its_images_and_lr_and_several_become_one(stored, tmp
 
 def test_what_a_call_cannot_do_it_refuses(stored):
     real = load_data("digits")
-    with pytest.raises(InputError, match="trains seeds 0 to n - 1"):
+    with pytest.raises(InputError, match="seeds 0 to n - 1 are trained"):
         train_experts(real, seed=5)
-    with pytest.raises(InputError, match="n from 1 on"):
+    with pytest.raises(InputError, match="n from 1 to 10000"):
         train_experts(real, n=-1)
     hard = stored.load(PAPERS.of)
     soft = Artefact(hard.tensors | {"soft": torch.zeros(10, 10)}, hard.record, hard.settings)
@@ -333,6 +333,9 @@ STATES = {
     "no oneDNN": lambda: stack_of(partial(setattr, torch.backends.mkldnn, "enabled"), False, True),
     "no small numbers": lambda: stack_of(torch.set_flush_denormal, True, False),
     "three threads": lambda: stack_of(torch.set_num_threads, 3, 1),
+    "low precision on a GPU": lambda: stack_of(
+        partial(setattr, torch.backends.cuda.matmul, "fp32_precision"), "tf32", "none"
+    ),
     "low precision": lambda: stack_of(torch.set_float32_matmul_precision, "medium", "highest"),
 }
 
