@@ -346,7 +346,7 @@ def test_classes_of_any_name_go_out(tmp_path):
         "01_crane/0000.png",
         "01_crane/0001.png",
     ]
-    with pytest.raises(InputError, match="images of 2 channels"):
+    with pytest.raises(InputError, match="2 channels make no PNG"):
         interop._pngs(tmp_path, artefact, rows.file)
 
 
