@@ -295,17 +295,17 @@ def judge(settings: Evaluation, synthetic: SyntheticSet) -> list[dict]:
 def _tell(of: AnySet, rows: pd.DataFrame, before: pd.DataFrame | None = None) -> None:
     """Print what a set teaches, and what its images taught `before`, and what experts know."""
 
-    def shown(rows: pd.DataFrame) -> str:
+    def shown(rows: pd.DataFrame, when: str = "") -> str:
         some = rows[rows.protocol == "lr_chosen"]
-        return f"{some.accuracy.mean():.1%}{{}} (lr {some.lr.iloc[0]:.2g})"
+        return f"{some.accuracy.mean():.1%}{when} (lr {some.lr.iloc[0]:.2g})"
 
     if rows.accuracy.isna().any():
         return  # the test images stay unseen
     words = f"{of.title}, {rows.epochs[0]} epochs: test accuracy "
     if before is None:
-        words += shown(rows).format("")
+        words += shown(rows)
     else:
-        words += f"{shown(before)}, {shown(rows)}".format(" before", " distilled")
+        words += f"{shown(before, ' before')}, {shown(rows, ' distilled')}"
         kept = [one for one in of.needs()[1:] if _store().has(one)]
         experts = [_store().load(one).record["rows"][-1] for one in kept]
         if experts:

@@ -51,8 +51,8 @@ def own_torch() -> Iterator[None]:
     """PyTorch as the library expects it, whatever the caller set: the same settings, same bytes.
 
     That is float32 in full precision on one thread, the CPU as default device, no autocast, and
-    gradients. What was set before is set again at the end; of threads side by side, at the last
-    one's end, for half of it is set for all of them.
+    gradients. What was set before is set again at the end. Some of it holds for the whole process:
+    of calls in several threads, the last one to end sets it back.
     """
     with _everywhere(), ExitStack() as stack:
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
@@ -71,11 +71,11 @@ _guard, _inside, _before = Lock(), [0], ExitStack()
 @contextmanager
 def _everywhere() -> Iterator[None]:
     """What is set for the whole process."""
-    with _guard:
-        _inside[0] += 1
-        if _inside[0] == 1:
-            _set_for_all()
     try:
+        with _guard:
+            _inside[0] += 1
+            if _inside[0] == 1:
+                _set_for_all()
         yield
     finally:
         with _guard:

@@ -297,7 +297,7 @@ def _about(artefact: Artefact) -> tuple[str, str, str]:
     made = settings_of(artefact.settings)
     known = datasets.SETS.get(made.data.name)
     kind = "distilled" if isinstance(made, Distilled) else "a coreset"
-    title = f"{made.data.title}, {kind}, {len(artefact.tensors['labels'])} images"
+    title = f"{made.data.title}, {kind}, {len(artefact.tensors['images'])} images"
     source = known.source if known else "a folder of images of its maker's own"
     return title, source, known.licence if known else "unknown"
 
