@@ -52,13 +52,17 @@ def _fetch(name: str) -> None:
     )
 
 
-def _export(  # all that the command takes
-    what: str, to: Path, form: str, force: bool, profile: str, recipe: str, cell: str | None
-) -> None:
-    if what == "experts":
-        _call("interop:export_experts", profile, recipe, to, cell, force)
+def _export(what: str, to: Path, form: str | None, force: bool, *of_experts: str | None) -> None:
+    from ddlib.base import InputError
+
+    experts, (profile, recipe, cell) = what == "experts", of_experts
+    if any((form,) if experts else of_experts):
+        theirs = "--form is for sets" if experts else "--profile, --recipe, --cell are for experts"
+        raise InputError(f"{theirs}, and {what} is none: leave them out")
+    if experts:
+        _call("interop:export_experts", profile or "laptop", recipe or "sgd", to, cell, force)
     else:
-        _call("interop:export_set", what, to, form, force)
+        _call("interop:export_set", what, to, form or "mtt", force)
 
 
 def _show(profile: str, method: str, cell: str | None) -> None:
@@ -115,13 +119,13 @@ EXPORT = [
     _arg("--to", "the folder to write into", type=Path, required=True),
     _arg(
         "--form",
-        "of a set: .pt files for MTT's code or DD-Ranking, PNGs, or a folder for Hugging Face",
+        "of a set: .pt files for MTT's code (the default) or DD-Ranking, PNGs, or a folder for "
+        "Hugging Face",
         choices=("mtt", "ddranking", "png", "datasets"),
-        default="mtt",
     ),
     _arg("--force", "replace files of other content", action="store_true"),
-    OF_PROFILE,
-    _arg("--recipe", "of the experts; default: sgd", default="sgd"),
+    _arg("--profile", f"of the experts, {NAME}; default: laptop"),
+    _arg("--recipe", "of the experts; default: sgd"),
     CELL,
 ]
 # What a command does, its arguments, and the function that takes their values in this order; where
@@ -188,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a notebook's
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if sys.flags.optimize > 1:
+        parser.error("python -OO takes out the docstrings that tables show: use python -O, or none")
     try:
         Path.home()
     except (RuntimeError, KeyError):  # a user without an entry, in a container

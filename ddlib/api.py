@@ -11,19 +11,21 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import wraps
+from inspect import signature
 from math import ceil
 from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError, validate_call
 
-from ddlib.base import Data, InputError, Network, Task, own_torch, validated
+from ddlib.base import Data, InputError, Network, Task, explained, own_torch, validated
 from ddlib.data import datasets
 from ddlib.data.datasets import Images
-from ddlib.files import digest, trouble, write_new
+from ddlib.files import digest, expanded, trouble, write_new
 from ddlib.method.evaluate import SyntheticSet
 from ddlib.progress import Progress, clock
 from ddlib.runs import cost, engine, methods, run, stages
@@ -57,12 +59,21 @@ T = TypeVar("T")
 
 def verb(do: Callable[P, T]) -> Callable[P, T]:
     """One of the six functions: works whatever PyTorch is set to; its faults are InputErrors."""
+    takes = signature(do)
+    checked: Any = validate_call(config=ConfigDict(strict=True))(do)
 
     @wraps(do)
     def done(*given: P.args, **named: P.kwargs) -> T:
         try:
+            call = takes.bind(*given, **named).arguments
+        except TypeError as error:
+            names = ", ".join(takes.parameters)
+            raise InputError(f"{do.__name__}: {error}; it takes {names}") from None
+        call |= call.pop("changes", {})
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in call.items()}
+        try:
             with own_torch():
-                return do(*given, **named)
+                return checked(**plain)
         except OSError as error:
             raise InputError(trouble(error)) from error
         except (MemoryError, RuntimeError) as error:
@@ -70,7 +81,7 @@ def verb(do: Callable[P, T]) -> Callable[P, T]:
                 raise
             raise InputError(f"{do.__name__}: {SHORT}") from error
         except ValidationError as error:
-            raise InputError(f"{do.__name__}: {error}") from None
+            raise explained(error, f"what {do.__name__} was given") from None
 
     return done
 
@@ -87,7 +98,7 @@ def load_data(
     Raises:
         InputError: no such data set, or not all of its files are there.
     """
-    fields = {"name": name, "path": path and str(Path(path).expanduser()), "size": size, **changes}
+    fields = {"name": name, "path": path and str(expanded(path)), "size": size, **changes}
     data = validated(Data, fields, f"data '{name}'")
     return datasets.load(datasets.identify(data), store_folder())
 
@@ -107,7 +118,7 @@ def train_experts(
     Raises:
         InputError: no such recipe.
     """
-    scaled, cell = _profile_for(_data(real))
+    scaled, cell = _profile_for(real.settings)
     fields = methods.recipe(scaled, scaled.cells[cell], recipe).model_dump()
     usual = profile(PROFILE)
     main = usual.cells[usual.main_cell].data
@@ -155,7 +166,7 @@ def pick_images(
     Raises:
         InputError: no such method, no experts where it needs them, or too few images.
     """
-    scaled, cell = _profile_for(_data(real), ipc)
+    scaled, cell = _profile_for(real.settings, ipc)
     if method in NEED_EXPERT and "expert" not in changes:
         if not experts:
             raise InputError(
@@ -358,9 +369,6 @@ def _make(wanted: Sequence[Task]) -> list[Artefact]:
 
 def _settings(artefact: Artefact, kind: Any, expected: str) -> Any:
     """The settings of an artefact that was handed over, which should be of that kind."""
-    if not isinstance(artefact, Artefact):
-        hint = ": load(file) reads one" if isinstance(artefact, str | Path) else ""
-        raise InputError(f"a {type(artefact).__name__} was given, expected {expected}{hint}")
     settings = stages.settings_of(artefact.settings)
     if not isinstance(settings, kind):
         raise InputError(f"{settings.title} was given, expected {expected}: hand that over")
@@ -375,16 +383,8 @@ def _profile_for(data: Data, ipc: int = 1) -> tuple[Profile, str]:
     return usual.model_copy(update={"cells": {data.name: cell}}), data.name
 
 
-def _data(real: Images) -> Data:
-    """The settings of what `load_data` returned."""
-    if not isinstance(real, Images):
-        raise InputError(f"a {type(real).__name__} was given, expected what load_data returns")
-    return real.settings
-
-
 def _recipe_of(experts: Sequence[Artefact]) -> dict[str, Any]:
     """The settings of the first expert; the others may differ from it in their seeds alone."""
-    experts = [experts] if isinstance(experts, Artefact) else experts
     each = [_settings(e, Expert | Imported, "experts").model_dump(mode="json") for e in experts]
     if not each or any(fields != each[0] | {"seed": seed} for seed, fields in enumerate(each)):
         raise InputError(

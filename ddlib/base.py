@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import torch
+from PIL import ImageFile
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,8 +25,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic import SerializerFunctionWrapHandler as Handler
+from pydantic_core import CoreSchema, core_schema
 
 FORMAT = 5  # part of every key: raise it when a change of code changes results
+
+PLAIN = (str, int, float, list, tuple, dict, type(None), BaseModel)  # what a message shows
 
 Model = TypeVar("Model", bound=BaseModel)
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -88,20 +92,33 @@ def _set_for_all() -> None:
     flushes = not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1).any()
     backends: Any = torch.backends
     onednn = backends.mkldnn
+    attributes = (
+        (backends.cuda.matmul, "fp32_precision", "ieee"),
+        (onednn.matmul, "fp32_precision", "ieee"),
+        (onednn, "enabled", True),
+        (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+    )
     # what sets it, as it is, as it is to be
     states: list[tuple[Callable[[Any], Any], Any, Any]] = [
         (torch.set_default_dtype, torch.get_default_dtype(), torch.float32),
-        *(
-            (partial(setattr, of, "fp32_precision"), of.fp32_precision, "ieee")
-            for of in (backends.cuda.matmul, onednn.matmul)
-        ),
         (torch.set_num_threads, torch.get_num_threads(), 1),
         (torch.set_flush_denormal, flushes, False),
-        (partial(setattr, onednn, "enabled"), onednn.enabled, True),
+        *((partial(setattr, of, name), getattr(of, name), ours) for of, name, ours in attributes),
     ]
     for change, before, ours in states:
         _before.callback(change, before)
         change(ours)
+
+
+class AsItIs:
+    """What a call takes as it is, if it is an instance; `origin` says where one comes from."""
+
+    origin: ClassVar[str]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> CoreSchema:
+        words = f"{cls.__name__}, {cls.origin}"
+        return core_schema.is_instance_schema(cls, cls_repr=words)
 
 
 class Settings(BaseModel):
@@ -237,19 +254,20 @@ def validated(kind: type[Model], fields: Any, where: str) -> Model:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise _explained(error, where, kind) from None
+        raise explained(error, where, kind) from None
 
 
-def _explained(error: ValidationError, where: str, kind: type[BaseModel]) -> InputError:
+def explained(error: ValidationError, where: str, kind: type[BaseModel] = BaseModel) -> InputError:
     """Pydantic's findings as one message: where, what was found, what was expected, what to do."""
     lines = []
     for e in error.errors():
-        place = ".".join(str(p) for p in e["loc"]) or "settings"
-        bare = e["type"] in ("missing", "value_error")
-        found = "" if bare else f" (found {repr(e['input'])[:200]})"
+        place = ".".join(str(p) for p in e["loc"] if "[" not in str(p)) or "settings"
+        value, bare = e["input"], e["type"] in ("missing", "value_error")
+        shown = repr(value)[:200] if isinstance(value, PLAIN) else f"of type {type(value).__name__}"
+        found = "" if bare else f" (found {shown})"
         advice = e["msg"].removeprefix("Value error, ")
         if e["type"] == "extra_forbidden":
-            expected = ", ".join(_keys_at(kind, e["loc"]))
+            expected = ", ".join(_keys_at(kind, e["loc"])) or "the fields of its settings"
             advice = f"unknown key: check its spelling, or remove it; expected one of {expected}"
         lines.append(f"  {place}: {advice}{found}")
     these = "this line" if len(lines) == 1 else "these lines"

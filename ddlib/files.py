@@ -84,6 +84,14 @@ def stamp(file: Path) -> tuple[Path, int, int, int]:
     return file, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
+def expanded(path: Path | str) -> Path:
+    """A path whose ~ is the home it means; raises InputError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such home; write the whole path") from None
+
+
 @contextmanager
 def whole(file: Path, size: int = 0) -> Iterator[IO[bytes]]:
     """A file to write into that gets its name when all is written, or leaves nothing.

@@ -150,7 +150,7 @@ def _read_foreign(file: Path, about: About) -> tuple[AnySet, Network, SyntheticS
     with _workable(file):
         lr = float(found["lr"] if about.lr is None else about.lr)
         if not 0 < lr < float("inf"):
-            raise InputError(f"lr is {lr}, expected a positive number: give it with --lr")
+            raise ValueError(f"its lr is {lr}, expected a positive number (--lr gives another)")
         synthetic = SyntheticSet(found["images"], found["labels"], lr)
         synthetic.check(known.shape, classes)
         y = synthetic.labels

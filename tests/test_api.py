@@ -144,7 +144,7 @@ def test_what_a_call_cannot_do_it_refuses(stored):
     soft = Artefact(hard.tensors | {"soft": torch.zeros(10, 10)}, hard.record, hard.settings)
     with pytest.raises(InputError, match="merge sets of one kind"):
         merge([hard, soft])
-    with pytest.raises(InputError, match=r"expected a set.*: load\(file\)"):
+    with pytest.raises(InputError, match="`load` reads one from a file"):
         evaluate("first.safetensors")
 
 
@@ -251,6 +251,37 @@ def test_experts_that_are_as_good_as_guessing_are_named(near, monkeypatch, caplo
     with caplog.at_level(logging.WARNING, "ddlib"):
         train_experts(load_data("digits"))
     assert ["chance is 10 %" in message for message in caplog.messages] == [True] * (near > 0)
+
+
+ODD = {  # what is no argument of that kind, and what is said of it
+    "text for a number": (lambda real, one: pick_images(real, ipc="3"), "ipc: .*found '3'"),
+    "a part of one": (lambda real, one: train_experts(real, n=2.5), "n: .*found 2.5"),
+    "a truth": (lambda real, one: pick_images(real, ipc=True), "ipc: .*found True"),
+    "a number for a name": (lambda real, one: load_data(3), "name: .*found 3"),
+    "a number for a file": (lambda real, one: load(3), "file: .*found 3"),
+    "images to save": (lambda real, one: save(real, "x"), "artefact: .*of type Images"),
+    "a name for images": (lambda real, one: train_experts("digits"), "real: .*`load_data` returns"),
+    "numbers for experts": (lambda real, one: distil([3], one), r"experts.0: .*found 3"),
+    "a generator": (lambda real, one: distil((e for e in ()), one), "experts: .*type generator"),
+    "one set to merge": (lambda real, one: merge(one), "sets: .*of type Artefact"),
+    "a wrong network": (lambda real, one: evaluate(one, {"with": 3}), "network.with: .*found 3"),
+    "nothing": (lambda real, one: train_experts(), "missing a required argument: 'real'"),
+    "too much": (lambda real, one: load(1, 2), "too many positional arguments; it takes file"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_arguments_are_one_message(odd):
+    call, message = ODD[odd]
+    real = load_data("digits")
+    with pytest.raises(InputError, match=message):
+        call(real, pick_images(real, method="real"))
+
+
+def test_numbers_of_numpy_are_numbers():
+    real = load_data("digits")
+    plain, numpy = (pick_images(real, ipc=n, method="real") for n in (2, np.int64(2)))
+    assert plain.settings == numpy.settings
 
 
 FAULTS = {

@@ -90,6 +90,13 @@ def own_set(place):
     return file
 
 
+def pt_set(place):
+    file = place.folder / "images_best.pt"
+    for name, value in (("images", torch.zeros(10, 1, 16, 16)), ("labels", torch.arange(10))):
+        torch.save(value, file.with_name(f"{name}_best.pt"))
+    return file
+
+
 def damaged_set(place):
     file = own_set(place)
     content = bytearray(file.read_bytes())
@@ -322,6 +329,64 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "DEVICE=gpu",
         "expected cpu, or cuda",
         "or leave DEVICE out",
+    ),
+    "a device that computes nothing": (
+        given(*EXPERTS, DEVICE="meta"),
+        "DEVICE=meta",
+        "expected cpu, or cuda",
+        "or leave DEVICE out",
+    ),
+    "no such home": (
+        given(*EXPERTS, STORE="~nobody-of-that-name/store"),
+        "~nobody-of-that-name/store",
+        "there is no such home",
+        "write the whole path",
+    ),
+    "a module inside nothing": (
+        given(*RUN[:-1], "smoke", TRACK=".hooks:on_step"),
+        "TRACK=.hooks:on_step",
+        "expected tensorboard, or module:function",
+        "of a function",
+    ),
+    "a folder to fetch": (
+        given("fetch", "folder"),
+        "data 'folder' needs `path`",
+        "`size`, their side in pixels",
+        "correct this line",
+    ),
+    "experts as pictures": (
+        given(*EXPERTS, "--form", "png"),
+        "--form is for sets",
+        "experts is none",
+        "leave them out",
+    ),
+    "a set of a recipe": (
+        lambda place: ["export", str(own_set(place)), "--to", "there", "--recipe", "sgd"],
+        "--profile, --recipe, --cell are for experts",
+        "mine.safetensors is none",
+        "leave them out",
+    ),
+    "no number for a rate": (
+        lambda place: [
+            *("evaluate", str(pt_set(place)), "--data", "digits", "--whitening", "none"),
+            *("--lr", "nan"),
+        ],
+        "its lr is nan",
+        "expected a positive number",
+        "--lr gives another",
+    ),
+    "two methods of one file": (
+        profile(
+            {
+                "variants": {"AST plus": {"of": "AST"}},
+                f"{CELL}/methods": ["random", "MTT", "AST", "AST+", "AST plus"],
+            },
+            "paper",
+            "{}",
+        ),
+        "would both keep their sets as digits-ipc1.ast_plus.0.safetensors",
+        "two methods of digits-ipc1",
+        "give one of these variants a name",
     ),
     "unknown notebook": (
         given("paper", "smoke", "--notebook", "11_more"),

@@ -62,7 +62,7 @@ def test_a_matplotlibrc_of_the_readers_changes_no_figure(tmp_path):
 def test_the_style_ends_with_its_block(styled):
     with plt.rc_context({"font.size": 20, "axes.facecolor": "black"}):
         with style.style():
-            assert plt.rcParams["font.size"] == style.STYLE["font"]["size"] == 8
+            assert plt.rcParams["font.size"] == 8 and plt.rcParams["font.family"] == [style.FONT]
             assert plt.rcParams["axes.facecolor"] == "white"
         assert plt.rcParams["font.size"] == 20 and plt.rcParams["axes.facecolor"] == "black"
 

@@ -1,5 +1,6 @@
 """What is kept can be read again as it was written, and sealed with digests that a shell checks."""
 
+import gzip
 import shutil
 import subprocess
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddlib.paper.results import SEALS, Results
+from ddlib.paper.results import SEALS, Results, rows_file
 from ddlib.runs import studies
 from ddlib.runs.profile import profile
 from ddlib.settings import InputError
@@ -43,6 +44,24 @@ def test_a_seal_is_what_sha256sum_checks(kept):
     assert subprocess.run(check, cwd=kept.folder, capture_output=True).returncode == 1
     now = kept.digests()
     assert [path for path in sealed if sealed[path] != now[path]] == ["rows/main.csv"]
+
+
+def test_rows_of_curves_are_packed_and_the_same_bytes_each_time(tmp_path):
+    rows = pd.DataFrame({"loss": [1 / 3, 2.0], "method": ["AST", "MTT"]})
+    folders = [Results(tmp_path / name) for name in ("a", "b")]
+    for results in folders:
+        assert results.keep_rows("curves", rows).equals(rows) and results.has_rows("curves")
+    a, b = ((results.folder / "rows/curves.csv.gz").read_bytes() for results in folders)
+    assert a == b and gzip.decompress(a) == rows.to_csv(index=False).encode()
+
+
+@pytest.mark.parametrize("study", ["main", "curves"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n1,2", b"a\n1,2\n1,2,3,4", b"\x1f\x8b\x08"])
+def test_rows_that_are_no_table_are_named(study, content, kept):
+    file = kept.folder / rows_file(study)
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"{file.name} is no table of rows.*take a sound copy"):
+        kept.rows(study)
 
 
 def test_a_broken_seal_names_its_line(kept):

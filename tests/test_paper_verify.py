@@ -16,7 +16,7 @@ from ddlib.base import key
 from ddlib.paper import build, checks, pages, verify
 from ddlib.paper.checks import DIFFERENT, NEAR, OK, UNCHECKED
 from ddlib.paper.paper import Paper
-from ddlib.paper.results import Results
+from ddlib.paper.results import Results, rows_file
 from ddlib.runs.profile import PROFILES
 from ddlib.runs.store import HOME, read, write
 from ddlib.runs.studies import STUDIES
@@ -74,7 +74,7 @@ def test_a_paper_verifies_and_stays_as_it_is(kept, tmp_path, monkeypatch, capsys
         "sets/digits-ipc1.ast.0.safetensors",
         "notebooks/09_paper.ipynb",
         f"sets/{SAMPLED}, anew",
-        *(f"rows/{study}.csv, anew" for study in ("experts", "smoothness", "curves", "main")),
+        *(f"{rows_file(study)}, anew" for study in ("experts", "smoothness", "curves", "main")),
     }
     assert "made anew with" in progress
     assert before == {file: file.read_bytes() for file in kept.rglob("*") if file.is_file()}
@@ -176,10 +176,10 @@ def replace(rows):
     ],
 )
 def test_rows_that_the_profile_does_not_ask_for_are_named(study, change, fault, kept):
-    edit_csv(kept / f"rows/{study}.csv", change)
+    edit_csv(kept / rows_file(study), change)
     verdicts = list(checks.of_rows(Paper("smoke")))
-    assert differing(verdicts) == {f"rows/{study}.csv"}
-    assert fault in notes(verdicts)[f"rows/{study}.csv"]
+    assert differing(verdicts) == {rows_file(study)}
+    assert fault in notes(verdicts)[rows_file(study)]
 
 
 def test_results_of_other_settings_are_named(kept, tmp_path):
@@ -190,7 +190,7 @@ def test_results_of_other_settings_are_named(kept, tmp_path):
     verdicts = [*checks.of_sets(paper), *checks.of_rows(paper)]
     studies = ("main", "ablation", "scores", "curves", "costs", "following", "film")
     ast = "sets/digits-ipc1.ast.0.safetensors"
-    assert differing(verdicts) == {ast, *(f"rows/{study}.csv" for study in studies)}
+    assert differing(verdicts) == {ast, *(rows_file(study) for study in studies)}
     assert "lr_images is 30.0 there, 31.0 was asked for" in notes(verdicts)[ast]
 
 
@@ -348,7 +348,7 @@ def in_rows(study, column, by):
     def change(rows):
         rows[column] += by
 
-    return lambda kept: edit_csv(kept / f"rows/{study}.csv", change)
+    return lambda kept: edit_csv(kept / rows_file(study), change)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def in_rows(study, column, by):
         ("rows/main.csv", in_rows("main", "accuracy", 0.5)),
         ("rows/experts.csv", in_rows("experts", "test_accuracy", -0.3)),
         ("rows/smoothness.csv", in_rows("smoothness", "step", 1.0)),
-        ("rows/curves.csv", in_rows("curves", "lr", 0.1)),
+        ("rows/curves.csv.gz", in_rows("curves", "lr", 0.1)),
     ],
 )
 def test_a_wrong_file_is_not_near(name, harm, kept, other):
@@ -449,7 +449,7 @@ HARMS = {  # and whether it shows, too, where somebody has written new seals
     ),
     "a row doubled": (lines("rows/main.csv", lambda rows: [rows[0], *rows]), True),
     "a row in another's place": (
-        lines("rows/curves.csv", lambda rows: [rows[1], *rows[1:]]),
+        lambda kept: edit_csv(kept / "rows/curves.csv.gz", replace),
         True,
     ),
     "rows in another order": (lines("rows/main.csv", lambda rows: rows[::-1]), False),

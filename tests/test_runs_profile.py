@@ -152,6 +152,9 @@ BOMB = "".join(
         ("a: " + "[" * 5000, "recursion"),
         ("? [1]\n: 2\n", "unhashable"),
         ("cells: {../../x: {}}\n", "no / or "),
+        ('title: !!float ""\n', "cannot be read as YAML"),
+        ("recipes: {sgd: {seed: 3}}\n", "unknown key 'seed'"),
+        (f"cells: {{{CELL}: {{student: {{seed: 3}}}}}}\n", "unknown key 'seed'"),
         ("cells: {}\nvariants: {a/b: {of: AST}}\n", "no / or "),
     ],
 )
@@ -163,6 +166,14 @@ def test_a_file_that_misleads_or_would_never_end_is_refused(text, message, writt
     with pytest.raises(InputError) as caught:
         profile(file)
     assert message in str(caught.value) and len(str(caught.value)) < 1500
+
+
+def test_profiles_that_extend_one_another_again_and_again_are_read_once_each(written, tmp_path):
+    """2 ** 30 ways lead to the last one."""
+    for i in range(30):
+        below = "smoke" if i == 29 else f"way{i + 1}"
+        (tmp_path / f"way{i}.yaml").write_text(f"extends: [{below}, {below}]\n")
+    assert profile(written("extends: way0\n")) == profile("smoke")
 
 
 @pytest.mark.parametrize("extends", ["null", "3", "[1]", "{a: b}"])

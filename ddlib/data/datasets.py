@@ -12,12 +12,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ddlib.base import own_torch
+from ddlib.base import AsItIs, own_torch
 from ddlib.data import image_folder
 from ddlib.data.catalogue import EVERY, KEPT, MADE, MTT, SETS, TORCHVISION, Raw, Set, split
 from ddlib.data.image_folder import PARTS, PICTURES, Found
@@ -33,9 +33,10 @@ log = logging.getLogger("ddlib")
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(AsItIs):
     """A data set as a network sees it. The whole process shares it: do not write into it."""
 
+    origin: ClassVar[str] = "which `load_data` returns"
     settings: Data
     x_train: Tensor  # (n, c, h, w), float32 in `space`
     y_train: Tensor  # (n,), int64

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from ddlib.base import validated
 from ddlib.data import catalogue, datasets
 from ddlib.files import trouble, write_whole
 from ddlib.settings import Data, InputError
@@ -21,7 +22,7 @@ def fetch(name: str, folder: Path) -> datasets.Images:
     Raises:
         InputError: unknown data, or none that could be fetched: says what to put where.
     """
-    settings, reasons = Data(name=name), ""
+    settings, reasons = validated(Data, {"name": name}, f"fetch {name}"), ""
     try:
         return datasets.load(settings, folder)
     except InputError:

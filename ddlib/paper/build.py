@@ -271,6 +271,11 @@ def figures(profile: str) -> None:
             if not paper.results.has_rows("main"):
                 raise
             print(f"The {kind} {name} is left out: {error}")
+        except (LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"the {kind} {name} cannot be made of the rows in {paper.results.folder}: "
+                f"{error!r}; a column was taken out or changed: take sound copies"
+            ) from error
     paper.results.seal()
     folder = paper.results.folder
     print(f"{counts['table']} tables and {counts['figure']} figures are in {folder}")

@@ -23,7 +23,7 @@ import yaml
 from ddlib.base import InputError, Task, key
 from ddlib.paper import build, figures, pages, style, tables
 from ddlib.paper.paper import Paper, keeps_tensors, main_sets, name_of, set_digest
-from ddlib.paper.results import KINDS, SEALS, SET, NoRows
+from ddlib.paper.results import KINDS, SEALS, SET, NoRows, rows_file
 from ddlib.runs import store
 from ddlib.runs.stages import Film, Following
 from ddlib.runs.store import HOME
@@ -100,9 +100,9 @@ def sealed(kept: Paper) -> Iterator[Verdict]:
 def of_rows(kept: Paper) -> Iterator[Verdict]:
     """Each study's rows are those that the profile asks for, and agree with what lies beside."""
     for study in STUDIES:
-        yield checked(f"rows/{study}.csv", rows_fault, kept, study)
+        yield checked(rows_file(study), rows_fault, kept, study)
     for file in sorted((kept.results.folder / "rows").glob("*.csv")):
-        if file.stem not in STUDIES:
+        if f"rows/{file.name}" not in map(rows_file, STUDIES):
             yield Verdict(f"rows/{file.name}", UNCHECKED, "a notebook's own study")
 
 
@@ -170,7 +170,7 @@ def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
 
 def kept_rows(kept: Paper, study: str) -> Rows:
     """A study's rows to the last digit, blanks as None."""
-    file = kept.results.folder / "rows" / f"{study}.csv"
+    file = kept.results.folder / rows_file(study)
     if not file.exists():
         raise Unchecked("not kept")
     return blanks(pd.read_csv(file, float_precision="round_trip").to_dict("records"))

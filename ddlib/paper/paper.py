@@ -23,7 +23,7 @@ from IPython.display import SVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddlib.base import Task, key
+from ddlib.base import InputError, Task, key
 from ddlib.data import datasets
 from ddlib.data.datasets import Images
 from ddlib.files import digest
@@ -92,6 +92,13 @@ class Paper:
             self.results = Results(results or printed)
         else:
             self.results = Results(own, behind=printed)
+        for cell, of in self.profile.cells.items():
+            files = [self.results.set_file(cell, method, 0).name for method in of.methods]
+            if twice := {file for file in files if files.count(file) > 1}:
+                raise InputError(
+                    f"two methods of {cell} would both keep their sets as {min(twice)}: give one "
+                    "of these variants a name that differs in its letters"
+                )
 
     @classmethod
     def printed(cls, profile: str) -> Paper:

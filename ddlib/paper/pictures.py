@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddlib.data.space import Space
 from ddlib.paper.results import NoRows, Results
-from ddlib.paper.style import STYLE, WIDE, canvas
+from ddlib.paper.style import FONT, WIDE, canvas
 from ddlib.runs.methods import CORESETS
 from ddlib.runs.store import Artefact
 
@@ -64,7 +64,7 @@ def grid(
 
 def legible(name: str) -> bool:
     """Whether the figures' font, which comes with matplotlib, has all letters of a name."""
-    font = get_font(findfont(FontProperties(family=STYLE["font"]["family"])))
+    font = get_font(findfont(FontProperties(family=FONT)))
     return all(font.get_char_index(ord(letter)) for letter in name)
 
 

@@ -1,15 +1,17 @@
 """What a paper leaves in `results/<profile>/`: rows, distilled sets, tables and figures.
 
-rows/*.csv hold one line per network (or epoch, or iteration), sets/*.safetensors the distilled
-images. Tables and figures are functions of these, and can always be rendered again.
+rows/*.csv hold one line per network (or epoch, or iteration; these are packed), sets/*.safetensors
+the distilled images. Tables and figures are functions of these, and can always be rendered again.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import re
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +31,14 @@ KINDS: dict[str, dict] = {  # of a kept figure, and what would tell when or by w
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "png": {"Software": None},
 }
+
+
+PACKED = ("curves",)  # studies of so many rows that their file is compressed
+
+
+def rows_file(study: str) -> str:
+    """Where the rows of a study are kept: rows/main.csv, rows/curves.csv.gz."""
+    return f"rows/{study}.csv{'.gz' * (study in PACKED)}"
 
 
 class NoRows(InputError):
@@ -55,24 +65,30 @@ class Results:
 
     def rows(self, name: str) -> pd.DataFrame:
         """The rows of a study; raises NoRows where they were not made yet."""
-        file = self.file(f"rows/{name}.csv")
+        file = self.file(rows_file(name))
         if not file.exists():
             raise NoRows(
                 f"no rows in {file}, where a study keeps them: run `make paper "
                 f"PROFILE={self.folder.name}` first, or the notebook that makes them"
             )
-        return pd.read_csv(file)
+        try:
+            return pd.read_csv(file)
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(
+                f"{file} is no table of rows ({str(error).strip()}): take a sound copy, or run "
+                f"`make paper PROFILE={self.folder.name}` again"
+            ) from None
 
     def has_rows(self, name: str) -> bool:
         """Whether a study was run."""
-        return self.file(f"rows/{name}.csv").exists()
+        return self.file(rows_file(name)).exists()
 
     def keep_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows, and return them as a reader will find them; a study may have none."""
         if rows.empty:
-            (self.folder / "rows" / f"{name}.csv").unlink(missing_ok=True)
+            (self.folder / rows_file(name)).unlink(missing_ok=True)
             return rows
-        self._write_csv(f"rows/{name}.csv", rows)
+        self._write_csv(rows_file(name), rows)
         return self.rows(name)
 
     def write(self, path: str, content: str | bytes) -> None:
@@ -167,4 +183,6 @@ class Results:
         return {line[66:]: line[:64] for line in lines}
 
     def _write_csv(self, path: str, table: pd.DataFrame, **options: str) -> None:
-        self.write(path, table.to_csv(index=False, lineterminator="\n", **options))
+        content = table.to_csv(index=False, lineterminator="\n", **options).encode()
+        packed = path.endswith(".gz")
+        self.write(path, gzip.compress(content, mtime=0) if packed else content)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -40,82 +42,26 @@ class Look(NamedTuple):
     line: str | tuple = "-"
 
 
-METHODS = {
-    "random": Look(SILVER, "x"),
-    "herding": Look(SILVER, "^"),
-    "k-center": Look(SILVER, "s"),
-    "k-means": Look(GREY, "D"),
-    "MTT": Look(BLUE, "s", DASH),
-    "MTT + inner momentum": Look(SKY, "^", MIXED),
-    "MTT, strong experts": Look(BLUE, "v", DOT),
-    "DC": Look(GREEN, "<", DOT),
-    "DSA": Look(GREEN, ">", DASH),
-    "DM": Look(GREEN, "h", MIXED),
-    "FTD": Look(SKY, "D", LONG),
-    "TESLA": Look(SKY, "X", DOT),
-    "MCT": Look(SKY, "P", MIXED),
-    "DATM": Look(PURPLE, "p", MIXED),
-    "AST": Look(VERMILION),
-    "AST+": Look(ORANGE, "*", LONG),
-    "AST − intermediate matching": Look(BLUE, "s", DASH),
-    "AST − weight perturbation": Look(GREEN, "^", DOT),
+_HERE = Path(__file__).parent
+_KNOWN = yaml.safe_load((_HERE / "looks.yaml").read_text("utf-8"))
+_WORDS = {
+    **{"black": BLACK, "orange": ORANGE, "sky": SKY, "green": GREEN, "blue": BLUE, "grey": GREY},
+    **{"vermilion": VERMILION, "purple": PURPLE, "silver": SILVER},
+    **{"dash": DASH, "dot": DOT, "mixed": MIXED, "long": LONG},
 }
-RECIPES = {  # in colour what AST is about; the rest is grey
-    "sgd": Look(BLACK, "s", DASH),
-    "momentum": Look(BLUE, "v"),
-    "momentum_ramp": Look(SKY, "P", LONG),
-    "momentum_penalty": Look(GREEN, "D", DASH),
-    "ast": Look(VERMILION),
-}
-RECIPES |= {
-    name: Look(SILVER, *how)
-    for name, *how in (
-        *(("ftd", "D", DOT), ("adam", "^", MIXED), ("momentum_penalty_published", "o", MIXED)),
-        *(("momentum_penalty_per_pixel", "X", DOT), ("ast_published", "D", LONG)),
-        *(("momentum_lr_matched", "h", DASH), ("momentum_warmup_penalty", "p", MIXED)),
-        *(("momentum_warmup", "d", DOT), ("ast_weak", "<", DASH), ("ast_strong", ">", LONG)),
-        ("ast_natural", "*", DOT),
-    )
-}
-NAMES = {
-    "sgd": "SGD",
-    "ftd": "SGD made flat (FTD)",
-    "adam": "Adam",
-    "ast": "AST's ramp and penalty",
-}
-NAMES |= {
-    "ast_published": "AST, penalty as published",
-    "momentum_lr_matched": "momentum, smaller lr",
-    **{"momentum_ramp": "momentum and ramp", "momentum_penalty": "momentum and penalty"},
-    **{"mnist_m_5k": "MNIST-M-5k", "mnist_5k": "MNIST-5k", "fashion_mnist": "FashionMNIST"},
-    **{"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "convnet": "ConvNet"},
-    **{"alexnet": "AlexNet", "vgg11": "VGG11", "resnet18": "ResNet18", "vit": "ViT"},
-}
-OTHERS = {
-    **{"picked": Look(GREY, "D"), "distilled": Look(VERMILION)},  # sets of the user's own images
-    **{"supported": Look(GREEN), "not supported": Look(VERMILION, "X")},  # claims
-    **{"adjoint": Look(VERMILION), "unroll": Look(BLUE, "s", DASH)},  # gradients
-    "expert": Look(BLACK, "s", DASH),  # and students, on these images
-    "real images": Look(GREY, "D", DOT),
-    "distilled images": Look(VERMILION),
-}
-LOOKS = METHODS | RECIPES | OTHERS
+
+
+def _looks(kind: str) -> dict[str, Look]:
+    """Those of a part of looks.yaml."""
+    rows = _KNOWN[kind].items()
+    return {name: Look(*(_WORDS.get(word, word) for word in words)) for name, words in rows}
+
+
+METHODS, RECIPES = _looks("methods"), _looks("recipes")
+LOOKS = METHODS | RECIPES | _looks("others")
+NAMES: dict[str, str] = _KNOWN["names"]
 PLAIN = Look(GREY)
-STYLE: dict[str, dict[str, Any]] = {
-    # DejaVu Sans ships with matplotlib: the same letters everywhere
-    "font": {"family": "DejaVu Sans", "size": 8},
-    "axes": {"titlesize": 8.5, "labelsize": 8, "linewidth": 0.7, "grid": True, "axisbelow": True},
-    "axes.spines": {"top": False, "right": False},
-    "xtick": {"labelsize": 7.5},
-    "ytick": {"labelsize": 7.5},
-    "legend": {"fontsize": 7.5, "frameon": False},
-    "grid": {"color": "#e4e4e4", "linewidth": 0.6},
-    "lines": {"linewidth": 1.3, "markersize": 4},
-    "figure": {"dpi": 120, "titlesize": 8.5, "labelsize": 8},
-    "svg": {"hashsalt": "ddlib", "fonttype": "none"},  # letters stay letters, as in the PDF
-    "pdf": {"fonttype": 42},
-    "text": {"parse_math": False},  # a class may be called $x^$
-}
+FONT = "DejaVu Sans"  # ships with matplotlib: the same letters everywhere
 
 
 @contextmanager
@@ -126,8 +72,7 @@ def style() -> Iterator[None]:
     """
     with plt.rc_context():
         matplotlib.rcdefaults()
-        for group, values in STYLE.items():
-            plt.rc(group, **values)
+        plt.style.use(_HERE / "ddlib.mplstyle")
         yield
 
 

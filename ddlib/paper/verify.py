@@ -22,6 +22,7 @@ from ddlib.files import locked
 from ddlib.paper import build, checks
 from ddlib.paper.checks import DIFFERENT, NEAR, OK, Rows, Unchecked, Verdict, checked
 from ddlib.paper.paper import Paper, main_sets, set_digest
+from ddlib.paper.results import rows_file
 from ddlib.progress import Progress, clock
 from ddlib.runs import cost, engine, machine, run
 from ddlib.runs.store import Artefact, read
@@ -87,7 +88,9 @@ def beside(kept: Paper, fresh: Paper, of: Run, alike: bool) -> Iterator[Verdict]
     for study, entry in STUDIES.items():
         rows = [] if entry.measured else checks.blanks(fresh.rows(study, fresh.store.has))
         if rows:
-            yield checked(f"rows/{study}.csv, anew", anew_rows, kept, study, rows, alike, good=good)
+            yield checked(
+                f"{rows_file(study)}, anew", anew_rows, kept, study, rows, alike, good=good
+            )
     name = kept.results.set_file(of.cell, of.method, 0).name
     yield checked(f"sets/{name}, anew", anew_set, kept, fresh, of, alike, good=good)
 

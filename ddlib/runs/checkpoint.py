@@ -113,7 +113,7 @@ def hook(store: Path) -> Hook | None:
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever that module does
         raise InputError(
             f"TRACK={name}: {error}; expected tensorboard, or module:function of a function "
             "on_step(task, step, numbers)"

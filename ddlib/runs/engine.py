@@ -77,7 +77,8 @@ def device() -> torch.device:
     """The environment's DEVICE, else the first visible GPU, else the CPU; there tasks compute."""
     name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     with suppress(RuntimeError):
-        if torch.device(name).type != "cuda" or torch.cuda.is_available():
+        there = {"cpu": True, "cuda": torch.cuda.is_available()}
+        if there.get(torch.device(name).type):
             return torch.device(name)
     raise wrong("DEVICE", name, "cpu, or cuda where there is a GPU")
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_m
 
 from ddlib.base import InputError, Settings, validated
 from ddlib.data import datasets
+from ddlib.files import expanded
 from ddlib.settings import (
     Condensation,
     Count,
@@ -63,6 +64,7 @@ def part_of(*kinds: type[BaseModel], **more: Any) -> Any:
             bare = field.annotation
             full = Annotated[(bare, *field.metadata)] if field.metadata else bare
             fields.setdefault(name, (full | None, None))
+    fields.pop("seed", None)  # each repetition has its own
     some: Any = create_model("Some", __base__=Settings, **fields)
 
     def check(given: dict[str, Any]) -> dict[str, Any]:
@@ -260,20 +262,23 @@ def read_yaml(file: Path) -> Any:
         if file.stat().st_size > LARGEST * 100 or not file.is_file():
             raise ValueError(f"expected a plain file of at most {LARGEST // 10} kB")
         return yaml.load(file.read_text("utf-8"), Reader)
-    except (yaml.YAMLError, ValueError, OSError, RecursionError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError, TypeError, LookupError) as error:
         raise InputError(
             f"{file} cannot be read as YAML: {str(error) or repr(error)}\nexpected `name: value` "
             f"lines as in {PROFILES / 'smoke.yaml'}; correct it"
         ) from None
 
 
-def fields_of(file: Path, inside: tuple[Path, ...] = ()) -> Any:
+def fields_of(file: Path, inside: tuple[Path, ...] = (), seen: dict | None = None) -> Any:
     """What a profile's file says, laid over the profiles that it `extends`, in their order.
 
     Raises:
         InputError: no YAML, or it extends what is not there, or itself.
     """
-    fields = read_yaml(file)
+    seen = {} if seen is None else seen  # each file is read once, however often it is extended
+    if file in seen:
+        return seen[file]
+    fields = seen[file] = read_yaml(file)
     if not isinstance(fields, dict):
         return fields
     bases = fields.pop("extends", [])
@@ -294,8 +299,9 @@ def fields_of(file: Path, inside: tuple[Path, ...] = ()) -> Any:
                 f"profile {file.stem} extends '{base}', {fault}: name a profile beside it or of "
                 "the library"
             )
-        merged = over(merged, fields_of(other, (*inside, file)))
-    return over(merged, placed(fields, file.resolve().parent))
+        merged = over(merged, fields_of(other, (*inside, file), seen))
+    seen[file] = over(merged, placed(fields, file.resolve().parent))
+    return seen[file]
 
 
 def placed(fields: Any, home: Path) -> Any:
@@ -305,7 +311,7 @@ def placed(fields: Any, home: Path) -> Any:
     if not isinstance(fields, dict):
         return fields
     here = {
-        name: str(home / Path(value).expanduser())
+        name: str(home / expanded(value))
         for name, value in fields.items()
         if name in ("path", "buffer") and isinstance(value, str)
     }

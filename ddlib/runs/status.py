@@ -182,6 +182,6 @@ def agreed(question: str) -> bool:
     """Whether someone is there and says yes."""
     try:
         return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
+    except (EOFError, OSError, RuntimeError):  # nobody is there
         print()
         return False

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ddlib import files
-from ddlib.base import FORMAT, InputError, Task, key, own_torch
+from ddlib.base import FORMAT, AsItIs, InputError, Task, key, own_torch
 from ddlib.files import Absent, Damaged
 
 HOME = Path(__file__).resolve().parent.parent.parent  # the project
@@ -35,7 +35,7 @@ def place(variable: str, usual: str) -> Path:
     if not (given := os.environ.get(variable)):
         return HOME / usual
     in_notebook = Path.cwd() == HOME / "notebooks"
-    return Path(os.environ.get("PWD", HOME) if in_notebook else "", Path(given).expanduser())
+    return Path(os.environ.get("PWD", HOME) if in_notebook else "", files.expanded(given))
 
 
 def store_folder() -> Path:
@@ -44,9 +44,10 @@ def store_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artefact(AsItIs):
     """What a task left: tensors by name, and a record that JSON can hold."""
 
+    origin: ClassVar[str] = "which the functions of ddlib.api return; `load` reads one from a file"
     tensors: dict[str, Tensor]
     record: dict
     settings: dict
