@@ -148,6 +148,8 @@ def trouble(error: OSError) -> str:
     place = error.filename2 or error.filename or "a file"
     if error.errno in FULL:
         return no_room(error, Path(place))
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: run fewer processes (WORKERS=...), or raise `ulimit -n`"
     return (
         f"{place}: {error.strerror or error}; expected a place that can be read and written: "
         "correct the path or its rights, or name another. What is finished is kept"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 from jupyter_core.utils import ensure_async
 from jupyter_server.services.contents.filemanager import FileContentsManager
@@ -22,8 +23,9 @@ from ddlib.paper import build, figures, pages, tables
 from ddlib.paper.paper import LARGE, Paper, main_sets
 from ddlib.paper.results import KINDS, Results
 from ddlib.runs import stages, studies
-from ddlib.runs.methods import CORESETS
+from ddlib.runs.methods import CORESETS, distillation
 from ddlib.runs.profile import over, profile
+from ddlib.runs.store import Store
 from ddlib.runs.studies import STUDIES
 
 SOURCES = build.notebooks()
@@ -259,6 +261,42 @@ def test_a_readers_session_writes_nothing_of_the_paper(printed, tmp_path, monkey
     assert before == {f: f.read_bytes() for f in (tmp_path / "results").rglob("*") if f.is_file()}
     kept = {f.name for f in (tmp_path / "store/results/smoke").rglob("*") if f.is_file()}
     assert kept >= {"main.csv", "experts.png"}
+
+
+def test_a_reader_is_shown_what_is_kept_and_nothing_is_made(printed, tmp_path, monkeypatch):
+    monkeypatch.delenv("RESULTS", raising=False)
+    monkeypatch.setenv("STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("ddlib.runs.store.HOME", tmp_path)
+    shutil.copytree(printed / "results", tmp_path / "results")
+    paper, kept = Paper("smoke"), Results(tmp_path / "results/smoke")
+    for study in ("main", "experts", "costs", "film", "ablation"):
+        assert paper.study(study).equals(kept.rows(study))
+    of = distillation(paper.profile, paper.profile.main_cell, "AST", seed=0)
+    images = kept.set(paper.profile.main_cell, "AST").tensors["images"]
+    assert torch.equal(paper.get(of).tensors["images"], images)
+    assert paper.film() == (kept.folder / "figures/film.gif").read_bytes()
+    paper.keep_sets()
+    assert not [*paper.store.root.rglob("*.safetensors")]
+    # other settings, a row that is gone: no longer what the profile asks for
+    rows = kept.rows("experts")
+    kept.keep_rows("experts", rows[rows.settings_key != rows.settings_key[0]])
+    assert not paper.printed_rows("experts") and paper.printed_rows("main")
+    # a reader's own results come first
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "has", lambda store, settings: True)
+        assert not paper.printed_rows("main")
+
+
+def test_a_notebook_runs_again_from_what_is_kept(printed, tmp_path, monkeypatch):
+    monkeypatch.setenv("STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("KEPT", "1")
+    shutil.copytree(printed / "results", tmp_path / "results")
+    before = Results(tmp_path / "results/smoke").digests()
+    build.paper("smoke", only=["07_evaluation"])
+    assert Results(tmp_path / "results/smoke").digests() == before
+    made = {file.parent.name for file in (tmp_path / "store").rglob("*.safetensors")}
+    assert made <= {"data"}
 
 
 def test_two_profiles_of_one_name_share_no_results(tmp_path, monkeypatch):

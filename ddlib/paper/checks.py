@@ -171,7 +171,7 @@ def disagreement(kept: Paper, study: str, rows: Rows) -> str | None:
 def kept_rows(kept: Paper, study: str) -> Rows:
     """A study's rows to the last digit, blanks as None."""
     file = kept.results.folder / rows_file(study)
-    if not file.exists():
+    if not file.is_file():
         raise Unchecked("not kept")
     return blanks(pd.read_csv(file, float_precision="round_trip").to_dict("records"))
 

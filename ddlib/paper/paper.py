@@ -11,7 +11,9 @@ Artefacts are in the store, what is read from them in `results/<profile>`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -26,14 +28,14 @@ from torch import Tensor
 from ddlib.base import InputError, Task, key
 from ddlib.data import datasets
 from ddlib.data.datasets import Images
-from ddlib.files import digest
+from ddlib.files import Absent, Damaged, digest
 from ddlib.paper import claims, figures, pictures, style, tables
 from ddlib.paper.results import Results
 from ddlib.runs import engine, run, studies
 from ddlib.runs.methods import CEILING
 from ddlib.runs.profile import Profile
 from ddlib.runs.profile import profile as read_profile
-from ddlib.runs.store import HOME, Artefact, Store, place, store_folder, write
+from ddlib.runs.store import HOME, Artefact, Store, checked, place, store_folder, write
 from ddlib.runs.studies import STUDIES, Run
 from ddlib.settings import AnySet, Distilled
 
@@ -70,7 +72,9 @@ class Paper:
     """A profile, the store of its artefacts, and its results.
 
     A reader's own session keeps its results in the store, so that what is printed in `results/`
-    changes by `make paper` alone; what it has not made itself it reads there.
+    changes by `make paper` alone. What it has not made itself it reads there: rows of the profile's
+    studies and sets, as long as they were made under the same settings. KEPT=1 in the environment
+    lets `make paper` read them, too.
 
     Raises:
         InputError: an unknown profile, or anything in it that cannot be run, before any work.
@@ -92,6 +96,7 @@ class Paper:
             self.results = Results(results or printed)
         else:
             self.results = Results(own, behind=printed)
+        self.reads = self.results.behind is not None or os.environ.get("KEPT") == "1"
         for cell, of in self.profile.cells.items():
             files = [self.results.set_file(cell, method, 0).name for method in of.methods]
             if twice := {file for file in files if files.count(file) > 1}:
@@ -112,13 +117,29 @@ class Paper:
 
     def get(self, settings: Task) -> Artefact:
         """One artefact; it and all that it needs are made side by side if missing."""
+        if self.reads and not self.store.has(settings):
+            for of in main_sets(self.profile):
+                if of.settings.of == settings:
+                    with suppress(Absent, Damaged):
+                        name = self.results.set_file(of.cell, of.method, of.distil_seed).name
+                        return checked(self.results.file(f"sets/{name}"), settings)
         run.ensure([settings], self.store)
         return run.get(settings, self.store)
 
     def study(self, name: str) -> pd.DataFrame:
         """The rows of a study, made where they are missing; also kept as rows/<name>.csv."""
+        if self.printed_rows(name):
+            print(f"{name}: the rows that are kept are read", file=sys.stderr)
+            return self.results.rows(name)
         run.ensure(self.tasks(name), self.store)
         return self.results.keep_rows(name, pd.DataFrame(self.rows(name)))
+
+    def printed_rows(self, study: str) -> bool:
+        """Whether rows of a study are read and not made, for they are those of its settings."""
+        tasks = self.tasks(study)
+        if not self.reads or not self.results.has_rows(study) or all(map(self.store.has, tasks)):
+            return False
+        return {*map(key, tasks)} == {*self.results.rows(study).get("settings_key", ())}
 
     def tasks(self, study: str) -> list[Task]:
         """The artefacts that the rows of a study are read from."""
@@ -179,7 +200,9 @@ class Paper:
 
     def film(self) -> bytes:
         """A set's images from their start to the check that was kept; also as figures/film.gif."""
-        film = studies.film(self.profile)
+        film, kept = studies.film(self.profile), self.results.file("figures/film.gif")
+        if self.printed_rows("film") and kept.exists():
+            return kept.read_bytes()
         chosen = self.get(film.of).record["chosen_iteration"]
         content = pictures.film(self.get(film), chosen)
         self.results.write("figures/film.gif", content)
@@ -190,6 +213,8 @@ class Paper:
 
         The tensors are kept of some, as `keeps_tensors` says; of every set its digest.
         """
+        if self.printed_rows("main"):
+            return  # they are kept beside them
         # notebooks run side by side, and digests.csv is read before it is written
         with FileLock(self.store.root / "locks" / f"{self.name}-sets.lock"):
             wanted = main_sets(self.profile)

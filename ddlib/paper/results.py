@@ -66,7 +66,7 @@ class Results:
     def rows(self, name: str) -> pd.DataFrame:
         """The rows of a study; raises NoRows where they were not made yet."""
         file = self.file(rows_file(name))
-        if not file.exists():
+        if not file.is_file():
             raise NoRows(
                 f"no rows in {file}, where a study keeps them: run `make paper "
                 f"PROFILE={self.folder.name}` first, or the notebook that makes them"
@@ -81,7 +81,7 @@ class Results:
 
     def has_rows(self, name: str) -> bool:
         """Whether a study was run."""
-        return self.file(rows_file(name)).exists()
+        return self.file(rows_file(name)).is_file()
 
     def keep_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows, and return them as a reader will find them; a study may have none."""
