@@ -18,14 +18,13 @@ from jupyter_core.utils import ensure_async
 from jupyter_server.services.contents.filemanager import FileContentsManager
 
 from ddlib.__main__ import main
-from ddlib.base import InputError
+from ddlib.base import InputError, key
 from ddlib.paper import build, figures, pages, tables
 from ddlib.paper.paper import LARGE, Paper, main_sets
 from ddlib.paper.results import KINDS, Results
 from ddlib.runs import stages, studies
 from ddlib.runs.methods import CORESETS, distillation
 from ddlib.runs.profile import over, profile
-from ddlib.runs.store import Store
 from ddlib.runs.studies import STUDIES
 
 SOURCES = build.notebooks()
@@ -277,14 +276,14 @@ def test_a_reader_is_shown_what_is_kept_and_nothing_is_made(printed, tmp_path, m
     assert paper.film() == (kept.folder / "figures/film.gif").read_bytes()
     paper.keep_sets()
     assert not [*paper.store.root.rglob("*.safetensors")]
-    # other settings, a row that is gone: no longer what the profile asks for
+    # rows that are gone are of results that have to be made, and those alone
     rows = kept.rows("experts")
     kept.keep_rows("experts", rows[rows.settings_key != rows.settings_key[0]])
-    assert not paper.printed_rows("experts") and paper.printed_rows("main")
-    # a reader's own results come first
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "has", lambda store, settings: True)
-        assert not paper.printed_rows("main")
+    assert [key(task) for task in paper.lacking("experts")] == [rows.settings_key[0]]
+    again = paper.study("experts")
+    assert again.equals(rows) and len([*paper.store.root.rglob("experts/*.safetensors")]) == 1
+    # a session that does not read makes all of them
+    assert len(Paper.printed("smoke").lacking("main")) == len(Paper.printed("smoke").tasks("main"))
 
 
 def test_a_notebook_runs_again_from_what_is_kept(printed, tmp_path, monkeypatch):

@@ -222,8 +222,8 @@ def lock_of(paper: Paper) -> Path:
 def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) -> None:
     """Make the studies that these notebooks read, then run them; both side by side."""
     names = dict.fromkeys(name for notebook in chosen for name in studies_of(notebook))
-    made = [name for name in names if not paper.printed_rows(name)]
-    wanted, workers = studies.asked(paper.profile, made), engine.default_workers()
+    wanted = [task for name in names for task in paper.lacking(name)]
+    workers = engine.default_workers()
     missing = runs.missing(wanted, paper.store)
     if missing:
         about = json.dumps(machine.machine(), indent=2)

@@ -11,7 +11,6 @@ Artefacts are in the store, what is read from them in `results/<profile>`.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
@@ -128,18 +127,20 @@ class Paper:
 
     def study(self, name: str) -> pd.DataFrame:
         """The rows of a study, made where they are missing; also kept as rows/<name>.csv."""
-        if self.printed_rows(name):
-            print(f"{name}: the rows that are kept are read", file=sys.stderr)
-            return self.results.rows(name)
-        run.ensure(self.tasks(name), self.store)
+        run.ensure(self.lacking(name), self.store)
         return self.results.keep_rows(name, pd.DataFrame(self.rows(name)))
 
-    def printed_rows(self, study: str) -> bool:
-        """Whether rows of a study are read and not made, for they are those of its settings."""
-        tasks = self.tasks(study)
-        if not self.reads or not self.results.has_rows(study) or all(map(self.store.has, tasks)):
-            return False
-        return {*map(key, tasks)} == {*self.results.rows(study).get("settings_key", ())}
+    def kept(self, study: str) -> dict[str, pd.DataFrame]:
+        """The kept rows of a study by the key of their settings, where a session reads them."""
+        if not self.reads or not self.results.has_rows(study):
+            return {}
+        rows = self.results.rows(study)
+        return dict([*rows.groupby("settings_key")]) if "settings_key" in rows else {}
+
+    def lacking(self, study: str) -> list[Task]:
+        """The artefacts of a study but those whose kept rows are read."""
+        kept = self.kept(study)
+        return [settings for settings in self.tasks(study) if key(settings) not in kept]
 
     def tasks(self, study: str) -> list[Task]:
         """The artefacts that the rows of a study are read from."""
@@ -149,9 +150,14 @@ class Paper:
         self, study: str, wanted: Callable[[Task], bool] = lambda settings: True
     ) -> list[dict[str, Any]]:
         """The rows of a study, or those of the artefacts that are wanted."""
-        rows: list[dict[str, Any]] = []
+        rows, kept = list[dict[str, Any]](), self.kept(study)
         for label, settings in STUDIES[study].asks(self.profile):
-            if wanted(settings):
+            if wanted(settings) and key(settings) in kept and not self.store.has(settings):
+                old = kept[key(settings)]
+                for name in (name for name, value in label.items() if isinstance(value, str)):
+                    old = old[old[name] == label[name]]  # one result may have several labels
+                rows += old.to_dict("records")
+            elif wanted(settings):
                 record = run.get(settings, self.store).record
                 if STUDIES[study].measured:
                     record = record | {"spent": run.spent(settings, self.store)}
@@ -201,7 +207,7 @@ class Paper:
     def film(self) -> bytes:
         """A set's images from their start to the check that was kept; also as figures/film.gif."""
         film, kept = studies.film(self.profile), self.results.file("figures/film.gif")
-        if self.printed_rows("film") and kept.exists():
+        if key(film) in self.kept("film") and not self.store.has(film) and kept.exists():
             return kept.read_bytes()
         chosen = self.get(film.of).record["chosen_iteration"]
         content = pictures.film(self.get(film), chosen)
@@ -213,15 +219,15 @@ class Paper:
 
         The tensors are kept of some, as `keeps_tensors` says; of every set its digest.
         """
-        if self.printed_rows("main"):
-            return  # they are kept beside them
         # notebooks run side by side, and digests.csv is read before it is written
         with FileLock(self.store.root / "locks" / f"{self.name}-sets.lock"):
-            wanted = main_sets(self.profile)
+            wanted, kept = main_sets(self.profile), self.kept("main")
             self.results.keep_digests([(of.cell, of.method, of.distil_seed) for of in wanted])
             for of in wanted:
                 if methods is not None and of.method not in methods:
                     continue
+                if key(of.settings) in kept and not self.store.has(of.settings.of):
+                    continue  # it is kept beside them
                 settings, place = of.settings.of, (of.cell, of.method, of.distil_seed)
                 made = run.get(settings, self.store)
                 self.results.keep_set_digest(*place, set_digest(made.tensors), made.record["lr"])

@@ -72,7 +72,7 @@ class Results:
                 f"PROFILE={self.folder.name}` first, or the notebook that makes them"
             )
         try:
-            return pd.read_csv(file)
+            return pd.read_csv(file, float_precision="round_trip")
         except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(
                 f"{file} is no table of rows ({str(error).strip()}): take a sound copy, or run "

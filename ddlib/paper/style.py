@@ -44,11 +44,8 @@ class Look(NamedTuple):
 
 _HERE = Path(__file__).parent
 _KNOWN = yaml.safe_load((_HERE / "looks.yaml").read_text("utf-8"))
-_WORDS = {
-    **{"black": BLACK, "orange": ORANGE, "sky": SKY, "green": GREEN, "blue": BLUE, "grey": GREY},
-    **{"vermilion": VERMILION, "purple": PURPLE, "silver": SILVER},
-    **{"dash": DASH, "dot": DOT, "mixed": MIXED, "long": LONG},
-}
+# the colours and lines above, as looks.yaml calls them
+_WORDS = {name.lower(): value for name, value in globals().items() if name.isupper()}
 
 
 def _looks(kind: str) -> dict[str, Look]:

@@ -77,8 +77,8 @@ def device() -> torch.device:
     """The environment's DEVICE, else the first visible GPU, else the CPU; there tasks compute."""
     name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     with suppress(RuntimeError):
-        there = {"cpu": True, "cuda": torch.cuda.is_available()}
-        if there.get(torch.device(name).type):
+        kind = torch.device(name).type
+        if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
             return torch.device(name)
     raise wrong("DEVICE", name, "cpu, or cuda where there is a GPU")
 
