@@ -225,7 +225,7 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
     wanted = [task for name in names for task in paper.lacking(name)]
     workers = engine.default_workers()
     missing = runs.missing(wanted, paper.store)
-    if missing:
+    if missing and not paper.reads:  # else most rows stay those of the machine that made them
         about = json.dumps(machine.machine(), indent=2)
         paper.results.write("machine.json", f"{about}\n")
     title = f"{paper.profile.title}: {len(missing)} results to make, {len(chosen)} notebooks to run"

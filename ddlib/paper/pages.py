@@ -139,15 +139,14 @@ def scale(profile: Profile) -> str:
     cell, of = every[0]
     counts = [other.iterations for name, other in every if name == cell]
     iterations = " to ".join(f"{n}" for n in dict.fromkeys((min(counts), max(counts))))
-    known = datasets.about(of.data)
-    images = known.per_class * len(known.class_names)
+    images, n = datasets.about(of.data).n_train, len(studies.seeds(profile, cell))
     steps = ceil(images / of.experts.batch) if hasattr(of.experts, "batch") else None
     epochs = f"{of.experts.until or of.experts.epochs} epochs" + f" × {steps} steps" * bool(steps)
     return (
         f"Scale of `{cell}`: {iterations} outer iterations, {of.n_experts} "
         f"experts of {epochs}, a {of.network.architecture} of width {of.network.width}, {images} "
-        f"training images, {len(studies.seeds(profile, cell))} distillation seeds, which "
-        "follow these same experts."
+        f"training images, {n} distillation seed{'s, which follow' if n > 1 else ', which follows'}"
+        " these same experts."
     )
 
 

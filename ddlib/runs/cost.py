@@ -107,7 +107,7 @@ def trained(settings: Evaluation) -> int:
 def part(task: Expert | Distilled | Evaluation) -> Part:
     """What one expert, outer loop or evaluation runs."""
     known, name = datasets.about(task.data), task.data.name
-    k, train_images = len(known.class_names), known.per_class * len(known.class_names)
+    k, train_images = len(known.class_names), known.n_train
 
     def work(form: str, images: float, steps: int = 1) -> Work:
         return Work(task.network, known.shape, k, form, int(images), steps)
