@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ddlib import api, base
 from ddlib.api import (
@@ -414,6 +414,21 @@ def test_nothing_is_overwritten_and_the_file_system_is_one_message(stored, tmp_p
     for place in (tmp_path / "mine/below", tmp_path / ("y" * 300)):
         with pytest.raises(InputError, match="expected a place that can be read and written"):
             save(made, place)
+
+
+def test_half_an_image_is_refused_whatever_pillow_is_set_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            noise = np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / name / f"{i}.png")
+    file = tmp_path / "cats" / "0.png"
+    file.write_bytes(file.read_bytes()[:1500])
+    monkeypatch.setenv("STORE", str(tmp_path / "store"))
+    with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
+        load_data("folder", path=tmp_path, size=16)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 def test_of_calls_side_by_side_the_last_sets_pytorch_back():

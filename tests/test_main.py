@@ -471,6 +471,8 @@ def test_every_failure_is_one_message(place, capsys):
         assert fails(error) == 2 and message in capsys.readouterr().err
     assert fails(OSError(errno.EIO, "Input/output error", "store/x")) == 2
     assert "store/x: Input/output error; expected a place" in capsys.readouterr().err
+    assert fails(OSError(errno.EMFILE, "Too many open files", "store/x")) == 2
+    assert "run fewer processes (WORKERS=...)" in capsys.readouterr().err
     assert fails(KeyError("it")) == 2
     printed = capsys.readouterr().err
     assert "not foreseen: KeyError: 'it'" in printed and "DDLIB_DEBUG=1" in printed
@@ -485,6 +487,12 @@ def test_the_traceback_is_shown_where_it_is_asked_for(place, capsys):
     assert main(["show", "labtop", "AST"]) == 2
     printed = capsys.readouterr().err
     assert "Traceback" in printed and printed.splitlines()[-1].startswith("ddlib: no profile")
+
+
+def test_without_docstrings_nothing_is_begun():
+    command = [sys.executable, "-OO", "-m", "ddlib", "status", "smoke"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "use python -O, or none" in done.stderr
 
 
 def test_help_is_quick_and_names_every_command():

@@ -70,9 +70,14 @@ def test_status_tells_what_is_there_missing_damaged_and_begun(home, capsys):
     assert "Not for this profile: " in said
 
 
-@pytest.mark.parametrize("answer", ["", "n", "no"])
+@pytest.mark.parametrize("answer", ["", "n", "no", EOFError, RuntimeError, OSError])
 def test_nothing_is_removed_without_a_yes(answer, home, capsys, monkeypatch):
-    monkeypatch.setattr("builtins.input", lambda question: answer)
+    def ask(question):
+        if isinstance(answer, str):
+            return answer
+        raise answer  # nobody is there, or the input is closed
+
+    monkeypatch.setattr("builtins.input", ask)
     before = everything(home / "store")
     assert main(["gc"]) == 0
     after = everything(home / "store")
