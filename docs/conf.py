@@ -68,7 +68,8 @@ def source(app, docname, content):
     elif docname == "figures":
         text += "\n".join(map(figure, sorted((HERE / "figures").glob("*.svg"))))
     elif docname in ("claims", "index") or (HERE / f"{docname}.md").exists():
-        text = re.sub(r"\]\(\.\./results/(?!bench)[\w-]+/", f"]({'../' * docname.count('/')}", text)
+        up = f"]({'../' * docname.count('/')}"
+        text = re.sub(r"\]\(\.\./results/(?!bench|processors)[\w-]+/", up, text)
         text = re.sub(r"\]\(\.\./(notebooks/\w+\.ipynb)", inside, text)
         text = LINK.sub(r"\1", text)
     content[0] = text
