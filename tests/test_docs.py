@@ -117,6 +117,16 @@ def test_the_page_shows_how_far_the_same_seeds_move_on_another_processor(process
         assert moved.strip() == f"{change.mean():+.1f} ± {change.std():.1f}" and len(change) == 5
 
 
+def test_the_setting_of_fashion_at_ipc_1_is_as_far_behind_the_best_as_the_page_says():
+    table = pd.read_csv(HOME / "results/fashion/tables/tuning.csv")
+    tried = table[table.cell == "fashion_mnist-ipc1"].set_index("tried")
+    used = tried.loc["lr_images = 100, a0 = 0.03, lr_lr = 1e-05"]
+    assert (tried.sets == 3).all()
+    assert tried.validation_accuracy.max() - used.validation_accuracy == pytest.approx(
+        0.2, abs=0.05
+    )
+
+
 def test_the_verdicts_on_an_amd_epyc_are_those_that_the_page_says():
     """All of the claims, and of their parts all but 5b; the best mean is MTT's there."""
     here, there = (
