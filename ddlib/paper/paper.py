@@ -71,9 +71,9 @@ class Paper:
     """A profile, the store of its artefacts, and its results.
 
     A reader's own session keeps its results in the store, so that what is printed in `results/`
-    changes by `make paper` alone. What it has not made itself it reads there: rows of the profile's
-    studies and sets, as long as they were made under the same settings. KEPT=1 in the environment
-    lets `make paper` read them, too.
+    changes by `make paper` alone. What it has not made itself it reads there: rows of studies, and
+    sets (without their history), as long as they were made under the same settings. KEPT=1 in the
+    environment lets `make paper` read them, too.
 
     Raises:
         InputError: an unknown profile, or anything in it that cannot be run, before any work.
