@@ -31,6 +31,7 @@ from ddlib.runs.stages import settings_of
 from ddlib.runs.store import Artefact, Store, peek, read, store_folder
 from ddlib.settings import AnySet, Data, Distilled, Evaluation, Network, Selection
 
+CARD = Path(datasets.__file__).with_name("card.md")
 # What --whitening says, as fields of Data.
 WHITENING: dict[str, dict[str, Any]] = {
     **{"none": {}, "zca": {"zca": True}, "mtt": {"space": "mtt"}},
@@ -317,34 +318,22 @@ def _card(file: Path, artefact: Artefact, class_names: tuple[str, ...]) -> str:
             "Test accuracy in percent of fresh networks trained on these images alone, after the "
             f"last epoch, with the learning rate {rate}: mean ± std (networks).\n\n{table}"
         )
-    return f"""---
-pretty_name: {json.dumps(title)}
-license: {licence}
-task_categories: [image-classification]
-size_categories: [{"n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K"}]
-tags: [dataset-distillation, synthetic]
----
-
-# {title}
-
-{n} images ({" x ".join(map(str, shape))}) of {len(class_names)} classes that stand for a whole
-training set. Each has its class{", and soft labels" if "soft" in artefact.tensors else ""}. Load
-them with `datasets.load_dataset("imagefolder", data_dir="path/of/this/folder", split="train")`, and
-train with the learning rate {artefact.record["lr"]:.6g}.
-
-Source: {source}. The images are derived
-from it, so its licence applies to them (`{licence}`).
-
-{accuracy}
-
-{_loss(artefact)}
-
-How they were made ({settings_of(artefact.settings).title}), as settings of ddlib:
-
-```json
-{_settings_text(artefact)}
-```
-"""
+    return CARD.read_text("utf-8").format(
+        title=title,
+        name=json.dumps(title),
+        licence=licence,
+        size="n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K",
+        n=n,
+        shape=" x ".join(map(str, shape)),
+        classes=len(class_names),
+        soft=", and soft labels" if "soft" in artefact.tensors else "",
+        lr=artefact.record["lr"],
+        source=source,
+        accuracy=accuracy,
+        loss=_loss(artefact),
+        made=settings_of(artefact.settings).title,
+        settings=_settings_text(artefact),
+    )
 
 
 def _settings_text(artefact: Artefact) -> str:
@@ -393,7 +382,8 @@ def export_experts(
             "correct the name"
         )
     cell = chosen.cells[cell_name]
-    wanted = [methods.recipe(chosen, cell, recipe, seed) for seed in range(chosen.n_experts)]
+    number = methods.n_experts(chosen, recipe)
+    wanted = [methods.recipe(chosen, cell, recipe, seed) for seed in range(number)]
     run.ensure(wanted, store)
     paths = (store.load(settings).tensors["path"] for settings in wanted)
     files = mtt_format.write_buffer(folder, paths, run.shapes(wanted[0]), force)

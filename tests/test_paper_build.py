@@ -268,7 +268,7 @@ def test_a_reader_is_shown_what_is_kept_and_nothing_is_made(printed, tmp_path, m
     monkeypatch.setattr("ddlib.runs.store.HOME", tmp_path)
     shutil.copytree(printed / "results", tmp_path / "results")
     paper, kept = Paper("smoke"), Results(tmp_path / "results/smoke")
-    for study in ("main", "experts", "costs", "film", "ablation"):
+    for study in ("main", "experts", "costs", "film", "ablation", "architectures", "memory"):
         assert paper.study(study).equals(kept.rows(study))
     of = distillation(paper.profile, paper.profile.main_cell, "AST", seed=0)
     images = kept.set(paper.profile.main_cell, "AST").tensors["images"]
@@ -284,6 +284,26 @@ def test_a_reader_is_shown_what_is_kept_and_nothing_is_made(printed, tmp_path, m
     assert again.equals(rows) and len([*paper.store.root.rglob("experts/*.safetensors")]) == 1
     # a session that does not read makes all of them
     assert len(Paper.printed("smoke").lacking("main")) == len(Paper.printed("smoke").tasks("main"))
+
+
+def test_a_notebooks_own_rows_are_computed_once_for_what_they_depend_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEPT", "1")
+
+    def rows(store, about, compute):
+        paper = Paper("smoke", store=tmp_path / store, results=tmp_path / "results")
+        return paper.own("continual", about, compute)
+
+    def never():
+        pytest.fail("computed again")
+
+    made = rows("one", {"tasks": 2}, lambda: [{"seed": 0, "accuracy": 0.5}])
+    assert made[["seed", "accuracy"]].values.tolist() == [[0, 0.5]]
+    # from that store, and in another from the rows that are kept
+    assert rows("one", {"tasks": 2}, never).equals(made)
+    assert rows("two", {"tasks": 2}, never).equals(made)
+    # rows that depend on something else are other rows
+    other = rows("two", {"tasks": 3}, lambda: [{"seed": 0, "accuracy": 0.25}])
+    assert other.accuracy.tolist() == [0.25] and {*other.settings_key} != {*made.settings_key}
 
 
 def test_a_notebook_runs_again_from_what_is_kept(printed, tmp_path, monkeypatch):

@@ -70,9 +70,7 @@ SWITCHES = {  # method -> another, and the fields in which they differ
     "TESLA": ("MTT", {"gradient"}),
     "MCT": ("MTT", {"convex"}),
     "DATM": ("MTT", {"labels", "lr_labels", "start", "experts", *OWN["DATM"]}),
-    "AST + soft labels": ("AST", {"labels", "lr_labels"}),
-    "AST, FTD experts": ("AST", {"experts", "start"}),  # the start uses the experts' features
-    "AST − ramp": ("AST", {"experts", "start"}),
+    "AST − ramp": ("AST", {"experts", "start"}),  # the start uses the experts' features
     "AST − penalty": ("AST", {"experts", "start"}),
     "AST − representative start": ("AST", {"start"}),
     "AST − balanced loss": ("AST", {"balance"}),

@@ -1,6 +1,7 @@
 """Studies: which artefacts each asks for, under which names, and which rows are read from them."""
 
 import copy
+from collections import Counter
 
 import pytest
 import yaml
@@ -28,6 +29,7 @@ def given(tmp_path_factory):
     fields["variants"] = {
         "mine": {"of": "AST", "balance": False},
         "mine, long": {"of": "mine", "inner_steps": 5},
+        "AST + soft labels": {"of": "AST", "labels": "learned", "lr_labels": 2.0},
     }
     fields["ablation"] |= {"groups": ["AST minus one", "MTT plus one"], "more": GROUPS}
     fields["cells"]["digits-ipc3"]["seeds"] = 5
@@ -107,6 +109,31 @@ def test_every_expert_that_a_set_needs_is_in_the_study_of_experts(given):
     # a seed above it has an expert of its own for its features
     features = [run.settings.of for run in studies.main(given) if run.method == "herding"]
     assert [of.expert.seed for of in features] == [of.seed for of in features]
+
+
+def test_a_recipe_may_have_fewer_experts_than_the_others(given):
+    fields = copy.deepcopy(given.recipes)
+    fields["sgd"] = fields["sgd"] | {"n_experts": 1}
+    fewer = given.model_copy(update={"recipes": fields})
+    counts = Counter(label["recipe"] for label in labels(fewer, "experts"))
+    assert counts.pop("sgd") == 1 and {*counts.values()} == {given.n_experts}
+    follows = {name: distillation(fewer, CELL, name, 0) for name in ("MTT", "AST")}
+    assert [of.n_experts for of in follows.values()] == [1, given.n_experts]
+    assert follows["MTT"].experts == distillation(given, CELL, "MTT", 0).experts
+
+
+def test_a_pool_is_trained_on_sets_and_on_all_images_for_half_as_long(given):
+    pool, cross = given.cross_architecture.pool, given.cross_architecture
+    asks = list(STUDIES["architectures"].asks(given))
+    assert [settings.network for _, settings in asks] == pool * 3
+    assert [label["depth"] for label, _ in asks] == [network.depth for network in pool] * 3
+    by = {label["method"]: settings for label, settings in asks}
+    assert [*by] == ["random", "AST", "full data"]
+    assert by["AST"].of == synthetic(given, cross.cells[0], "AST", 0)
+    assert by["AST"].epochs == cross.evaluation["epochs"] and by["full data"].epochs == 2
+    assert {settings.lrs for settings in by.values()} == {tuple(cross.evaluation["lrs"])}
+    alone = given.model_copy(update={"cross_architecture": None})
+    assert not [*STUDIES["architectures"].asks(alone)]
 
 
 def test_tuning_tries_each_candidate_without_test_images(given):

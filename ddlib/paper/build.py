@@ -40,6 +40,7 @@ GATHERS = "09_paper"  # shows what all the others made, so it runs last
 STUDY = re.compile(r'\bpaper\.study\("(\w+)"\)')
 WIDGET = "application/vnd.jupyter.widget-view+json"  # the output of a progress bar or a control
 RUNNING = 12.0  # seconds that a notebook takes once everything is there
+COMPUTING = {"11_your_data": 240.0, "12_continual": 120.0}  # of those that compute for themselves
 
 
 def notebooks(only: list[str] | None = None) -> list[Path]:
@@ -188,8 +189,6 @@ def left_out(notebook: Path, profile: Profile) -> bool:
     """Whether a notebook shows what the profile does not ask for, and say so."""
     text = notebook.read_text("utf-8")
     lacks = [name for name in studies_of(notebook) if not any(STUDIES[name].asks(profile))]
-    if "profile.cross_architecture" in text and profile.cross_architecture is None:
-        lacks.append("cross_architecture")
     if '\\"AST\\"' in text and "AST" not in profile.cells[profile.main_cell].methods:
         lacks.append("AST on its first cell")
     if notebook.stem == GATHERS or not lacks:
@@ -229,12 +228,13 @@ def _make_and_run(paper: Paper, chosen: list[Path], parameters: dict[str, Any]) 
         about = json.dumps(machine.machine(), indent=2)
         paper.results.write("machine.json", f"{about}\n")
     title = f"{paper.profile.title}: {len(missing)} results to make, {len(chosen)} notebooks to run"
-    work = sum(map(cost.seconds, missing)) + RUNNING * len(chosen)
+    takes = {notebook: COMPUTING.get(notebook.stem, RUNNING) for notebook in chosen}
+    work = sum(map(cost.seconds, missing)) + sum(takes.values())
     took = clock(cost.pace() * work / workers)
     print(f"{title}, on {workers} cores: about {took} here", file=sys.stderr)
     progress = Progress(paper.name, work, workers)
     run_one = partial(execute, folder=paper.results.folder / "notebooks", parameters=parameters)
-    job = engine.Job(run_one, dict.fromkeys(chosen, RUNNING).__getitem__, attrgetter("stem"))
+    job = engine.Job(run_one, takes.__getitem__, attrgetter("stem"))
     with engine.executor(workers) as pool:
         runs.ensure(wanted, paper.store, progress, workers, pool)
         for name in names:

@@ -129,7 +129,7 @@ def rows_fault(kept: Paper, study: str) -> str | None:
 
 def length(study: str, settings: Task) -> int:
     """How many rows an artefact has in a study."""
-    if study in ("smoothness", "costs"):
+    if study in ("smoothness", "costs", "memory"):
         return 1
     if isinstance(settings, Evaluation):  # with the chosen lr, and with a learned one
         return settings.networks * (1 + isinstance(settings.of, Distillation))

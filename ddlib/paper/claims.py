@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, stdev
 from string import ascii_lowercase
 
@@ -21,6 +22,7 @@ from scipy.special import stdtrit  # quantiles of Student's t
 from ddlib.paper.results import NoRows, Results
 from ddlib.paper.style import named
 
+LEDGER = Path(__file__).with_suffix(".md")  # how claims are read
 LEVEL = 0.95
 MANY = 200  # seeds, above which an effect is too small to be worth them
 MARGIN = 0.01  # accuracy that counts as "little cost"
@@ -341,19 +343,6 @@ def table(results: Results) -> pd.DataFrame:
     ).drop(columns=["decided", "spare"])
 
 
-LEDGER = (
-    "# The claims under the profile `{}`: seven of the paper, and a control of ours\n\n"
-    "A positive effect speaks for the claim. An interval above zero: *supported*; below: "
-    "*not supported*; across: *inconclusive at this scale*; without rows: *not tested*. n counts "
-    "pairs of seeds: both sides of a difference share the seed of their distillation, or of their "
-    "experts. Sets that are the same image for image count once. Intervals are 95 % (Student's t "
-    "over those pairs).\n\nA claim is *supported* where all its parts are. It is *not supported* "
-    "where the interval of one of its m parts lies below zero at the level 1 − 5 %/m, for of many "
-    "parts one may do so by chance. Claims about smoothness (1, 2, 3 and 8) are read only where "
-    "momentum's experts step more than twice as far as SGD's: else they are *not tested*, for "
-    "there is no roughness to smooth. How many seeds would settle an open part assumes that effect "
-    "and spread stay as they are.\n"
-)
 CLAIM = (
     "\n## {part.claim}. {statement}\n\n**{part.verdict}**, decided by {decider}.\n\n"
     "| | what was measured | effect | 95 % interval | n | verdict | what would settle it |\n"
@@ -363,7 +352,7 @@ CLAIM = (
 
 def ledger(results: Results) -> str:
     """The claims in Markdown: each with its verdict, what was measured, what would settle it."""
-    text = LEDGER.format(results.folder.name)
+    text = LEDGER.read_text("utf-8").format(results.folder.name)
     for part in measured(results):
         if part.claim.isdigit():
             statement, decider = part.statement.rstrip(")").split(" (decided by ")

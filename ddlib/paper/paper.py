@@ -174,11 +174,14 @@ class Paper:
         must be JSON-able. Also kept as rows/<name>.csv.
         """
         settings = Own(name=name, about=about)
+        kept = self.kept(name).get(key(settings))
+        if kept is not None and not self.store.has(settings):
+            return self.results.keep_rows(name, kept)
 
         def make() -> None:
             # through a DataFrame, for JSON holds no numpy numbers
-            rows = pd.DataFrame(compute()).to_dict("records")
-            self.store.save(settings, {}, {"rows": rows})
+            rows = pd.DataFrame(compute()).assign(settings_key=key(settings))
+            self.store.save(settings, {}, {"rows": rows.to_dict("records")})
 
         artefact = self.store.kept(settings, make)
         return self.results.keep_rows(name, pd.DataFrame(artefact.record["rows"]))

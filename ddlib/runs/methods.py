@@ -101,10 +101,6 @@ RIVALS = {
     # arXiv 2310.05773; lr_labels: its authors' settings for CIFAR-10 at IPC 10
     "DATM": Method("correct", "ftd", {"momentum": 0.0, "labels": "learned", "lr_labels": 2.0}),
 }
-COMPOSED = {  # AST with a part of a rival
-    "AST + soft labels": AST.but(labels="learned", lr_labels=2.0),
-    "AST, FTD experts": replace(AST, recipe="ftd"),
-}
 MINUS = {  # an ingredient of AST taken away
     "AST − ramp": replace(AST, recipe="momentum_penalty"),
     "AST − penalty": replace(AST, recipe="momentum_ramp"),
@@ -129,14 +125,13 @@ PLUS = {  # an ingredient of AST given to MTT; its inner momentum is in DISTILLE
     "MTT + intermediate matching": MTT.but(intermediate="equal"),
     "MTT + weight perturbation": MTT.but(perturbation=1.0),
 }
-METHODS = CORESETS | CONDENSED | DISTILLED | RIVALS | COMPOSED | MINUS | CONTROLS | PLUS
+METHODS = CORESETS | CONDENSED | DISTILLED | RIVALS | MINUS | CONTROLS | PLUS
 GROUPS = {  # what an ablation may ask for by name; a profile adds groups of its own
     "AST minus one": Group(base="AST", methods=tuple(MINUS)),
     "controls": Group(base="AST", methods=tuple(CONTROLS)),
     "MTT plus one": Group(
         base="MTT", methods=("MTT + inner momentum", "MTT, strong experts", *PLUS)
     ),
-    "AST with a rival's part": Group(base="AST", methods=tuple(COMPOSED)),
 }
 
 
@@ -183,9 +178,15 @@ def recipe(profile: Profile, cell: Cell, name: str, seed: int = 0) -> Expert | I
         )
     shared = {"data": cell.data.model_dump(), "network": profile.network.model_dump()}
     fields = {**shared, **profile.recipes[name], "seed": seed}
+    fields.pop("n_experts", None)
     if "buffer" in fields:
         return mtt_format.identify(validated(Imported, fields, f"recipe {name}"))
     return validated(Expert, fields, f"recipe {name}")
+
+
+def n_experts(profile: Profile, name: str) -> int:
+    """How many experts of that recipe there are."""
+    return profile.recipes.get(name, {}).get("n_experts") or profile.n_experts
 
 
 def selection(
@@ -197,7 +198,7 @@ def selection(
     """
     seen = recipe(profile, cell, experts, seed) if method in NEED_EXPERT else None
     if isinstance(seen, Imported):
-        seen = seen.at(seed % profile.n_experts)
+        seen = seen.at(seed % n_experts(profile, experts))
     elif seen and seen.until:  # features are those of an end, which these experts do not reach
         seen = recipe(profile, cell, FEATURES, seed).model_copy(update={"until": None})
     fields = {"data": cell.data, "method": method, "ipc": cell.ipc, "expert": seen}
@@ -257,7 +258,8 @@ def distillation(
     given: dict[str, Any] = {"start": start, "seed": seed, "network": profile.network.model_dump()}
     if how.recipe:
         kind, experts = Distillation, recipe(profile, cell, how.recipe).model_dump()
-        given = {"start": start, "seed": seed, "experts": experts, "n_experts": profile.n_experts}
+        given = {"start": start, "seed": seed, "experts": experts}
+        given["n_experts"] = n_experts(profile, how.recipe)
     return validated(kind, given | fields, f"'{method}' on {cell_name}")
 
 

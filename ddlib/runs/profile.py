@@ -90,7 +90,7 @@ if TYPE_CHECKING:
     OfSet: TypeAlias = dict[str, Any]
     OfVariant: TypeAlias = dict[str, Any]
 else:
-    OfRecipe = part_of(Expert, Imported)
+    OfRecipe = part_of(Expert, Imported, n_experts=Few)  # None: as many as the profile has
     OfEvaluation = part_of(Evaluation)
     OfSet = part_of(Distillation, Condensation, init=str)  # `init`: another start than the method's
     OfVariant = part_of(Distillation, Condensation, Selection, of=str, recipe=str, start=str)
@@ -133,6 +133,7 @@ class Cross(Settings):
     cells: Annotated[Names, Field(min_length=1)]
     methods: Names
     networks: Annotated[list[Network], AfterValidator(_once)]
+    pool: Annotated[list[Network], AfterValidator(_once)] = []  # to choose an architecture from
     seeds: Few = 3
     evaluation: OfEvaluation = {}
 

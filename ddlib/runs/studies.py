@@ -25,6 +25,7 @@ from ddlib.runs.methods import (
     evaluation,
     everything,
     known,
+    n_experts,
     recipe,
     selection,
     synthetic,
@@ -46,7 +47,7 @@ class Run:
     method: str
     distil_seed: int
     settings: Evaluation
-    place: dict[str, str] = field(default_factory=dict)  # its group, and what that compares it with
+    place: dict[str, Any] = field(default_factory=dict)  # more columns, as its group
 
     def label(self, cell: Cell) -> dict[str, Any]:
         """The first columns of its rows."""
@@ -128,11 +129,27 @@ def cross_architecture(profile: Profile) -> Iterator[Run]:
                     yield Run("cross_architecture", cell, method, seed, judged)
 
 
+def architectures(profile: Profile) -> Iterator[Run]:
+    """A pool of networks trained on random images, on AST's and on all, on these half as long."""
+    cross, half = profile.cross_architecture, profile.ceiling.evaluation
+    for name in cross.cells[:1] if cross and cross.pool else ():
+        cell = profile.cells[name]
+        # as many networks as on the sets, and the same lrs
+        half = half | cross.evaluation | {"epochs": max(1, half.get("epochs", 2) // 2)}
+        for method in (RANDOM, *["AST"] * ("AST" in cell.tuned), CEILING):
+            of = everything(cell) if method == CEILING else synthetic(profile, name, method, 0)
+            how = half if method == CEILING else cross.evaluation
+            for network in cross.pool:
+                judged = evaluation(profile, name, of, network, **how)
+                yield Run("architectures", name, method, 0, judged, {"depth": network.depth})
+
+
 RUNS: dict[str, Callable[[Profile], Iterator[Run]]] = {
     "coresets": coresets,
     "main": main,
     "ablation": ablation,
     "cross_architecture": cross_architecture,
+    "architectures": architectures,
 }
 
 
@@ -159,7 +176,7 @@ def scores(profile: Profile) -> Iterator[Ask]:
     for method in dict.fromkeys([RANDOM, *cell.methods]):
         for seed in seeds(profile, name)[:3]:
             of = synthetic(profile, name, method, seed)
-            teacher = recipe(profile, cell, FEATURES, seed % profile.n_experts)
+            teacher = recipe(profile, cell, FEATURES, seed % n_experts(profile, FEATURES))
             variants: list[tuple[bool, str, dict]] = [
                 (True, "own", {}),
                 (False, "own", {"strategies": (), "networks": networks}),
@@ -184,7 +201,8 @@ def experts(profile: Profile) -> Iterator[Ask]:
     for cell in profile.cells.values():
         followed = {FEATURES, *(known(profile, method).recipe for method in cell.methods)}
         for name in profile.recipes:
-            for seed in range(profile.n_experts if cell.data == first or name in followed else 0):
+            shown = cell.data == first or name in followed
+            for seed in range(n_experts(profile, name) if shown else 0):
                 label = {"data": cell.data.label, "recipe": name, "expert_seed": seed}
                 labels.setdefault(recipe(profile, cell, name, seed), label)
     for settings, label in labels.items():
@@ -241,19 +259,16 @@ def tuning(profile: Profile) -> Iterator[Ask]:
                     yield label | {"iterations": of.iterations}, judged
 
 
-def measurements(profile: Profile) -> list[Measurement]:
+def measurements(profile: Profile) -> Iterator[Ask]:
     """Each exact gradient on the main data, for inner loops of a quarter to twice the length."""
     cell = profile.cells[profile.main_cell]
     default = Distillation.model_fields["inner_steps"].default
     most = cell.student.get("inner_steps", default) * 2
     lengths = sorted({max(2, most // 8), max(3, most // 4), most // 2, most})
-    return [
-        Measurement(
-            network=profile.network, data=cell.data, ipc=10, gradient=form, inner_steps=steps
-        )
-        for form in EXACT
-        for steps in lengths
-    ]
+    for form in EXACT:
+        for steps in lengths:
+            loop = {"ipc": 10, "gradient": form, "inner_steps": steps}
+            yield {}, Measurement(network=profile.network, data=cell.data, **loop)
 
 
 AT_THE_END = ("validation_accuracy", "test_accuracy", "norm_per_pixel", "norm_per_sample")
@@ -293,6 +308,7 @@ STUDIES = {
     "scores": Study(scores, rows),
     "following": Study(followings, rows),
     "film": Study(filmed, rows),
+    "memory": Study(measurements, lambda record: [record]),
     "tuning": Study(tuning, rows),
 }
 
@@ -324,4 +340,4 @@ def everything_asked(profile: Profile) -> list[Task]:
     """All that the notebooks ask for under a profile; not the search for settings."""
     shown = selection(profile, profile.cells[profile.main_cell], "representative", 0)
     studies = (name for name in STUDIES if name != "tuning")
-    return [*check(profile), *asked(profile, studies), shown, *measurements(profile)]
+    return [*check(profile), *asked(profile, studies), shown]
