@@ -301,6 +301,10 @@ def test_a_notebooks_own_rows_are_computed_once_for_what_they_depend_on(tmp_path
     # from that store, and in another from the rows that are kept
     assert rows("one", {"tasks": 2}, never).equals(made)
     assert rows("two", {"tasks": 2}, never).equals(made)
+    # rows that a store has made do not stand beside those of the machine that made the others
+    kept = Results(tmp_path / "results")
+    kept.keep_rows("continual", kept.rows("continual").assign(accuracy=0.75))
+    assert rows("one", {"tasks": 2}, never).accuracy.tolist() == [0.75]
     # rows that depend on something else are other rows
     other = rows("two", {"tasks": 3}, lambda: [{"seed": 0, "accuracy": 0.25}])
     assert other.accuracy.tolist() == [0.25] and {*other.settings_key} != {*made.settings_key}

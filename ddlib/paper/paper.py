@@ -96,6 +96,8 @@ class Paper:
         else:
             self.results = Results(own, behind=printed)
         self.reads = self.results.behind is not None or os.environ.get("KEPT") == "1"
+        # a reader is shown what this store has made, with KEPT=1 what is printed
+        self.made = self.store.has if self.results.behind else lambda settings: False
         for cell, of in self.profile.cells.items():
             files = [self.results.set_file(cell, method, 0).name for method in of.methods]
             if twice := {file for file in files if files.count(file) > 1}:
@@ -152,7 +154,7 @@ class Paper:
         """The rows of a study, or those of the artefacts that are wanted."""
         rows, kept = list[dict[str, Any]](), self.kept(study)
         for label, settings in STUDIES[study].asks(self.profile):
-            if wanted(settings) and key(settings) in kept and not self.store.has(settings):
+            if wanted(settings) and key(settings) in kept and not self.made(settings):
                 old = kept[key(settings)]
                 for name in (name for name, value in label.items() if isinstance(value, str)):
                     old = old[old[name] == label[name]]  # one result may have several labels
@@ -174,9 +176,8 @@ class Paper:
         must be JSON-able. Also kept as rows/<name>.csv.
         """
         settings = Own(name=name, about=about)
-        kept = self.kept(name).get(key(settings))
-        if kept is not None and not self.store.has(settings):
-            return self.results.keep_rows(name, kept)
+        if key(settings) in (kept := self.kept(name)) and not self.made(settings):
+            return self.results.keep_rows(name, kept[key(settings)])
 
         def make() -> None:
             # through a DataFrame, for JSON holds no numpy numbers
@@ -210,7 +211,7 @@ class Paper:
     def film(self) -> bytes:
         """A set's images from their start to the check that was kept; also as figures/film.gif."""
         film, kept = studies.film(self.profile), self.results.file("figures/film.gif")
-        if key(film) in self.kept("film") and not self.store.has(film) and kept.exists():
+        if key(film) in self.kept("film") and not self.made(film) and kept.exists():
             return kept.read_bytes()
         chosen = self.get(film.of).record["chosen_iteration"]
         content = pictures.film(self.get(film), chosen)
@@ -227,10 +228,9 @@ class Paper:
             wanted, kept = main_sets(self.profile), self.kept("main")
             self.results.keep_digests([(of.cell, of.method, of.distil_seed) for of in wanted])
             for of in wanted:
-                if methods is not None and of.method not in methods:
+                beside = key(of.settings) in kept and not self.made(of.settings.of)
+                if beside or (methods is not None and of.method not in methods):
                     continue
-                if key(of.settings) in kept and not self.store.has(of.settings.of):
-                    continue  # it is kept beside them
                 settings, place = of.settings.of, (of.cell, of.method, of.distil_seed)
                 made = run.get(settings, self.store)
                 self.results.keep_set_digest(*place, set_digest(made.tensors), made.record["lr"])
