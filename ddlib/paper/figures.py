@@ -129,8 +129,8 @@ def first_data(rows: pd.DataFrame) -> pd.DataFrame:
 
 def of_experts(rows: pd.DataFrame) -> str:
     """A title: the data, and how many experts each line is of."""
-    name, n = style.named(rows.data.iloc[0]), rows.expert_seed.nunique()
-    return f"{name}: mean ± std over experts, n = {n}"
+    name, n = style.named(rows.data.iloc[0]), rows.groupby("recipe").expert_seed.nunique()
+    return f"{name}: mean ± std over experts, n = {span(n)}"
 
 
 def of_recipes(ax: Axes, rows: pd.DataFrame, column: str, scale: float = 1.0) -> None:

@@ -118,7 +118,7 @@ class Paper:
 
     def get(self, settings: Task) -> Artefact:
         """One artefact; it and all that it needs are made side by side if missing."""
-        if self.reads and not self.store.has(settings):
+        if self.reads and not self.made(settings):
             for of in main_sets(self.profile):
                 if of.settings.of == settings:
                     with suppress(Absent, Damaged):

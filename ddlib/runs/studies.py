@@ -130,7 +130,7 @@ def cross_architecture(profile: Profile) -> Iterator[Run]:
 
 
 def architectures(profile: Profile) -> Iterator[Run]:
-    """A pool of networks trained on random images, on AST's and on all, on these half as long."""
+    """A pool of networks, trained on random images, on AST's, and half as long on all images."""
     cross, half = profile.cross_architecture, profile.ceiling.evaluation
     for name in cross.cells[:1] if cross and cross.pool else ():
         cell = profile.cells[name]
