@@ -159,6 +159,12 @@ def test_an_ablation_of_every_group_fits_a_page(tmp_path, styled):
     assert point.get_xdata()[0] == pytest.approx(100 * (means["AST − ramp"] - means["AST"]))
 
 
+def test_a_figure_says_of_how_many_experts_its_lines_are():
+    rows = LAPTOP.rows("experts")
+    assert figures.of_experts(rows).endswith("n = 3–5")
+    assert figures.of_experts(rows[rows.recipe == "sgd"]).endswith("n = 5")
+
+
 def test_without_times_the_table_says_so(tmp_path):
     results = Results(tmp_path)
     names = {"study": "main", "cell": "a", "method": "AST", "distil_seed": 0, "settings_key": "k"}
