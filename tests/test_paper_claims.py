@@ -64,7 +64,7 @@ def test_claims_about_smoothness_are_read_only_where_experts_are_rough(step, rea
             row = {"data": "d", "recipe": recipe, "expert_seed": seed, "test_accuracy": 0.9}
             lines.append(row | {"step": longer * (1 + seed / 9), "longest_step": longer})
     results.keep_rows("smoothness", pd.DataFrame(lines))
-    accuracy = {"MTT": 0.8, "MTT, strong experts": 0.6}
+    accuracy = {"AST, SGD experts": 0.8, "AST, unsmoothed experts": 0.6}
     rows = [
         {
             "cell": "c",
@@ -76,7 +76,7 @@ def test_claims_about_smoothness_are_read_only_where_experts_are_rough(step, rea
         for m, a in accuracy.items()
         for s in range(3)
     ]
-    results.keep_rows("main", pd.DataFrame(rows))
+    results.keep_rows("ablation", pd.DataFrame(rows))
     table = claims.table(results).set_index("claim")
     assert (table.verdict["1"] != claims.UNTESTED) == read
     words = "decided by the precondition: momentum's steps are 1.90 times as long as SGD's"

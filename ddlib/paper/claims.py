@@ -176,14 +176,14 @@ def above(better: str, worse: str) -> str:
 
 def strong_experts(results: Results) -> Iterator[Part]:
     """Stronger experts classify better but move less smoothly, and unsmoothed they distil worse."""
-    smooth, main = results.rows("smoothness"), results.rows("main")
+    smooth, ablation = results.rows("smoothness"), first_cell(results.rows("ablation"))
     columns = {"test_accuracy": "expert test accuracy", "step": "mean step length of experts"}
     for column, words in columns.items():
         for strong in ("momentum", "adam"):
             statement = f"{words}: {above(strong, 'sgd')}"
             yield part(statement, experts(smooth, column, strong, "sgd"))
-    statement = "test accuracy of sets: MTT with SGD experts above MTT with strong experts"
-    yield part(statement, paired(main, "MTT", "MTT, strong experts"))
+    weak, strong = "AST, SGD experts", "AST, unsmoothed experts"
+    yield part(f"test accuracy: {above(weak, strong)}", paired(ablation, weak, strong))
 
 
 def smoothing(results: Results) -> Iterator[Part]:
