@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ddlib.runs import studies
-from ddlib.runs.methods import MINUS, PLUS, distillation, synthetic
+from ddlib.runs.methods import MINUS, PLUS, distillation, methods, synthetic
 from ddlib.runs.profile import PROFILES, profile
 from ddlib.runs.run import get
 from ddlib.runs.stages import Film, Following, Measurement
@@ -81,7 +81,14 @@ def test_groups_stand_beside_their_base_once(given):
         for label, settings in studies.followings(given)
         if isinstance(settings, Following) and label["distil_seed"] == 0
     ]
-    assert followed == [(run.cell, run.method) for run in runs if run.cell == CELL]
+    every = methods(given)
+    assert followed == [
+        (run.cell, run.method)
+        for run in runs
+        if run.cell == CELL and every[run.method].recipe == every[run.place["base"]].recipe
+    ]
+    names = [method for _, method in followed]
+    assert "AST − balanced loss" in names and "AST − ramp" not in names  # its experts are others
 
 
 def test_scores_ask_for_hard_labels_where_a_set_has_soft_ones(given):

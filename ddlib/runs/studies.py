@@ -112,7 +112,7 @@ def ablation(profile: Profile) -> Iterator[Run]:
             done |= {(cell, group.base)}
             for seed in seeds(profile, cell)[: group.seeds]:
                 of = synthetic(profile, cell, method, seed)
-                judged = evaluation(profile, cell, of, networks=profile.ablation.networks)
+                judged = evaluation(profile, cell, of, networks=profile.ablation.networks, looks=1)
                 place = {"group": group_name, "base": group.base}
                 yield Run("ablation", cell, method, seed, judged, place)
 
@@ -172,15 +172,15 @@ def scores(profile: Profile) -> Iterator[Ask]:
     """
     name = profile.main_cell
     cell = profile.cells[name]
-    networks = profile.ablation.networks if profile.ablation else 3
+    fewer = {"networks": profile.ablation.networks if profile.ablation else 3, "looks": 1}
     for method in dict.fromkeys([RANDOM, *cell.methods]):
         for seed in seeds(profile, name)[:3]:
             of = synthetic(profile, name, method, seed)
             teacher = recipe(profile, cell, FEATURES, seed % n_experts(profile, FEATURES))
             variants: list[tuple[bool, str, dict]] = [
                 (True, "own", {}),
-                (False, "own", {"strategies": (), "networks": networks}),
-                (True, "teacher", {"teacher": teacher, "networks": networks}),
+                (False, "own", {"strategies": (), **fewer}),
+                (True, "teacher", {"teacher": teacher, **fewer}),
             ]
             if isinstance(of, Distilled) and of.labels:
                 variants.append((True, "hard", {"labels": "hard"}))
@@ -219,10 +219,14 @@ def distilled_sets(profile: Profile) -> Iterator[Ask]:
 
 
 def followings(profile: Profile) -> Iterator[Ask]:
-    """A student left to itself on each set of the ablation's own cell that follows experts."""
+    """A student left to itself on sets of the ablation's own cell, and how far it strays.
+
+    Only on sets whose experts are those of their base: paths of other experts are no measure.
+    """
     for run in ablation(profile):
         of = run.settings.of
-        if run.cell == profile.ablation.cell and isinstance(of, Distillation):
+        alike = len({known(profile, name).recipe for name in (run.method, run.place["base"])}) == 1
+        if alike and run.cell == profile.ablation.cell and isinstance(of, Distillation):
             label = {"cell": run.cell, "method": run.method, "distil_seed": run.distil_seed}
             yield label, Following(of=of)
 
