@@ -102,7 +102,9 @@ GC = [
 STUDY = _arg("study", "its name, or `all`: every study but `tuning`")
 ABOUT = [  # a stranger's images
     _arg("--data", "for a .pt file: the data set that it was distilled from"),
-    _arg("--lr", "for a .pt file: to train with; default: lr_*.pt beside it", type=float),
+    _arg(
+        "--lr", "for a .pt file: to train with; default: the best on validation images", type=float
+    ),
     _arg("--whitening", "for a .pt file: its space", choices=("none", "zca", "mtt", "mtt-zca")),
     _arg("--labels", "for a .pt file: their file; default: labels_*.pt beside it", type=Path),
     _arg("--width", "for a .pt file: of the ConvNet; default: 128", type=int),
@@ -207,7 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        message, status = STOPPED, 130
+        keeps = options["command"] not in ("verify", "evaluate")
+        message, status = STOPPED if keeps else "stopped; nothing of it is kept", 130
     except Exception as error:
         message, status = _message(error), 2
         if os.environ.get("DDLIB_DEBUG") == "1":

@@ -207,8 +207,8 @@ def distil(
     """
     of = _settings(start, AnySet, "images of pick_images, or a set to go on with")
     store = _store()
-    other = store.has(of) and _taught(store.load(of)) != _taught(start)
-    if not isinstance(of, Selection) or other:
+    known = isinstance(of, Selection) and store.has(of)
+    if not known or _taught(store.load(of)) != _taught(start):
         of = _handed_over(of.data, [start])
     if (per_class := datasets.about(of.data).per_class) < WORTH:
         log.warning(

@@ -60,6 +60,7 @@ def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
     """Train fresh networks on a set and print what they score."""
     of, network, synthetic = (_read_ours if _is_ours(file) else _read_foreign)(file, about)
     how = {"of": of, "network": network, "networks": networks, "epochs": epochs}
+    how |= {"lrs": (about.lr,)} if about.lr else {}
     settings = validated(Evaluation, how, "--networks and --epochs")
     y = synthetic.labels
     if about.data:
@@ -384,6 +385,11 @@ def export_experts(
     cell = chosen.cells[cell_name]
     number = methods.n_experts(chosen, recipe)
     wanted = [methods.recipe(chosen, cell, recipe, seed) for seed in range(number)]
+    if others := mtt_format.others(folder, number):
+        raise InputError(
+            f"{folder} holds {others[0].name}, which {number} experts do not fill: a reader would "
+            "take both for one buffer; name another folder, or remove that file"
+        )
     run.ensure(wanted, store)
     paths = (store.load(settings).tensors["path"] for settings in wanted)
     files = mtt_format.write_buffer(folder, paths, run.shapes(wanted[0]), force)

@@ -125,6 +125,11 @@ def test_a_set_goes_on_from_its_images_and_lr_and_several_become_one(stored, tmp
     assert torch.equal(both.tensors["images"][1::2], start.tensors["images"])
     assert both.record["lr"] == pytest.approx((half.record["lr"] * start.record["lr"]) ** 0.5)
     assert len(evaluate(both, networks=1, epochs=1))
+    save(both, tmp_path / "both.safetensors")
+    with pytest.MonkeyPatch.context() as elsewhere:  # in a store that has neither
+        elsewhere.setenv("STORE", str(tmp_path / "another"))
+        loaded = distil(experts, load(tmp_path / "both.safetensors"), **short)
+    assert torch.equal(loaded.tensors["history"][0], both.tensors["images"])
     with pytest.raises(InputError, match="expected sets of the same data"):
         merge([])
     with pytest.raises(InputError, match="hand one over"):
@@ -297,6 +302,14 @@ FAULTS = {
     "unknown field": (
         lambda real, experts, start: train_experts(real, epoch=3),
         "epoch: unknown key",
+    ),
+    "a profile": (
+        lambda real, experts, start: distil(experts, start, profile="smoke"),
+        "unknown key 'profile'|profile: unknown key",
+    ),
+    "a cell": (
+        lambda real, experts, start: evaluate(start, cell_name="digits"),
+        "cell_name: unknown key",
     ),
     "unknown selection": (
         lambda real, experts, start: pick_images(real, experts, method="best"),

@@ -12,8 +12,11 @@ import pandas as pd
 import pytest
 import scipy.stats
 import yaml
+from PIL import Image
 
-from ddlib.paper import style
+from ddlib.paper import build, style
+from ddlib.runs import studies
+from ddlib.runs.profile import profile
 from ddlib.settings import Distillation, Evaluation, Expert
 
 HOME = Path(__file__).parent.parent
@@ -93,6 +96,32 @@ def test_pages_have_their_markers(page):
         start, end = f"<!-- {part}:start -->", f"<!-- {part}:end -->"
         assert text.count(start) == text.count(end) == 1
         assert text.index(start) < text.index(end)
+
+
+def test_the_profiles_of_the_pages_can_be_run(tmp_path, capsys):
+    """Each that extends another, and all parts of one together; a notebook is left to run."""
+    parts: dict = {"extends": "laptop"}
+    wholes = [parts]
+    for page in PAGES:
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S):
+            given = yaml.safe_load(block)
+            if "extends" in given:
+                wholes.append(given)
+            elif {*given} & {"recipes", "variants", "ablation"}:
+                parts |= given
+    assert len(wholes) >= 3 and len(parts) >= 4
+    for k, name in ((k, name) for k in range(3) for name in ("a", "b")):
+        folder = tmp_path / "my/images" / f"{'train val test'.split()[k]}/{name}"
+        folder.mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (40, 40), (k * 60, i * 30, ord(name))).save(folder / f"{i}.png")
+    for i, given in enumerate(wholes):
+        file = tmp_path / f"{i}.yaml"
+        file.write_text(yaml.safe_dump(given))
+        mine = profile(str(file))
+        assert studies.check(mine), given
+        named = mine.notebooks or [notebook.stem for notebook in NOTEBOOKS]
+        assert [n for n in build.notebooks([*named]) if not build.left_out(n, mine)], given
 
 
 @pytest.mark.parametrize("processor", ["avx2", "amd-epyc"])

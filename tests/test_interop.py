@@ -255,7 +255,9 @@ def test_a_set_is_known_by_its_content(name, store, tmp_path, capsys):
     theirs = tmp_path / "theirs.safetensors"
     save_file({"images": X[:10].clone(), "labels": torch.arange(10)}, theirs)
     status, text = call(capsys, "evaluate", theirs, *ABOUT, "--lr", "0.1", *short)
-    assert status == 0 and "10 images of 10 classes" in text
+    assert status == 0 and "10 images of 10 classes" in text and "with lr 0.1\n" in text
+    status, text = call(capsys, "evaluate", theirs, *ABOUT, "--lr", "0.02", *short)
+    assert status == 0 and "with lr 0.02\n" in text
     status, text = call(capsys, "evaluate", theirs)
     assert status == 2 and "does not say how to judge it" in text
 
@@ -365,3 +367,7 @@ def test_experts_go_out(tmp_path, monkeypatch, capsys):
         path = torch.stack([torch.cat([p.flatten() for p in epoch]) for epoch in trajectory])
         assert torch.equal(path, store.load(settings).tensors["path"])
     assert len(trajectories) == 2 and mtt_format.buffer_files(tmp_path) == [file]
+    (tmp_path / "replay_buffer_1.pt").write_bytes(b"another recipe's")
+    for force in ([], ["--force"]):
+        status, text = call(capsys, "export", "experts", *arguments, *force)
+        assert status == 2 and "holds replay_buffer_1.pt, which 2 experts do not fill" in text

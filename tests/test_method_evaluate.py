@@ -82,3 +82,15 @@ def test_with_few_validation_images_every_set_keeps_its_own_lr(done, caplog, few
     how = how.model_copy(update={"of": SET.start})  # of the images that were picked, too
     (picked,) = evaluate(how, network(NET, real.shape, real.classes), replace(made, lr=0.02), real)
     assert (picked["lr"] == 0.02 and picked["lr_networks"] == 0) == few
+
+
+def test_looks_on_the_way_change_no_accuracy(done):
+    real, made = run.images(DATA, done), SyntheticSet.of(get(SET, done))
+    judge = network(NET, real.shape, real.classes)
+    once, often = (
+        evaluate(ROWS.model_copy(update={"looks": n}), judge, made, real) for n in (1, 4)
+    )
+    for one, other in zip(once, often, strict=True):
+        best = [[row.pop(f"best_on_{by}") for by in ("validation", "test")] for row in (one, other)]
+        assert one == other and best[0] == [one["accuracy"]] * 2
+        assert best[1][1] >= max(best[1][0], one["accuracy"])

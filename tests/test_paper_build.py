@@ -179,6 +179,7 @@ def test_wrong_names_and_parameters_are_errors_before_any_work(tmp_path):
         build.run("x", "smoke")
     for text, fault in (
         ("profil: smoke", r"unknown parameter 'profil'.*expected one of profile"),
+        ("profile: smoke", "names a profile: name it on the command line"),
         ("- 1", "holds list"),
         ("a: [", "while parsing"),
         (None, "No such file"),
@@ -308,6 +309,25 @@ def test_a_notebooks_own_rows_are_computed_once_for_what_they_depend_on(tmp_path
     # rows that depend on something else are other rows
     other = rows("two", {"tasks": 3}, lambda: [{"seed": 0, "accuracy": 0.25}])
     assert other.accuracy.tolist() == [0.25] and {*other.settings_key} != {*made.settings_key}
+
+
+def test_kept_rows_stand_under_the_names_that_the_profile_gives_now(tmp_path, monkeypatch):
+    """A renamed group or cell loses none, and a row that had two names has each once."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: smoke\nablation: {more: {mine: {base: AST, methods: [MTT]}}}\n")
+    monkeypatch.setenv("KEPT", "1")
+    paper = Paper(str(file), store=tmp_path / "store", results=tmp_path / "results")
+    asked = [*STUDIES["ablation"].asks(paper.profile)]
+    lines = [
+        label | {"group": group, "accuracy": 0.5, "net_seed": 0, "settings_key": key(settings)}
+        for label, settings in asked
+        for group in ("before", "and before that")
+    ]
+    paper.results.keep_rows("ablation", pd.DataFrame(lines))
+    assert not paper.lacking("ablation")
+    rows = paper.study("ablation")
+    assert [*rows.group] == [label["group"] for label, _ in asked] and "mine" in {*rows.group}
+    assert not [*tmp_path.rglob("*.safetensors")]
 
 
 def test_a_notebook_runs_again_from_what_is_kept(printed, tmp_path, monkeypatch):

@@ -71,6 +71,10 @@ def parameters_of(file: Path | None, chosen: list[Path]) -> dict[str, Any]:
             f"the parameter file {file} holds {type(parameters).__name__}: expected `name: value` "
             "lines; correct it, or leave it out"
         )
+    if "profile" in parameters:  # a kernel's results would be of one profile and lie under another
+        raise InputError(
+            f"{file} names a profile: name it on the command line, and leave it out there"
+        )
     for notebook in chosen if parameters else ():
         known = papermill.inspect_notebook(str(notebook))
         if unknown := [name for name in parameters if name not in known]:
@@ -168,6 +172,8 @@ def paper(profile: str, parameters: Path | None = None, only: list[str] | None =
     paper = Paper.printed(profile)
     named = only or [*(paper.profile.notebooks or ())]
     chosen = [n for n in notebooks(named) if not left_out(n, paper.profile)]
+    if not chosen:
+        raise InputError("no notebook is left to run: expected one or more; name others")
     given = {"profile": profile, **parameters_of(parameters, chosen)}
     for cell in paper.profile.cells:
         paper.data(cell)  # a missing data set stops here

@@ -272,7 +272,7 @@ def following(results: Results) -> Figure:
         wide = by_seed(rows[rows.method == method], "epoch", "error", "distil_seed")
         if len(wide):
             style.band(ax, wide, method)
-    name, sets = style.named(rows.cell.iloc[0]), rows.distil_seed.nunique()
+    name, sets = style.named(rows.cell.iloc[0]), span(rows.groupby("method").distil_seed.nunique())
     ax.set_title(f"{name}: mean ± std over sets, n = {sets}")
     experts = rows.expert_seed.nunique()
     ax.set_xlabel(f"expert epoch (mean over experts, n = {experts})")

@@ -155,10 +155,9 @@ class Paper:
         rows, kept = list[dict[str, Any]](), self.kept(study)
         for label, settings in STUDIES[study].asks(self.profile):
             if wanted(settings) and key(settings) in kept and not self.made(settings):
-                old = kept[key(settings)]
-                for name in (name for name, value in label.items() if isinstance(value, str)):
-                    old = old[old[name] == label[name]]  # one result may have several labels
-                rows += old.to_dict("records")
+                old = kept[key(settings)]  # one result may have several labels, or another by now
+                old = old.drop_duplicates([name for name in old if name not in label])
+                rows += old.assign(**label).to_dict("records")
             elif wanted(settings):
                 record = run.get(settings, self.store).record
                 if STUDIES[study].measured:

@@ -30,6 +30,7 @@ from ddlib.runs.studies import STUDIES, Run
 from ddlib.settings import Distilled
 
 SPREAD, MARGIN = 3.0, 0.01
+WIDE = 56  # letters of the longest name of a file
 # Columns by which rows made on another processor are judged; of other studies: accuracy.
 JUDGED = {"experts": ["test_accuracy"], "smoothness": ["test_accuracy", "step"], "curves": ["lr"]}
 
@@ -49,17 +50,21 @@ def verify(profile: str, quick: bool = False) -> bool:
         )
     with tempfile.TemporaryDirectory(prefix="ddlib-verify-") as folder:
         fresh = Paper(profile, Path(folder) / "store", Path(folder) / "results" / kept.name)
-        verdicts = list(checks.kept_files(kept, fresh))
-        if not quick:
-            of, alike = sample(kept), same_kind(kept)
-            make_sample(kept, fresh, of)
-            verdicts += beside(kept, fresh, of, alike)
-    wide = max(len(verdict.file) for verdict in verdicts)
-    for file, verdict, note in verdicts:
-        print(printable(f"{file:{wide}}  {verdict:{len(NEAR)}}  {note}".rstrip()))
-    counts = Counter(verdict.verdict for verdict in verdicts)
+        verdicts = list[str]()
+        for file, word, note in chain(checks.kept_files(kept, fresh), anew(kept, fresh, quick)):
+            print(printable(f"{file:{WIDE}}  {word:{len(NEAR)}}  {note}".rstrip()))
+            verdicts.append(word)
+    counts = Counter(verdicts)
     print(f"\n{len(verdicts)} checks: {', '.join(f'{n} {word}' for word, n in counts.items())}")
     return not counts[DIFFERENT]
+
+
+def anew(kept: Paper, fresh: Paper, quick: bool) -> Iterator[Verdict]:
+    """The sample, made once the kept files were judged; `quick`: nothing."""
+    if not quick:
+        of, alike = sample(kept), same_kind(kept)
+        make_sample(kept, fresh, of)
+        yield from beside(kept, fresh, of, alike)
 
 
 def sample(kept: Paper) -> Run:

@@ -190,7 +190,7 @@ def n_experts(profile: Profile, name: str) -> int:
 
 
 def selection(
-    profile: Profile, cell: Cell, method: str, seed: int, experts: str = FEATURES, **changes: Any
+    profile: Profile, cell: Cell, /, method: str, seed: int, experts: str = FEATURES, **changes: Any
 ) -> Selection:
     """A start, or a coreset. Each seed uses the features of an expert of its own, of that recipe.
 
@@ -245,7 +245,7 @@ def layers(
 
 
 def distillation(
-    profile: Profile, cell_name: str, method: str, seed: int, **changes: Any
+    profile: Profile, cell_name: str, /, method: str, seed: int, **changes: Any
 ) -> Distilled:
     """The settings of a distilling method on a cell."""
     fields: dict[str, Any] = {}
@@ -289,7 +289,7 @@ def everything(cell: Cell) -> Selection:
 
 
 def evaluation(
-    profile: Profile, cell_name: str, of: AnySet, network: Network | None = None, **changes: Any
+    profile: Profile, cell_name: str, of: AnySet, /, network: Network | None = None, **changes: Any
 ) -> Evaluation:
     """How a set of that cell is judged: profile < cell < call.
 

@@ -145,7 +145,7 @@ class Ceiling(Settings):
 
 
 class Trial(Settings):
-    """What is tried on a cell while tuning: each method gets as many candidates and iterations."""
+    """What is tried on a cell while tuning: about as many candidates for each method."""
 
     cell: str
     choosing: str = Field("settings", pattern="^(settings|method)$")  # the best of each, or of all
