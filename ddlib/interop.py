@@ -59,7 +59,7 @@ class About(NamedTuple):
 def evaluate_file(file: Path, networks: int, epochs: int, about: About) -> None:
     """Train fresh networks on a set and print what they score."""
     of, network, synthetic = (_read_ours if _is_ours(file) else _read_foreign)(file, about)
-    how = {"of": of, "network": network, "networks": networks, "epochs": epochs}
+    how: dict[str, Any] = {"of": of, "network": network, "networks": networks, "epochs": epochs}
     how |= {"lrs": (about.lr,)} if about.lr else {}
     settings = validated(Evaluation, how, "--networks and --epochs")
     y = synthetic.labels

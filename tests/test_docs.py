@@ -110,11 +110,13 @@ def test_the_profiles_of_the_pages_can_be_run(tmp_path, capsys):
             elif {*given} & {"recipes", "variants", "ablation"}:
                 parts |= given
     assert len(wholes) >= 3 and len(parts) >= 4
-    for k, name in ((k, name) for k in range(3) for name in ("a", "b")):
-        folder = tmp_path / "my/images" / f"{'train val test'.split()[k]}/{name}"
+    for k, place in enumerate(
+        f"{part}/{name}" for part in ("train", "val", "test") for name in "ab"
+    ):
+        folder = tmp_path / "my/images" / place
         folder.mkdir(parents=True)
         for i in range(8):
-            Image.new("RGB", (40, 40), (k * 60, i * 30, ord(name))).save(folder / f"{i}.png")
+            Image.new("RGB", (40, 40), (k * 40, i * 30, 0)).save(folder / f"{i}.png")
     for i, given in enumerate(wholes):
         file = tmp_path / f"{i}.yaml"
         file.write_text(yaml.safe_dump(given))

@@ -490,7 +490,7 @@ def test_every_failure_is_one_message(place, capsys):
     assert "not foreseen: KeyError: 'it'" in printed and "DDLIB_DEBUG=1" in printed
     assert fails(KeyboardInterrupt) == 130
     assert "stopped. What is finished is kept" in capsys.readouterr().err
-    place.patch.setattr(interop, "evaluate_file", export)
+    place.patch.setattr(interop, "evaluate_file", interop.export_set)  # what was stopped last
     assert main(["evaluate", "x"]) == 130 and "nothing of it is kept" in capsys.readouterr().err
     assert fails(InputError("a name \x1b[31m\udce9 of another's")) == 2
     assert "a name \\x1b[31m\\udce9 of another's" in capsys.readouterr().err
