@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -385,9 +386,10 @@ def export_experts(
     cell = chosen.cells[cell_name]
     number = methods.n_experts(chosen, recipe)
     wanted = [methods.recipe(chosen, cell, recipe, seed) for seed in range(number)]
-    if others := mtt_format.others(folder, number):
+    ours = {f"replay_buffer_{i}.pt" for i in range(ceil(number / mtt_format.PER_FILE))}
+    if others := sorted({file.name for file in folder.glob("replay_buffer_*.pt")} - ours):
         raise InputError(
-            f"{folder} holds {others[0].name}, which {number} experts do not fill: a reader would "
+            f"{folder} holds {others[0]}, which {number} experts do not fill: a reader would "
             "take both for one buffer; name another folder, or remove that file"
         )
     run.ensure(wanted, store)

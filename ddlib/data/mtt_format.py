@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -241,12 +241,6 @@ def trajectory(
                 "expert that moves: its snapshots may not have been cloned"
             )
     return path
-
-
-def others(folder: Path, experts: int) -> list[Path]:
-    """The files of a buffer in `folder` that lie beyond those of so many experts."""
-    ours = {f"replay_buffer_{i}.pt" for i in range(ceil(experts / PER_FILE))}
-    return sorted(file for file in folder.glob("replay_buffer_*.pt") if file.name not in ours)
 
 
 def write_buffer(
