@@ -8,7 +8,7 @@ import ddlib
 HOME = Path(ddlib.__file__).parent
 GROUND, LAYERS = {"base", "files", "settings", "progress"}, ("data", "method", "runs", "paper")
 FILES = sorted(HOME.rglob("*.py"))
-MOST_LINES = 12_008
+MOST_LINES = 12_012
 
 
 def imported(file):
