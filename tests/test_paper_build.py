@@ -311,6 +311,16 @@ def test_a_notebooks_own_rows_are_computed_once_for_what_they_depend_on(tmp_path
     assert other.accuracy.tolist() == [0.25] and {*other.settings_key} != {*made.settings_key}
 
 
+def test_a_profile_that_leaves_no_notebook_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: smoke\nablation: null\n")
+    with pytest.raises(InputError, match="no notebook is left to run"):
+        build.paper(str(file), only=["08_ablations"])
+    assert not (tmp_path / "results").exists()
+
+
 def test_kept_rows_stand_under_the_names_that_the_profile_gives_now(tmp_path, monkeypatch):
     """A renamed group or cell loses none, and a row that had two names has each once."""
     file = tmp_path / "mine.yaml"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ddlib.__main__ import main
-from ddlib.base import key
+from ddlib.base import InputError, key
 from ddlib.paper import build, checks, pages, verify
 from ddlib.paper.checks import DIFFERENT, NEAR, OK, UNCHECKED
 from ddlib.paper.paper import Paper
@@ -325,6 +325,16 @@ def other(printed, tmp_path_factory):
 def beside(fresh, alike):
     paper = Paper("smoke")
     return list(verify.beside(paper, fresh, verify.sample(paper), alike))
+
+
+def test_what_was_found_is_printed_before_the_sample_is_made(kept, monkeypatch, capsys):
+    def fails(*_):
+        raise InputError("the data are not here")
+
+    monkeypatch.setattr(verify, "make_sample", fails)
+    with pytest.raises(InputError, match="not here"):
+        verify.verify("smoke")
+    assert "rows/main.csv" in (said := capsys.readouterr().out) and said.count(OK) > 20
 
 
 def test_a_sample_that_was_rounded_otherwise_is_near_and_not_equal(kept, other):

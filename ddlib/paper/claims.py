@@ -183,8 +183,8 @@ def strong_experts(results: Results) -> Iterator[Part]:
             statement = f"{words}: {above(strong, 'sgd')}"
             yield part(statement, experts(smooth, column, strong, "sgd"))
     sets = first_cell(results.rows("ablation" if results.has_rows("ablation") else "main"))
-    weak, strong = "AST, SGD experts", "AST, unsmoothed experts"
-    yield part(f"test accuracy: {above(weak, strong)}", paired(sets, weak, strong))
+    pair = ("AST, SGD experts", "AST, unsmoothed experts")
+    yield part(f"test accuracy: {above(*pair)}", paired(sets, *pair))
 
 
 def smoothing(results: Results) -> Iterator[Part]:
